@@ -1,0 +1,53 @@
+//! The protobuf contract of the control plane, the code generated from it, and a client that speaks it.
+//!
+//! This crate alone is what the author of a load balancer needs. It deliberately holds no policy: what a
+//! message means to the cluster is decided in `scheduler-core`.
+//!
+//! # Example
+//! Follows the pod addresses of one group. The token comes from `netctl token --for lb --select hello/web`.
+//! ```no_run
+//! use hextet_api::{connect, endpoints, v1::endpoints_client::EndpointsClient};
+//!
+//! # async fn follow() -> Result<(), Box<dyn std::error::Error>> {
+//! let token = "hx1-...".parse()?;
+//! let key = connect::Key::generate()?;
+//! let credentials = connect::enroll(&token, &key, connect::Wish::default()).await?.credentials;
+//! credentials.save("/var/lib/my-balancer/credentials.json".as_ref())?; // A token is good only once.
+//!
+//! let mut set = endpoints::EndpointSet::default();
+//! let (answers, requests) = tokio::sync::mpsc::channel(16);
+//! answers.send(set.subscribe("hello", "web", "my-balancer")).await?;
+//! let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+//! let mut client = EndpointsClient::new(connect::mutual_tls(&credentials).await?);
+//! let mut watch = client.watch(requests).await?.into_inner();
+//! while let Some(message) = watch.message().await? {
+//!     let Some(response) = message.response else { continue };
+//!     if set.apply(response)?.is_some() {
+//!         set.ready().for_each(|endpoint| println!("{}", endpoint.address));
+//!         answers.send(endpoints::ack(set.revision())).await?;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//! `lb-examples/nginx` is a whole program of this kind.
+#![forbid(unsafe_code)]
+
+#[allow(missing_docs, clippy::all, reason = "generated; the contract documents it")]
+pub mod v1 {
+    tonic::include_proto!("hextet.v1");
+}
+
+pub mod address;
+pub mod connect;
+pub mod endpoints;
+pub mod token;
+
+/// The contract as an encoded `FileDescriptorSet`, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The port the server listens on when none is given.
+pub const DEFAULT_PORT: u16 = 4679;
+
+/// The server's Unix socket when none is given.
+pub const DEFAULT_SOCKET: &str = "/run/hextet/server.sock";

@@ -1,0 +1,108 @@
+//! What the programs count: one number per verdict and per reason of a drop.
+//!
+//! Map `COUNTERS`, a per-CPU array of [`Counter::ALL`]`.len()` `u64`s, 8 bytes each and CPU. Written by
+//! every program, read by `netctl node counters`.
+
+macro_rules! counters {
+    ($($variant:ident = $program:literal $name:literal: $doc:literal,)*) => {
+        /// An index into the map `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Counter { $(#[doc = $doc] $variant,)* }
+
+        impl Counter {
+            /// Every counter, in the order of the map.
+            pub const ALL: &'static [Counter] = &[$(Counter::$variant,)*];
+
+            /// The program that counts it.
+            pub const fn program(self) -> &'static str {
+                match self { $(Counter::$variant => $program,)* }
+            }
+
+            /// Its name: the verdict, or `drop_` and the reason.
+            pub const fn name(self) -> &'static str {
+                match self { $(Counter::$variant => $name,)* }
+            }
+
+            /// What it means, in one sentence.
+            pub const fn doc(self) -> &'static str {
+                match self { $(Counter::$variant => $doc,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    NdpPass = "ndp_proxy" "pass": "Not a solicitation for a local pod; left to the kernel.",
+    NdpAnswered = "ndp_proxy" "answered": "A solicitation for a local pod, answered to who asked.",
+    NdpAnsweredDad = "ndp_proxy" "answered_dad": "A DAD probe for a local pod's address, answered to all nodes.",
+    NdpDropHopLimit = "ndp_proxy" "drop_hop_limit": "The hop limit is not 255: it came from off the link.",
+    NdpDropCode = "ndp_proxy" "drop_code": "The ICMP code is not 0.",
+    NdpDropLength = "ndp_proxy" "drop_length": "Shorter than 24 bytes, cut short, or not in units of 8.",
+    NdpDropTooLong = "ndp_proxy" "drop_too_long": "More options than are looked at.",
+    NdpDropOption = "ndp_proxy" "drop_option": "An option of length 0, one past the end, or no usable link-layer address in it.",
+    NdpDropChecksum = "ndp_proxy" "drop_checksum": "The ICMP checksum is wrong.",
+    NdpDropSource = "ndp_proxy" "drop_source": "The source is a multicast address, or a DAD probe has a link-layer option.",
+    NdpDropDestination = "ndp_proxy" "drop_destination": "A DAD probe that was not sent to a solicited-node group.",
+    NdpDropError = "ndp_proxy" "drop_error": "The kernel refused to resize or write the answer.",
+
+    EgressPass = "masquerade_egress" "pass": "Not IPv4 of a pod; left as it is.",
+    EgressTranslated = "masquerade_egress" "translated": "Left with the node's address.",
+    EgressFragment = "masquerade_egress" "translated_fragment": "A later fragment, left with the node's address.",
+    EgressNewFlow = "masquerade_egress" "new_flow": "A new flow was made.",
+    EgressReclaimed = "masquerade_egress" "reclaimed": "A new flow took the port of one that had ended.",
+    EgressDropHeader = "masquerade_egress" "drop_header": "The IPv4 or transport header is cut short or contradicts itself.",
+    EgressDropProtocol = "masquerade_egress" "drop_protocol": "Neither TCP, UDP nor an ICMP echo request.",
+    EgressDropFragment = "masquerade_egress" "drop_fragment": "A later fragment whose first was not seen.",
+    EgressDropReset = "masquerade_egress" "drop_reset": "A TCP reset of no known flow.",
+    EgressDropPorts = "masquerade_egress" "drop_no_port": "No free port was found for a new flow.",
+    EgressDropTable = "masquerade_egress" "drop_table_full": "The table of flows is full; nothing live is evicted.",
+    EgressDropError = "masquerade_egress" "drop_error": "The kernel refused to change the packet.",
+
+    IngressPass = "masquerade_ingress" "pass": "Not IPv4 for the node's address, or no flow's port.",
+    IngressPassNoSession = "masquerade_ingress" "pass_no_session": "For a flow's port, but not from its remote; left to the host.",
+    IngressTranslated = "masquerade_ingress" "translated": "A reply, handed to its pod.",
+    IngressFragment = "masquerade_ingress" "translated_fragment": "A later fragment of a reply, handed to its pod.",
+    IngressError = "masquerade_ingress" "translated_error": "An ICMP error about a flow, handed to its pod.",
+    IngressDropError = "masquerade_ingress" "drop_error": "The kernel refused to change the packet.",
+
+    GuardPass = "pod_guard" "pass": "From the pod's own addresses.",
+    GuardAnswered = "pod_guard" "answered": "A solicitation for the gateway, answered.",
+    GuardDropNoEntry = "pod_guard" "drop_no_entry": "The interface has no guard entry yet.",
+    GuardDropMac = "pod_guard" "drop_source_mac": "The source MAC address is not the pod's.",
+    GuardDropSource = "pod_guard" "drop_source_address": "The source address is not the pod's.",
+    GuardDropHeader = "pod_guard" "drop_header": "The IP header is cut short or contradicts itself.",
+    GuardDropMulticast = "pod_guard" "drop_multicast": "To a multicast or broadcast address.",
+    GuardDropSolicitation = "pod_guard" "drop_solicitation": "A neighbour solicitation, not a valid one for the gateway.",
+    GuardDropRouterAdvertisement = "pod_guard" "drop_router_advertisement": "A router advertisement (RFC 6105).",
+    GuardDropRedirect = "pod_guard" "drop_redirect": "An ICMP redirect.",
+    GuardDropNeighbourAdvertisement = "pod_guard" "drop_neighbour_advertisement": "A neighbour advertisement.",
+    GuardDropExtension = "pod_guard" "drop_extension_header": "Extension headers at hop limit 255: they could hide neighbour discovery (RFC 7113).",
+    GuardDropDhcp = "pod_guard" "drop_dhcp_server": "What a DHCP server would send.",
+    GuardDropArp = "pod_guard" "drop_arp": "ARP.",
+    GuardDropEtherType = "pod_guard" "drop_ether_type": "Neither IPv6 nor IPv4.",
+    GuardDropPodIpv4 = "pod_guard" "drop_ipv4_between_pods": "IPv4 to the range of the pods.",
+    GuardDropError = "pod_guard" "drop_error": "The kernel refused to resize or write the answer.",
+}
+
+/// Entries of the map `COUNTERS`.
+pub const COUNTERS_MAX: u32 = Counter::ALL.len() as u32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_within_a_program() {
+        let names: BTreeSet<_> = Counter::ALL.iter().map(|c| (c.program(), c.name())).collect();
+        assert_eq!(names.len(), Counter::ALL.len());
+    }
+
+    #[test]
+    fn the_index_is_the_place_in_all() {
+        for (i, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, i);
+        }
+    }
+}

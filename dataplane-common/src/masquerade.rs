@@ -1,0 +1,244 @@
+//! Masquerade: IPv4 packets of pods leave with the node's address, replies find their way back (NAPT44).
+//!
+//! Mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): one inside address and port has one
+//! outside port, whatever the remote. Filtering is address- and port-dependent: a packet comes in only
+//! from a remote that the pod has written to. Ports are preserved when they are free. It is no firewall and
+//! knows no application protocol.
+//!
+//! # Tables
+//! | map | key | value | read |
+//! | --- | --- | --- | --- |
+//! | `NAT_SESSIONS`, hash | [`SessionKey`] | [`Session`] | every packet |
+//! | `NAT_PORTS`, array | [`port_index`] | [`owner`] | every packet that comes in |
+//! | `NAT_MAPPINGS`, hash | [`MappingKey`] | [`Mapping`] | new flows |
+//! | `NAT_FRAGMENTS`, LRU hash | [`FragmentKey`] | [`Fragment`] | fragments |
+//!
+//! The programs make flows, and reuse the port of a flow that has ended; the agent's sweep frees the rest.
+//! With the agent gone, flows of one inside port and one remote recycle themselves; an inside port that has
+//! written to several remotes keeps its outside port until the sweep comes back.
+
+mod error;
+mod flow;
+mod port;
+mod segment;
+mod session;
+mod translate;
+
+pub use flow::{egress, ingress, linear_bytes};
+pub use port::{OWNER_FREE, is_owned_by, owner, owner_inside, pool_port, port_index};
+pub use session::{
+    ICMP_TIMEOUT_NS, SESSION_REFRESH_NS, State, TCP_CLOSED_RECLAIM_NS, TCP_CLOSED_TIMEOUT_NS,
+    TCP_ESTABLISHED_TIMEOUT_NS, TCP_TRANSITORY_TIMEOUT_NS, TcpFlags, UDP_DNS_TIMEOUT_NS, UDP_TIMEOUT_NS,
+    expired, timeout_ns,
+};
+pub use translate::PacketMut;
+
+use crate::{counter::Counter, ipv4::Address};
+
+/// Capacity of the map `NAT_SESSIONS`.
+///
+/// Allocated in full: 262,144 x 88 bytes + 4 MB of buckets = 27 MB. Written by `masquerade_egress` (new,
+/// state, time), `masquerade_ingress` (state, time) and the agent's sweep (removal). When full, a new flow
+/// is dropped and counted; nothing live is evicted. The flows of single remotes cannot fill it: they are
+/// at most 196,608, one for each outside port.
+pub const SESSIONS_MAX: u32 = 262_144;
+
+/// Capacity of the map `NAT_MAPPINGS`: one for each outside port of each protocol, so it is never full
+/// before the ports are.
+///
+/// Allocated in full: 196,608 x 80 bytes + 4 MB of buckets = 20 MB. Written by `masquerade_egress` and the
+/// agent's sweep.
+pub const MAPPINGS_MAX: u32 = PORTS_MAX;
+
+/// Capacity of the map `NAT_PORTS`: 65,536 ports for each of TCP, UDP and ICMP (whose ports are the
+/// identifiers of echoes); 8 bytes each = 1.5 MB.
+///
+/// Written by `masquerade_egress` and, mapped into its memory, the agent's sweep, both by
+/// compare-and-exchange.
+pub const PORTS_MAX: u32 = 3 * 65_536;
+
+/// Capacity of the map `NAT_FRAGMENTS`: datagrams in fragments that are on their way.
+///
+/// LRU hash, 8,192 x 80 bytes = 0.7 MB. Written and read by both programs. When full, the datagram that was
+/// longest without a fragment is forgotten; its later fragments are dropped on their way out and left to the
+/// host on their way in.
+pub const FRAGMENTS_MAX: u32 = 8_192;
+
+/// Ports tried for a new flow before it is dropped. In a table that is nine tenths full, a free one is found
+/// with a chance of 97 in 100.
+pub const PROBES_MAX: u32 = 32;
+
+/// The only value of the map `MASQUERADE`, an array of one. Written by the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The address that packets leave with.
+    pub node: Address,
+    /// The range whose packets are translated.
+    pub pod_network: Address,
+    /// The mask of that range.
+    pub pod_mask: Address,
+    /// The first port that the host gives to its own sockets (`ip_local_port_range`), host order.
+    pub host_ports_min: u16,
+    /// The last port that the host gives to its own sockets, host order.
+    pub host_ports_max: u16,
+    /// 1: translate. 0: pass everything.
+    pub enabled: u32,
+}
+
+/// Key of `NAT_SESSIONS`: one inside address and port with one remote. All in wire order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionKey {
+    /// The pod's address.
+    pub inside: Address,
+    /// The remote's address.
+    pub remote: Address,
+    /// The pod's port, or the identifier of its echo.
+    pub inside_port: u16,
+    /// The remote's port; 0 for ICMP.
+    pub remote_port: u16,
+    /// TCP, UDP or ICMP.
+    pub protocol: u8,
+    /// Zero.
+    pub zero: [u8; 3],
+}
+
+impl SessionKey {
+    /// The key of the session's mapping.
+    #[inline(always)]
+    pub fn mapping(&self) -> MappingKey {
+        MappingKey { inside: self.inside, inside_port: self.inside_port, protocol: self.protocol, zero: 0 }
+    }
+}
+
+/// Value of `NAT_SESSIONS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// When a packet was last seen (CLOCK_MONOTONIC), at most [`SESSION_REFRESH_NS`] behind.
+    pub last_seen_ns: u64,
+    /// The port at the node's address, wire order.
+    pub outside_port: u16,
+    /// How far a TCP connection has come; a [`State`].
+    pub state: State,
+    /// Zero.
+    pub zero: [u8; 5],
+}
+
+/// Key of `NAT_MAPPINGS`: an inside address and port. In wire order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MappingKey {
+    /// The pod's address.
+    pub inside: Address,
+    /// The pod's port, or the identifier of its echo.
+    pub inside_port: u16,
+    /// TCP, UDP or ICMP.
+    pub protocol: u8,
+    /// Zero.
+    pub zero: u8,
+}
+
+/// Value of `NAT_MAPPINGS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// When it was made (CLOCK_MONOTONIC).
+    pub created_ns: u64,
+    /// The first remote, wire order. With it goes the only session, unless `shared`.
+    pub remote: Address,
+    /// The first remote's port, wire order.
+    pub remote_port: u16,
+    /// The port at the node's address, wire order.
+    pub outside_port: u16,
+    /// 1 once there was a second session: then only the sweep can tell whether all have ended.
+    pub shared: u32,
+    /// Zero.
+    pub zero: u32,
+}
+
+/// Key of `NAT_FRAGMENTS`: what the fragments of a datagram have in common (RFC 791 section 3.2), before
+/// translation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FragmentKey {
+    /// Source address, wire order.
+    pub source: Address,
+    /// Destination address, wire order.
+    pub destination: Address,
+    /// Identification, wire order.
+    pub identification: u16,
+    /// Protocol.
+    pub protocol: u8,
+    /// Zero.
+    pub zero: u8,
+}
+
+/// Value of `NAT_FRAGMENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// The address that replaces the source (out) or the destination (in).
+    pub address: Address,
+}
+
+const _: () = assert!(size_of::<Config>() == 20);
+const _: () = assert!(size_of::<SessionKey>() == 16 && size_of::<Session>() == 16);
+const _: () = assert!(size_of::<MappingKey>() == 8 && size_of::<Mapping>() == 24);
+const _: () = assert!(size_of::<FragmentKey>() == 12 && size_of::<Fragment>() == 4);
+
+/// What became of an insertion that does not overwrite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is in.
+    Done,
+    /// The key was there before.
+    Exists,
+    /// There was no room.
+    Full,
+}
+
+/// The maps, the clock and the host's sockets, as the logic sees them.
+pub trait Tables {
+    /// CLOCK_MONOTONIC, some milliseconds behind at most.
+    fn now_ns(&mut self) -> u64;
+    /// A random number.
+    fn random(&mut self) -> u32;
+    /// Counts.
+    fn count(&mut self, counter: Counter);
+    /// The session in its place.
+    fn session(&mut self, key: &SessionKey) -> Option<&mut Session>;
+    /// Inserts a session, never over another.
+    fn insert_session(&mut self, key: &SessionKey, session: &Session) -> Inserted;
+    /// Removes a session, if there is one.
+    fn remove_session(&mut self, key: &SessionKey);
+    /// The mapping in its place.
+    fn mapping(&mut self, key: &MappingKey) -> Option<&mut Mapping>;
+    /// Inserts a mapping, never over another.
+    fn insert_mapping(&mut self, key: &MappingKey, mapping: &Mapping) -> Inserted;
+    /// Removes a mapping, if there is one.
+    fn remove_mapping(&mut self, key: &MappingKey);
+    /// The owner of a port.
+    fn port(&mut self, index: u32) -> u64;
+    /// Gives a port from one owner to another; false if it was not `from`'s.
+    fn claim_port(&mut self, index: u32, from: u64, to: u64) -> bool;
+    /// Whether a socket of the host has `port` (wire order) at the node's address, towards the remote.
+    fn host_has_port(&mut self, node: Address, key: &SessionKey, port: u16) -> bool;
+    /// Where the fragments of a datagram go.
+    fn fragment(&mut self, key: &FragmentKey) -> Option<Address>;
+    /// Remembers where they go.
+    fn insert_fragment(&mut self, key: &FragmentKey, address: Address);
+}
+
+/// What a program does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// On its way, as it is or translated. Counted.
+    Next,
+    /// Dropped. Counted.
+    Drop,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,27 @@
+//! Says of the map keys and values that they are plain bytes, so that aya may copy them.
+
+use aya::Pod;
+
+use crate::{guard, ipv6, masquerade, ndp};
+
+macro_rules! pod {
+    ($($ty:ty),*) => {$(
+        // SAFETY: `repr(C)` or `repr(transparent)` over integers and byte arrays only; the asserted
+        // sizes beside the types are the sums of their fields, so there is no padding, and every bit
+        // pattern is a value.
+        unsafe impl Pod for $ty {}
+    )*};
+}
+
+pod!(
+    ipv6::Address,
+    ndp::PodMac,
+    guard::Entry,
+    masquerade::Config,
+    masquerade::SessionKey,
+    masquerade::Session,
+    masquerade::MappingKey,
+    masquerade::Mapping,
+    masquerade::FragmentKey,
+    masquerade::Fragment
+);

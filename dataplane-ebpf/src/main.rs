@@ -1,0 +1,43 @@
+//! The BPF object: one file per program, their maps in `maps.rs`. What they decide is decided in
+//! `dataplane-common`; here it meets the kernel.
+//!
+//! | program | hook |
+//! | --- | --- |
+//! | `ndp_proxy` | uplink, ingress |
+//! | `masquerade_ingress` | uplink, ingress |
+//! | `masquerade_egress` | uplink, egress |
+//! | `pod_guard` | host side of each pod's veth, ingress |
+//!
+//! It is built for `bpfel-unknown-none` by `dataplane/build.rs`. On the host it compiles for clippy alone.
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+mod answer;
+mod log;
+mod maps;
+mod masquerade_egress;
+mod masquerade_ingress;
+mod ndp_proxy;
+mod pod_guard;
+mod skb;
+mod tables;
+
+/// Verdict: on to the next program, and in the end to the kernel (`TCX_NEXT`, `TC_ACT_UNSPEC`).
+const NEXT: i32 = -1;
+/// Verdict: dropped (`TCX_DROP`, `TC_ACT_SHOT`).
+const DROP: i32 = 2;
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// The kernel's helpers for packets are for programs under the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,68 @@
+//! The maps, pinned by name. Their layouts, capacities and memory are documented beside the types in
+//! `dataplane-common`.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use dataplane_common::{
+    counter::{COUNTERS_MAX, Counter},
+    guard::{self, GUARD_MAX},
+    ipv6::Address,
+    masquerade::{
+        Config, FRAGMENTS_MAX, Fragment, FragmentKey, MAPPINGS_MAX, Mapping, MappingKey, PORTS_MAX,
+        SESSIONS_MAX, Session, SessionKey,
+    },
+    ndp::{NDP_PODS_MAX, PodMac},
+};
+
+/// The agent maps `NAT_PORTS` into its memory.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// Local pods and the MAC address to answer with.
+#[map]
+pub(crate) static NDP_PODS: HashMap<Address, PodMac> = HashMap::pinned(NDP_PODS_MAX, 0);
+
+/// What may come from an interface.
+#[map]
+pub(crate) static GUARD: HashMap<u32, guard::Entry> = HashMap::pinned(GUARD_MAX, 0);
+
+/// What is translated.
+#[map]
+pub(crate) static MASQUERADE: Array<Config> = Array::pinned(1, 0);
+
+/// One inside port with one remote.
+#[map]
+pub(crate) static NAT_SESSIONS: HashMap<SessionKey, Session> = HashMap::pinned(SESSIONS_MAX, 0);
+
+/// Inside ports and their outside ports.
+#[map]
+pub(crate) static NAT_MAPPINGS: HashMap<MappingKey, Mapping> = HashMap::pinned(MAPPINGS_MAX, 0);
+
+/// Outside ports and their owners.
+#[map]
+pub(crate) static NAT_PORTS: Array<u64> = Array::pinned(PORTS_MAX, BPF_F_MMAPABLE);
+
+/// Where the later fragments of a datagram go.
+#[map]
+pub(crate) static NAT_FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::pinned(FRAGMENTS_MAX, 0);
+
+/// One number per verdict and per reason of a drop.
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS_MAX, 0);
+
+/// Not 0: rare events are logged. Written by the agent.
+#[map]
+pub(crate) static LOG: Array<u32> = Array::pinned(1, 0);
+
+/// Counts on this CPU.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(n) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is to this CPU's element of the map, which nobody else writes; programs of
+        // one CPU do not interrupt each other on this hook but for ingress over egress, which can at
+        // worst lose a count.
+        unsafe { *n += 1 }
+    }
+}

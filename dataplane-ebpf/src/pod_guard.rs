@@ -1,0 +1,59 @@
+//! Host side of a pod's veth, ingress: lets through what the pod may send.
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+use dataplane_common::{
+    counter::Counter,
+    guard::{self, Verdict},
+    ndp::{self, OPTION_UNITS_MAX},
+};
+
+use crate::{
+    DROP, NEXT, answer,
+    log::event,
+    maps::{GUARD, count},
+    skb::Skb,
+};
+
+/// The longest solicitation that is looked at.
+const SOLICITATION_BYTES_MAX: usize = ndp::ANSWER_BYTES - 8 + OPTION_UNITS_MAX * 8;
+/// Ethernet, the longest IPv4 header and two ports: what the checks read.
+const HEADERS_BYTES: usize = 14 + 60 + 4;
+
+/// Passes, drops, or answers for the gateway.
+#[classifier]
+pub(crate) fn pod_guard(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(&ctx);
+    // SAFETY: the entry is read before the program ends; the agent replaces it as a whole.
+    let Some(entry) = (unsafe { GUARD.get(skb.ifindex()) }) else {
+        return drop(&ctx, Counter::GuardDropNoEntry);
+    };
+    let mut verdict = guard::check(&skb, entry);
+    // Too short to judge may mean: not linear. That is rare, so it is looked at again, not before.
+    if let Verdict::Drop(Counter::GuardDropHeader | Counter::GuardDropSolicitation) = verdict {
+        let bytes = if ndp::target(&skb).is_some() { SOLICITATION_BYTES_MAX } else { HEADERS_BYTES };
+        if skb.pull(bytes) {
+            verdict = guard::check(&skb, entry);
+        }
+    }
+    match verdict {
+        Verdict::Pass => {
+            count(Counter::GuardPass);
+            NEXT
+        }
+        Verdict::Drop(reason) => drop(&ctx, reason),
+        Verdict::Answer(answer) => match answer::send(&skb, &answer) {
+            Some(verdict) => {
+                count(answer.counter);
+                verdict
+            }
+            None => drop(&ctx, Counter::GuardDropError),
+        },
+    }
+}
+
+#[inline(always)]
+fn drop(ctx: &TcContext, reason: Counter) -> i32 {
+    count(reason);
+    event!(ctx, "pod_guard: packet dropped, reason {}", reason as u32);
+    DROP
+}

@@ -1,0 +1,90 @@
+//! What a node wants its kernel to hold: a few lines of data from which everything else follows.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use hextet_address::GroupId;
+use ipnetwork::{Ipv4Network, Ipv6Network};
+use serde::{Deserialize, Serialize};
+
+/// All that a node wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// The cluster's /48.
+    pub cluster: Ipv6Network,
+    /// The node's /64 of it.
+    pub node: Ipv6Network,
+    /// The low 24 bits of every pod's address on this node.
+    pub group: GroupId,
+    /// The private range that every node hands out to its own pods.
+    pub pod_ipv4: Ipv4Network,
+    /// The device to the other nodes and the world.
+    pub uplink: Uplink,
+    /// The other nodes: their /64 and the next hop to it on the uplink.
+    pub peers: BTreeMap<Ipv6Network, Ipv6Addr>,
+    /// The node's pods by ID. An ID is the name of the pod's network namespace.
+    pub pods: BTreeMap<String, Pod>,
+    /// Who answers neighbour solicitations for pods.
+    pub ndp: NdpBackend,
+    /// Who translates the pods' IPv4.
+    pub masquerade: MasqueradeBackend,
+}
+
+/// The device to the other nodes and the world.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Its name.
+    pub name: String,
+    /// The address that pods leave with. Without one pods have no IPv4 outside of the node.
+    pub ipv4: Option<Ipv4Addr>,
+}
+
+/// A pod's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its address, in the node's /64.
+    pub address: Ipv6Addr,
+    /// Its private address between pod and node.
+    pub ipv4: Ipv4Addr,
+}
+
+/// Who answers neighbour solicitations for pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NdpBackend {
+    /// The BPF program at the uplink.
+    Ebpf,
+    /// The kernel's `proxy_ndp`.
+    Kernel,
+}
+
+/// Who translates the pods' IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MasqueradeBackend {
+    /// The BPF programs at the uplink.
+    Ebpf,
+    /// The kernel's connection tracking, by a rule in table `inet hextet`.
+    Nftables,
+}
+
+impl fmt::Display for NdpBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ebpf => "ebpf",
+            Self::Kernel => "kernel",
+        })
+    }
+}
+
+impl fmt::Display for MasqueradeBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ebpf => "ebpf",
+            Self::Nftables => "nftables",
+        })
+    }
+}

@@ -1,0 +1,235 @@
+//! The kernel objects that Hextet makes, as far as it sets them, and their text in the manner of `ip`.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnetwork::{IpNetwork, Ipv4Network};
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+/// A network device, as far as Hextet sets it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Its MTU.
+    pub mtu_bytes: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether the kernel gives it no link-local address of its own.
+    pub addrgen_none: bool,
+    /// The alias: on a host side the ID of its pod.
+    pub alias: Option<String>,
+}
+
+/// An address on a device.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// The device.
+    pub dev: String,
+    /// The address and the length of its prefix. A multicast address is a join that the kernel holds.
+    pub network: IpNetwork,
+}
+
+impl Address {
+    /// Whether it stands for membership in a multicast group.
+    pub fn is_join(&self) -> bool {
+        self.network.ip().is_multicast()
+    }
+}
+
+/// A route of protocol `hextet` in the main table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// Where to.
+    pub destination: IpNetwork,
+    /// Its metric. The kernel tells routes apart by destination and metric.
+    pub metric: u32,
+    /// How.
+    pub hop: Hop,
+}
+
+impl Route {
+    /// What the kernel tells routes apart by: only one of a kind can exist.
+    pub fn key(&self) -> (IpNetwork, u32) {
+        (self.destination, self.metric)
+    }
+
+    /// The device that it leads to.
+    pub fn dev(&self) -> Option<&str> {
+        match &self.hop {
+            Hop::Unreachable => None,
+            Hop::Dev(dev) | Hop::Via { dev, .. } => Some(dev),
+        }
+    }
+}
+
+/// What a route leads to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hop {
+    /// An ICMP error, at once.
+    Unreachable,
+    /// Straight out of a device.
+    Dev(String),
+    /// A router on a device.
+    Via {
+        /// The router.
+        gateway: IpAddr,
+        /// The device.
+        dev: String,
+    },
+}
+
+/// A permanent neighbour entry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Neighbour {
+    /// The device.
+    pub dev: String,
+    /// The neighbour.
+    pub address: IpAddr,
+    /// Its Ethernet address.
+    pub mac: Mac,
+}
+
+/// A BPF program of Hextet's object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Program {
+    /// Uplink ingress: answers neighbour solicitations for pods.
+    NdpProxy,
+    /// Uplink ingress: undoes the translation of replies.
+    MasqueradeIngress,
+    /// Uplink egress: translates what pods send.
+    MasqueradeEgress,
+    /// Host side of a pod's link, ingress: checks what the pod sends.
+    PodGuard,
+}
+
+/// What a pod's guard lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Guard {
+    /// The pod's only IPv6 source.
+    pub ipv6: Ipv6Addr,
+    /// The pod's only IPv4 source.
+    pub ipv4: Ipv4Addr,
+    /// The range of all pods, to which no pod may send IPv4.
+    pub pod_ipv4: Ipv4Network,
+    /// The pod's only source MAC address.
+    pub pod_mac: Mac,
+    /// What the guard answers when the pod asks for its gateway.
+    pub host_mac: Mac,
+}
+
+/// What the BPF masquerade translates, and to what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Masquerade {
+    /// The address that packets leave with.
+    pub node_ipv4: Ipv4Addr,
+    /// The range whose packets are translated.
+    pub pod_ipv4: Ipv4Network,
+}
+
+/// The content of table `inet hextet`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NftTable {
+    /// One rule: what leaves the uplink from the pods' range is masqueraded.
+    Masquerade {
+        /// The uplink.
+        uplink: String,
+        /// The pods' range.
+        pod_ipv4: Ipv4Network,
+    },
+    /// Something that this version would not have written.
+    Other,
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.up { "up" } else { "down" };
+        let addrgenmode = if self.addrgen_none { "none" } else { "eui64" };
+        write!(f, "{state} address {} mtu {} addrgenmode {addrgenmode}", self.mac, self.mtu_bytes)?;
+        self.alias.iter().try_for_each(|alias| write!(f, " alias {alias}"))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {}", self.network, self.dev)?;
+        if self.is_join() {
+            return f.write_str(" autojoin");
+        }
+        if self.network.is_ipv6() { f.write_str(" nodad") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.hop == Hop::Unreachable {
+            f.write_str("unreachable ")?;
+        }
+        match self.destination.prefix() {
+            0 => f.write_str("default")?,
+            _ => self.destination.fmt(f)?,
+        }
+        match &self.hop {
+            Hop::Unreachable => {}
+            Hop::Dev(dev) => write!(f, " dev {dev}")?,
+            Hop::Via { gateway, dev } if gateway.is_ipv6() && self.destination.is_ipv4() => {
+                write!(f, " via inet6 {gateway} dev {dev}")?;
+            }
+            Hop::Via { gateway, dev } => write!(f, " via {gateway} dev {dev}")?,
+        }
+        f.write_str(" proto hextet")?;
+        if self.metric > 0 { write!(f, " metric {}", self.metric) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Neighbour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} lladdr {} dev {} nud permanent", self.address, self.mac, self.dev)
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NdpProxy => "ndp_proxy",
+            Self::MasqueradeIngress => "masquerade_ingress",
+            Self::MasqueradeEgress => "masquerade_egress",
+            Self::PodGuard => "pod_guard",
+        })
+    }
+}
+
+impl fmt::Display for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "src {} src {} lladdr {}", self.ipv6, self.ipv4, self.pod_mac)
+    }
+}
+
+impl fmt::Display for Masquerade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "src {} to {}", self.pod_ipv4, self.node_ipv4)
+    }
+}
+
+impl fmt::Display for NftTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Masquerade { uplink, pod_ipv4 } => {
+                write!(f, "oifname {uplink} ip saddr {pod_ipv4} masquerade")
+            }
+            Self::Other => f.write_str("with rules that are not Hextet's"),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Loads the object: maps made or adopted, programs verified.
+
+use std::{collections::BTreeMap, io, path::Path};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    programs::{Program, ProgramError, SchedClassifier},
+};
+
+use super::{BpfError, OBJECT, ProgramName};
+
+/// Lines of the verifier's log that an error shows: the last ones hold the reason.
+const VERIFIER_LINES_MAX: usize = 12;
+
+/// aya-log's ring buffer. Pinned with the maps, so that an adopted program is still heard.
+pub(super) const LOGS: &str = "AYA_LOGS";
+
+pub(super) fn load(pins: &Path, capacities: &BTreeMap<&'static str, u32>) -> Result<Ebpf, BpfError> {
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(pins).map_pin_path(LOGS, pins.join(LOGS));
+    for (map, capacity) in capacities {
+        loader.map_max_entries(map, *capacity);
+    }
+    loader.load(OBJECT).map_err(|source| match is_permission(&source) {
+        true => BpfError::NotPermitted,
+        false => BpfError::Object { dir: pins.to_owned(), source: Box::new(source) },
+    })
+}
+
+/// Has the kernel verify every program. Returns their tags.
+pub(super) fn load_programs(object: &mut Ebpf) -> Result<BTreeMap<ProgramName, u64>, BpfError> {
+    ProgramName::ALL
+        .into_iter()
+        .map(|name| {
+            let classifier = program(object, name)?;
+            classifier.load().map_err(|source| refused(name, source))?;
+            let info = classifier
+                .info()
+                .map_err(|source| BpfError::Program { program: name, source: Box::new(source) })?;
+            Ok((name, info.tag()))
+        })
+        .collect()
+}
+
+pub(super) fn program(object: &mut Ebpf, name: ProgramName) -> Result<&mut SchedClassifier, BpfError> {
+    let missing = || BpfError::Program { program: name, source: Box::new(ProgramError::NotLoaded) };
+    match object.program_mut(name.as_str()) {
+        Some(Program::SchedClassifier(classifier)) => Ok(classifier),
+        _ => Err(missing()),
+    }
+}
+
+fn refused(program: ProgramName, error: ProgramError) -> BpfError {
+    match error {
+        ProgramError::LoadError { io_error, .. } if io_error.kind() == io::ErrorKind::PermissionDenied
+            && io_error.raw_os_error() == Some(libc::EPERM) => BpfError::NotPermitted,
+        ProgramError::LoadError { io_error, verifier_log } => {
+            BpfError::Verifier { program, log: last_lines(&verifier_log.to_string()), source: io_error }
+        }
+        source => BpfError::Program { program, source: Box::new(source) },
+    }
+}
+
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().filter(|l| !l.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(VERIFIER_LINES_MAX)..].join("\n")
+}
+
+fn is_permission(error: &EbpfError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.raw_os_error() == Some(libc::EPERM);
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_the_end_of_a_long_log() {
+        let log: String = (0..40).map(|i| format!("line {i}\n\n")).collect();
+        let shown = last_lines(&log);
+        assert_eq!(shown.lines().count(), VERIFIER_LINES_MAX);
+        assert!(shown.ends_with("line 39") && shown.starts_with("line 28"));
+        assert_eq!(last_lines(""), "");
+    }
+}

@@ -1,0 +1,131 @@
+//! The device to the other nodes and the world: found by the default route, or by name.
+
+use std::{
+    cmp::Reverse,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use netlink_packet_route::{AddressFamily, address::AddressFlags};
+use thiserror::Error;
+
+use crate::{
+    Dataplane,
+    netlink::{Device, DeviceAddress, NetlinkError},
+};
+
+/// What a node needs to know of its uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkInfo {
+    /// Its name.
+    pub name: String,
+    /// The address at which other nodes reach this one: global or ULA, neither tentative nor deprecated.
+    pub ipv6: Option<Ipv6Addr>,
+    /// The address that pods leave with.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its MTU.
+    pub mtu_bytes: u32,
+}
+
+/// Why there is no uplink.
+#[derive(Debug, Error)]
+pub enum UplinkError {
+    /// No default route of either family.
+    #[error("there is no default route to find the uplink by: name it with --uplink")]
+    NoDefaultRoute,
+    /// The named device is not there.
+    #[error("there is no device {0}: name one that `ip link` shows with --uplink")]
+    NoDevice(String),
+    /// The kernel did not answer.
+    #[error("cannot look for the uplink")]
+    Netlink(#[from] NetlinkError),
+}
+
+impl Dataplane {
+    /// The device of the default route, IPv6 before IPv4.
+    ///
+    /// # Errors
+    /// [`UplinkError`] when there is none.
+    pub async fn default_uplink(&self) -> Result<UplinkInfo, UplinkError> {
+        let mut routes = self.netlink.default_routes(AddressFamily::Inet6).await?;
+        routes.extend(self.netlink.default_routes(AddressFamily::Inet).await?);
+        let (_, index) = *routes.first().ok_or(UplinkError::NoDefaultRoute)?;
+        let devices = self.netlink.devices().await?;
+        let device = devices.into_iter().find(|device| device.index == index);
+        self.describe(device.ok_or(UplinkError::NoDefaultRoute)?).await
+    }
+
+    /// The device called `name`.
+    ///
+    /// # Errors
+    /// [`UplinkError`] when it is not there.
+    pub async fn uplink(&self, name: &str) -> Result<UplinkInfo, UplinkError> {
+        let devices = self.netlink.devices().await?;
+        let device = devices.into_iter().find(|device| device.name == name);
+        self.describe(device.ok_or_else(|| UplinkError::NoDevice(name.to_owned()))?).await
+    }
+
+    async fn describe(&self, device: Device) -> Result<UplinkInfo, UplinkError> {
+        let mut addresses = self.netlink.addresses().await?;
+        addresses.retain(|address| address.index == device.index && is_usable(address));
+        addresses.sort_by_key(preference);
+        let ips = || addresses.iter().map(|address| address.network.ip());
+        Ok(UplinkInfo {
+            name: device.name,
+            ipv6: ips().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
+            ipv4: ips().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }),
+            mtu_bytes: device.link.mtu_bytes,
+        })
+    }
+}
+
+fn is_usable(address: &DeviceAddress) -> bool {
+    let unusable = AddressFlags::Tentative | AddressFlags::Deprecated | AddressFlags::Dadfailed;
+    let wide = match address.network.ip() {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local() && !ip.is_multicast() && !ip.is_loopback(),
+    };
+    wide && !address.ours && !address.flags.intersects(unusable)
+}
+
+/// Static before learned, primary before temporary or secondary, then by number, so that the choice is stable.
+fn preference(address: &DeviceAddress) -> (bool, Reverse<bool>, IpAddr) {
+    let flags = address.flags;
+    (
+        flags.contains(AddressFlags::Secondary),
+        Reverse(flags.contains(AddressFlags::Permanent)),
+        address.network.ip(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(network: &str, flags: AddressFlags) -> DeviceAddress {
+        DeviceAddress { index: 2, network: network.parse().unwrap(), ours: false, flags }
+    }
+
+    #[test]
+    fn link_local_tentative_deprecated_and_own_addresses_are_no_underlay() {
+        assert!(is_usable(&address("2001:db8::1/64", AddressFlags::Permanent)));
+        assert!(is_usable(&address("fd00::1/64", AddressFlags::empty())));
+        assert!(!is_usable(&address("fe80::1/64", AddressFlags::Permanent)));
+        assert!(!is_usable(&address("ff02::1:ff00:1/128", AddressFlags::Permanent)));
+        assert!(!is_usable(&address("2001:db8::1/64", AddressFlags::Tentative)));
+        assert!(!is_usable(&address("2001:db8::1/64", AddressFlags::Deprecated)));
+        let own = DeviceAddress { ours: true, ..address("2001:db8::1/64", AddressFlags::Permanent) };
+        assert!(!is_usable(&own));
+    }
+
+    #[test]
+    fn static_address_wins_over_learned_and_temporary_ones() {
+        let mut addresses = [
+            address("2001:db8::a/64", AddressFlags::Secondary),
+            address("2001:db8::b/64", AddressFlags::empty()),
+            address("2001:db8::c/64", AddressFlags::Permanent),
+        ];
+        addresses.sort_by_key(preference);
+        let order: Vec<_> = addresses.iter().map(|address| address.network.ip().to_string()).collect();
+        assert_eq!(order, ["2001:db8::c", "2001:db8::b", "2001:db8::a"]);
+    }
+}

@@ -1,0 +1,224 @@
+//! Programs on real interfaces: attached, found again, replaced, collected, taken down; by TCX and by clsact.
+
+#[path = "bpf/support.rs"]
+mod support;
+
+use std::{process::Command, thread};
+
+use aya::programs::{
+    LinkOrder, SchedClassifier, TcAttachType,
+    links::FdLink,
+    tc::{NlOptions, TcAttachOptions},
+};
+use dataplane::bpf::{
+    Attachment, Bpf, BpfError, BpfOptions, Hook, ProgramName,
+    ProgramName::{MasqueradeEgress, MasqueradeIngress, NdpProxy, PodGuard},
+};
+use nix::{
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, unshare},
+};
+use support::*;
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2 is installed");
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// What `tc` prints.
+fn tc(arguments: &str) -> String {
+    let output = Command::new("tc").args(arguments.split(' ')).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "tc {arguments}");
+    String::from_utf8(output.stdout).expect("tc prints text")
+}
+
+/// Runs the test in a network namespace of its own with the interfaces hxA-a and hxA-b.
+fn alone(test: &str, body: impl FnOnce(&Pins) + Send) {
+    if !may_run(test) {
+        return;
+    }
+    thread::scope(|scope| {
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            add_interfaces();
+            body(&Pins::new(test));
+        };
+        if let Err(panic) = scope.spawn(run).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn add_interfaces() {
+    ip("link add hxA-a type veth peer name hxA-b");
+    ip("link set hxA-a up");
+    ip("link set hxA-b up");
+}
+
+fn hooks(test: &str) -> Vec<Hook> {
+    if Bpf::probe().tcx {
+        return vec![Hook::Tcx, Hook::Clsact];
+    }
+    eprintln!("skipped: {test} by TCX: this kernel has none");
+    vec![Hook::Clsact]
+}
+
+fn open(pins: &Pins, hook: Hook) -> Bpf {
+    pins.open_with(&BpfOptions { hook: Some(hook), ..BpfOptions::default() })
+}
+
+fn attach(bpf: &mut Bpf, program: ProgramName, ifname: &str) {
+    let ifindex = if_nametoindex(ifname).expect("the interface exists");
+    bpf.attach(program, ifindex, ifname).unwrap_or_else(|e| panic!("{}", chain(&e)));
+}
+
+fn found(bpf: &Bpf) -> Vec<(ProgramName, String)> {
+    let attached = bpf.attached().unwrap_or_else(|e| panic!("{}", chain(&e)));
+    attached
+        .into_iter()
+        .map(|Attachment { program, ifname, ifindex }| {
+            assert_eq!(if_nametoindex(ifname.as_str()), Ok(ifindex));
+            (program, ifname)
+        })
+        .collect()
+}
+
+fn on(program: ProgramName, ifname: &str) -> (ProgramName, String) {
+    (program, ifname.to_owned())
+}
+
+#[test]
+fn programs_outlive_the_agent_and_are_found_again() {
+    for hook in hooks("attach survives") {
+        alone("attach-survives", |pins| {
+            let mut bpf = open(pins, hook);
+            assert_eq!(found(&bpf), []);
+            let all = [on(NdpProxy, "hxA-a"), on(MasqueradeIngress, "hxA-a"), on(MasqueradeEgress, "hxA-a"), on(PodGuard, "hxA-b")];
+            for (program, ifname) in &all {
+                attach(&mut bpf, *program, ifname);
+            }
+            assert_eq!(found(&bpf), all, "{hook:?}");
+            bpf.set_local_pod("fd00::5".parse().unwrap(), [2; 6]).unwrap();
+            drop(bpf);
+            let mut bpf = open(pins, hook);
+            assert_eq!(found(&bpf), all, "{hook:?}: after the agent's end");
+            assert_eq!(bpf.local_pods().unwrap().len(), 1, "the maps are adopted");
+            for (program, ifname) in &all {
+                attach(&mut bpf, *program, ifname);
+            }
+            assert_eq!(found(&bpf), all, "{hook:?}: attaching again changes nothing");
+            bpf.detach(NdpProxy, "hxA-a").unwrap();
+            bpf.detach(NdpProxy, "hxA-a").unwrap();
+            assert_eq!(found(&bpf), all[1..], "{hook:?}");
+        });
+    }
+}
+
+#[test]
+fn another_builds_program_is_not_ours_and_is_replaced() {
+    if hooks("attach replaces")[0] != Hook::Tcx {
+        return;
+    }
+    alone("attach-replaces", |pins| {
+        let mut bpf = open(pins, Hook::Tcx);
+        // A program of other instructions under the pin of ndp_proxy is what an older build leaves behind.
+        let older: &mut SchedClassifier = bpf.object().program_mut("pod_guard").unwrap().try_into().unwrap();
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = older.attach_with_options("hxA-a", TcAttachType::Ingress, order).unwrap();
+        let link: FdLink = older.take_link(id).unwrap().try_into().unwrap();
+        let pin = pins.path().join("v1/link-hxA-a-ndp_proxy");
+        link.pin(&pin).unwrap();
+        assert_eq!(found(&bpf), []);
+        attach(&mut bpf, NdpProxy, "hxA-a");
+        assert_eq!(found(&bpf), [on(NdpProxy, "hxA-a")]);
+        let (_, programs) = SchedClassifier::query_tcx("hxA-a", TcAttachType::Ingress).unwrap();
+        let names: Vec<_> = programs.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect();
+        assert_eq!(names, ["ndp_proxy"], "replaced in its place");
+    });
+}
+
+#[test]
+fn pins_of_vanished_interfaces_are_collected_and_the_name_may_come_back() {
+    for hook in hooks("attach stale") {
+        alone("attach-stale", |pins| {
+            let mut bpf = open(pins, hook);
+            attach(&mut bpf, PodGuard, "hxA-a");
+            ip("link del hxA-a");
+            assert_eq!(found(&bpf), []);
+            add_interfaces();
+            assert_eq!(found(&bpf), [], "{hook:?}: an interface of the same name is another");
+            attach(&mut bpf, PodGuard, "hxA-a");
+            assert_eq!(found(&bpf), [on(PodGuard, "hxA-a")]);
+            ip("link del hxA-a");
+            drop(bpf);
+            let _bpf = open(pins, hook);
+            let left: Vec<_> = std::fs::read_dir(pins.path().join("v1"))
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .filter(|name| name.contains("hxA-a"))
+                .collect();
+            assert!(left.is_empty(), "{hook:?}: {left:?}");
+        });
+    }
+}
+
+#[test]
+fn taking_down_leaves_the_interface_as_it_was() {
+    for hook in hooks("attach teardown") {
+        alone("attach-teardown", |pins| {
+            let mut bpf = open(pins, hook);
+            for program in [NdpProxy, MasqueradeIngress, MasqueradeEgress] {
+                attach(&mut bpf, program, "hxA-a");
+            }
+            drop(bpf);
+            let errors = Bpf::teardown(pins.path());
+            assert!(errors.is_empty(), "{hook:?}: {errors:?}");
+            assert!(!pins.path().exists());
+            assert!(!tc("qdisc show dev hxA-a").contains("clsact"), "{hook:?}");
+            if hook == Hook::Tcx {
+                let (_, programs) = SchedClassifier::query_tcx("hxA-a", TcAttachType::Ingress).unwrap();
+                assert!(programs.is_empty());
+            }
+            assert_eq!(Bpf::counters(pins.path()).unwrap(), []);
+        });
+    }
+}
+
+#[test]
+fn filters_and_qdiscs_of_others_stay() {
+    alone("attach-foreign", |pins| {
+        let mut bpf = open(pins, Hook::Clsact);
+        tc("qdisc add dev hxA-a clsact");
+        let theirs: &mut SchedClassifier = bpf.object().program_mut("ndp_proxy").unwrap().try_into().unwrap();
+        let options = TcAttachOptions::Netlink(NlOptions { priority: 77, ..NlOptions::default() });
+        let id = theirs.attach_with_options("hxA-a", TcAttachType::Ingress, options).unwrap();
+        std::mem::forget(theirs.take_link(id).unwrap());
+        assert_eq!(found(&bpf), [], "the priority is not ours");
+        attach(&mut bpf, NdpProxy, "hxA-a");
+        let filters = tc("filter show dev hxA-a ingress");
+        assert!(filters.contains("pref 77 ") && filters.contains("pref 4678 "), "{filters}");
+        drop(bpf);
+        assert!(Bpf::teardown(pins.path()).is_empty());
+        let filters = tc("filter show dev hxA-a ingress");
+        assert!(filters.contains("pref 77 ") && !filters.contains("pref 4678 "), "{filters}");
+    });
+}
+
+#[test]
+fn a_folder_on_another_file_system_is_refused_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Bpf::open(&dir.path().join("pins")).err().expect("a temporary folder is on no bpffs");
+    assert!(matches!(error, BpfError::NoBpfFs(_)));
+    assert!(error.to_string().ends_with("mount -t bpf bpf /sys/fs/bpf"), "{error}");
+    assert!(!dir.path().join("pins").exists(), "no half-made state");
+}
+
+#[test]
+fn an_interface_that_is_not_there_is_named() {
+    alone("attach-none", |pins| {
+        let mut bpf = pins.open();
+        let error = bpf.attach(NdpProxy, 999, "hxA-none").unwrap_err();
+        assert!(chain(&error).starts_with("cannot attach ndp_proxy on hxA-none: "), "{}", chain(&error));
+        assert!(bpf.detach(NdpProxy, "hxA-none").is_ok());
+    });
+}

@@ -1,0 +1,486 @@
+//! `masquerade_egress` and `masquerade_ingress` run by the kernel on crafted frames, and against the host's
+//! build of the same logic.
+
+#[path = "bpf/support.rs"]
+mod support;
+#[path = "bpf/tables.rs"]
+mod tables;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use dataplane::bpf::{
+    Bpf, BpfOptions, MasqueradeConfig, ProgramName, ProgramName::MasqueradeEgress,
+    ProgramName::MasqueradeIngress, monotonic_ns,
+};
+use dataplane_common::{
+    checksum::sum_bytes,
+    masquerade::{self, Config, TCP_CLOSED_RECLAIM_NS, TCP_CLOSED_TIMEOUT_NS, UDP_TIMEOUT_NS, Verdict},
+};
+use support::*;
+use tables::HostTables;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const SYN_ACK: u8 = 0x12;
+const ACK: u8 = 0x10;
+
+const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
+const POD: Ipv4Addr = Ipv4Addr::new(10, 254, 0, 5);
+const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 254, 0, 6);
+const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const OTHER_REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
+
+fn config() -> MasqueradeConfig {
+    MasqueradeConfig { node_ipv4: NODE, pod_ipv4: "10.254.0.0/20".parse().unwrap() }
+}
+
+/// Runs the test in a network namespace of its own: its sockets are nobody else's.
+fn alone(test: &str, body: impl FnOnce(&Pins, &mut Bpf) + Send) {
+    alone_with(test, &BpfOptions::default(), body);
+}
+
+fn alone_with(test: &str, options: &BpfOptions, body: impl FnOnce(&Pins, &mut Bpf) + Send) {
+    if !may_run(test) {
+        return;
+    }
+    thread::scope(|scope| {
+        let run = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            let pins = Pins::new(test);
+            let mut bpf = pins.open_with(options);
+            bpf.set_masquerade_config(Some(config())).unwrap();
+            body(&pins, &mut bpf);
+        };
+        if let Err(panic) = scope.spawn(run).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn out(bpf: &mut Bpf, frame: &[u8]) -> (i32, Vec<u8>) {
+    run(bpf, MasqueradeEgress, frame)
+}
+
+fn back(bpf: &mut Bpf, frame: &[u8]) -> (i32, Vec<u8>) {
+    run(bpf, MasqueradeIngress, frame)
+}
+
+fn source_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[34], frame[35]])
+}
+
+/// Sends one packet of a flow and expects it translated.
+fn open_flow(bpf: &mut Bpf, protocol: u8, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), rest: Transport) -> Vec<u8> {
+    let (verdict, frame) = out(bpf, &ipv4(protocol, from, to, rest));
+    assert_eq!(verdict, NEXT);
+    assert_eq!(frame[26..30], NODE.octets());
+    frame
+}
+
+#[test]
+fn each_protocol_leaves_with_the_nodes_address_and_its_reply_comes_back() {
+    alone("masq-protocols", |pins, bpf| {
+        let to = (REMOTE, 80);
+        for (protocol, request, reply, ports) in [
+            (TCP, Transport::Tcp(SYN), Transport::Tcp(SYN_ACK), (40_000, 80)),
+            (UDP, Transport::Udp, Transport::Udp, (40_000, 80)),
+            (ICMP, Transport::Icmp(8, 77), Transport::Icmp(0, 77), (0, 0)),
+        ] {
+            let sent = ipv4(protocol, (POD, ports.0), to, request.clone());
+            let translated = ipv4(protocol, (NODE, ports.0), to, request);
+            assert_eq!(out(bpf, &sent), (NEXT, translated), "{protocol} out: {:?}", pins.counters());
+            let answer = ipv4(protocol, to, (NODE, ports.0), reply.clone());
+            let delivered = ipv4(protocol, to, (POD, ports.0), reply);
+            assert_eq!(back(bpf, &answer), (NEXT, delivered), "{protocol} in: {:?}", pins.counters());
+        }
+        assert_eq!(pins.count(MasqueradeEgress, "new_flow"), 3);
+        assert_eq!(pins.count(MasqueradeEgress, "translated"), 3);
+        assert_eq!(pins.count(MasqueradeIngress, "translated"), 3);
+    });
+}
+
+#[test]
+fn udp_without_a_checksum_stays_without() {
+    alone("masq-nosum", |_, bpf| {
+        let mut sent = ipv4(UDP, (POD, 4000), (REMOTE, 7), Transport::Udp);
+        sent[40..42].fill(0);
+        let (_, frame) = out(bpf, &sent);
+        assert_eq!((&frame[26..30], &frame[40..42]), (&NODE.octets()[..], &[0, 0][..]));
+        let mut answer = ipv4(UDP, (REMOTE, 7), (NODE, 4000), Transport::Udp);
+        answer[40..42].fill(0);
+        let (_, frame) = back(bpf, &answer);
+        assert_eq!((&frame[30..34], &frame[40..42]), (&POD.octets()[..], &[0, 0][..]));
+    });
+}
+
+#[test]
+fn ip_options_are_stepped_over() {
+    alone("masq-options", |_, bpf| {
+        let plain = ipv4(TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        let mut sent = [&plain[..34], &[1, 1, 1, 0], &plain[34..]].concat();
+        sent[14] = 0x46;
+        sent[17] += 4;
+        sent[24..26].fill(0);
+        let sum = sum_bytes(&sent[14..38]).checksum();
+        sent[24..26].copy_from_slice(&sum.to_ne_bytes());
+        let (verdict, frame) = out(bpf, &sent);
+        assert_eq!((verdict, &frame[26..30]), (NEXT, &NODE.octets()[..]));
+        assert!(sum_bytes(&frame[14..38]).is_valid());
+        let bare = ipv4(TCP, (NODE, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        assert_eq!(frame[38..], bare[34..], "ports, checksum and data as without options");
+    });
+}
+
+#[test]
+fn what_is_not_of_a_pod_is_left_alone() {
+    alone("masq-pass", |pins, bpf| {
+        let host = ipv4(TCP, (NODE, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        assert_eq!(out(bpf, &host), (NEXT, host.clone()));
+        let beside = ipv4(UDP, ([10, 254, 16, 0].into(), 1), (REMOTE, 80), Transport::Udp);
+        assert_eq!(out(bpf, &beside), (NEXT, beside.clone()));
+        let six = ipv6(([2; 6], [4; 6]), "fd00::1".parse().unwrap(), "fd00::2".parse().unwrap(), 6, 64, &[0; 20]);
+        assert_eq!(out(bpf, &six), (NEXT, six.clone()));
+        assert_eq!(back(bpf, &six), (NEXT, six.clone()));
+        let elsewhere = ipv4(TCP, (REMOTE, 80), ([192, 0, 2, 99].into(), 40_000), Transport::Tcp(ACK));
+        assert_eq!(back(bpf, &elsewhere), (NEXT, elsewhere.clone()));
+        let service = ipv4(TCP, (REMOTE, 80), (NODE, 22), Transport::Tcp(SYN));
+        assert_eq!(back(bpf, &service), (NEXT, service.clone()));
+        assert_eq!(pins.count(MasqueradeEgress, "pass"), 3);
+        assert_eq!(pins.count(MasqueradeIngress, "pass"), 3);
+    });
+}
+
+#[test]
+fn no_private_source_leaves_untranslated() {
+    alone("masq-drop", |pins, bpf| {
+        let to = (REMOTE, 80);
+        let mut cut = ipv4(TCP, (POD, 1), to, Transport::Raw(vec![0; 20]));
+        cut[17] = 200;
+        let mut later = ipv4(UDP, (POD, 1), to, Transport::Udp);
+        later[21] = 1;
+        for (counter, frame) in [
+            ("drop_protocol", ipv4(132, (POD, 0), to, Transport::Raw(vec![0; 20]))),
+            ("drop_protocol", ipv4(ICMP, (POD, 0), to, Transport::Icmp(0, 1))),
+            ("drop_protocol", ipv4(ICMP, (POD, 0), to, Transport::Icmp(3, 1))),
+            ("drop_header", ipv4(TCP, (POD, 0), to, Transport::Raw(vec![0; 17]))),
+            ("drop_header", ipv4(UDP, (POD, 0), to, Transport::Raw(vec![0; 7]))),
+            ("drop_header", cut),
+            ("drop_reset", ipv4(TCP, (POD, 1), to, Transport::Tcp(RST))),
+            ("drop_fragment", later),
+        ] {
+            let mut frame = frame;
+            frame.resize(frame.len().max(FRAME_BYTES_MIN), 0);
+            let before = pins.count(MasqueradeEgress, counter);
+            assert_eq!(out(bpf, &frame).0, DROP, "{counter}: {:?}", pins.counters());
+            assert_eq!(pins.count(MasqueradeEgress, counter), before + 1, "{:?}", pins.counters());
+        }
+    });
+}
+
+#[test]
+fn switched_off_it_passes_everything() {
+    alone("masq-off", |_, bpf| {
+        assert_eq!(bpf.masquerade_config().unwrap(), Some(config()));
+        bpf.set_masquerade_config(None).unwrap();
+        assert_eq!(bpf.masquerade_config().unwrap(), None);
+        let frame = ipv4(TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        assert_eq!(out(bpf, &frame), (NEXT, frame.clone()));
+    });
+}
+
+#[test]
+fn only_the_remote_that_was_written_to_comes_in() {
+    alone("masq-filter", |pins, bpf| {
+        open_flow(bpf, UDP, (POD, 4000), (REMOTE, 7), Transport::Udp);
+        for stranger in [(OTHER_REMOTE, 7), (REMOTE, 8)] {
+            let frame = ipv4(UDP, stranger, (NODE, 4000), Transport::Udp);
+            assert_eq!(back(bpf, &frame), (NEXT, frame.clone()), "left to the host");
+        }
+        assert_eq!(pins.count(MasqueradeIngress, "pass_no_session"), 2);
+    });
+}
+
+/// RFC 4787 REQ-1, RFC 5382 REQ-1.
+#[test]
+fn one_inside_port_has_one_outside_port_for_all_remotes() {
+    alone("masq-eim", |_, bpf| {
+        for protocol in [TCP, UDP] {
+            let kind = if protocol == TCP { Transport::Tcp(SYN) } else { Transport::Udp };
+            open_flow(bpf, protocol, (OTHER_POD, 5000), (REMOTE, 7), kind.clone());
+            let first = open_flow(bpf, protocol, (POD, 5000), (REMOTE, 7), kind.clone());
+            let second = open_flow(bpf, protocol, (POD, 5000), (OTHER_REMOTE, 9), kind);
+            assert_ne!(source_port(&first), 5000, "taken by the other pod");
+            assert_eq!(source_port(&first), source_port(&second));
+        }
+    });
+}
+
+#[test]
+fn a_taken_port_is_replaced_by_one_outside_of_the_hosts_range() {
+    alone("masq-taken", |_, bpf| {
+        for (protocol, kind) in [(TCP, Transport::Tcp(SYN)), (UDP, Transport::Udp)] {
+            open_flow(bpf, protocol, (OTHER_POD, 40_000), (REMOTE, 80), kind.clone());
+            let frame = open_flow(bpf, protocol, (POD, 40_000), (REMOTE, 80), kind);
+            let port = source_port(&frame);
+            assert!(port >= 1024 && !(32_768..=60_999).contains(&port), "{port}");
+            assert!(transport_sum(&frame).is_valid() && sum_bytes(&frame[14..34]).is_valid());
+            // And the reply to that port is the second pod's.
+            let answer = match protocol {
+                TCP => ipv4(TCP, (REMOTE, 80), (NODE, port), Transport::Tcp(SYN_ACK)),
+                _ => ipv4(UDP, (REMOTE, 80), (NODE, port), Transport::Udp),
+            };
+            let delivered = match protocol {
+                TCP => ipv4(TCP, (REMOTE, 80), (POD, 40_000), Transport::Tcp(SYN_ACK)),
+                _ => ipv4(UDP, (REMOTE, 80), (POD, 40_000), Transport::Udp),
+            };
+            assert_eq!(back(bpf, &answer), (NEXT, delivered));
+        }
+        let first = open_flow(bpf, ICMP, (OTHER_POD, 0), (REMOTE, 0), Transport::Icmp(8, 9));
+        let second = open_flow(bpf, ICMP, (POD, 0), (REMOTE, 0), Transport::Icmp(8, 9));
+        assert_ne!(first[38..40], second[38..40], "echo identifiers");
+        assert!(transport_sum(&second).is_valid());
+    });
+}
+
+#[test]
+fn a_port_of_the_hosts_own_socket_is_not_taken() {
+    alone("masq-host", |_, bpf| {
+        up("lo");
+        let socket = UdpSocket::bind("0.0.0.0:4001").unwrap();
+        let listener = std::net::TcpListener::bind("0.0.0.0:4002").unwrap();
+        let udp = open_flow(bpf, UDP, (POD, 4001), (REMOTE, 7), Transport::Udp);
+        assert_ne!(source_port(&udp), 4001);
+        let tcp = open_flow(bpf, TCP, (POD, 4002), (REMOTE, 7), Transport::Tcp(SYN));
+        assert_ne!(source_port(&tcp), 4002);
+        drop((socket, listener));
+        let udp = open_flow(bpf, UDP, (OTHER_POD, 4001), (REMOTE, 7), Transport::Udp);
+        assert_eq!(source_port(&udp), 4001, "free again");
+    });
+}
+
+fn up(ifname: &str) {
+    let status = std::process::Command::new("ip").args(["link", "set", ifname, "up"]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn fragments_follow_their_first() {
+    alone("masq-fragments", |pins, bpf| {
+        let fragment = |source, destination, offset: u8, more: bool| {
+            let mut f = ipv4(UDP, (source, 4000), (destination, 7), Transport::Udp);
+            f[20..22].copy_from_slice(&[if more { 0x20 } else { 0 }, offset]);
+            f[24..26].fill(0);
+            let sum = sum_bytes(&f[14..34]).checksum();
+            f[24..26].copy_from_slice(&sum.to_ne_bytes());
+            f
+        };
+        let (verdict, first) = out(bpf, &fragment(POD, REMOTE, 0, true));
+        assert_eq!((verdict, &first[26..30]), (NEXT, &NODE.octets()[..]));
+        // Of a later fragment only the address changes: it has no ports.
+        let (verdict, later) = out(bpf, &fragment(POD, REMOTE, 5, false));
+        assert_eq!(verdict, NEXT);
+        assert!(sum_bytes(&later[14..34]).is_valid());
+        assert_eq!(later[34..], fragment(POD, REMOTE, 5, false)[34..]);
+        assert_eq!(out(bpf, &fragment(OTHER_POD, REMOTE, 5, false)).0, DROP, "its first was not seen");
+        // The reply: ports are swapped by hand, for the helper gives both ends their own.
+        let mut reply = ipv4(UDP, (REMOTE, 7), (NODE, 4000), Transport::Udp);
+        reply[20] = 0x20;
+        let (_, delivered) = back(bpf, &reply);
+        assert_eq!(delivered[30..34], POD.octets());
+        reply[20..22].copy_from_slice(&[0, 5]);
+        let (_, delivered) = back(bpf, &reply);
+        assert_eq!(delivered[30..34], POD.octets());
+        assert_eq!(pins.count(MasqueradeEgress, "translated_fragment"), 1);
+        assert_eq!(pins.count(MasqueradeIngress, "translated_fragment"), 1);
+    });
+}
+
+/// RFC 5508 section 4.2: traceroute and path MTU discovery in pods.
+#[test]
+fn icmp_errors_about_a_flow_reach_its_pod() {
+    alone("masq-errors", |pins, bpf| {
+        const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+        open_flow(bpf, UDP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Udp);
+        open_flow(bpf, TCP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Tcp(SYN));
+        open_flow(bpf, ICMP, (OTHER_POD, 0), (REMOTE, 0), Transport::Icmp(8, 4000));
+        for (protocol, kind, port) in
+            [(UDP, Transport::Udp, 4000), (TCP, Transport::Tcp(SYN), 4000), (ICMP, Transport::Icmp(8, 4000), 0)]
+        {
+            let inside = ipv4(protocol, (POD, port), (REMOTE, if port == 0 { 0 } else { 7 }), kind);
+            let (_, sent) = out(bpf, &inside);
+            // TCP's quote ends before its checksum, as RFC 792 allows.
+            let length = if protocol == TCP { 28 } else { sent.len() - 14 };
+            for error in [3, 11, 12] {
+                let quote = |frame: &[u8]| {
+                    [&[error, 4, 0, 0, 0, 0, 5, 0][..], &frame[14..14 + length]].concat()
+                };
+                let frame = ipv4(ICMP, (ROUTER, 0), (NODE, 0), Transport::Raw(quote(&sent)));
+                let want = ipv4(ICMP, (ROUTER, 0), (POD, 0), Transport::Raw(quote(&inside)));
+                assert_eq!(back(bpf, &frame), (NEXT, want), "{protocol} type {error}: {:?}", pins.counters());
+            }
+        }
+        let mut stranger = ipv4(UDP, (NODE, 9), (REMOTE, 9), Transport::Udp)[14..].to_vec();
+        stranger.splice(0..0, [3, 3, 0, 0, 0, 0, 0, 0]);
+        let frame = ipv4(ICMP, (ROUTER, 0), (NODE, 0), Transport::Raw(stranger));
+        assert_eq!(back(bpf, &frame), (NEXT, frame.clone()), "about the host's own packet");
+    });
+}
+
+#[test]
+fn the_sweep_frees_what_has_ended_and_nothing_else() {
+    alone("masq-sweep", |_, bpf| {
+        open_flow(bpf, UDP, (POD, 4000), (REMOTE, 7), Transport::Udp);
+        open_flow(bpf, UDP, (POD, 4001), (REMOTE, 7), Transport::Udp);
+        open_flow(bpf, UDP, (POD, 4001), (OTHER_REMOTE, 7), Transport::Udp);
+        open_flow(bpf, TCP, (POD, 4000), (REMOTE, 7), Transport::Tcp(SYN));
+        out(bpf, &ipv4(TCP, (POD, 4000), (REMOTE, 7), Transport::Tcp(RST)));
+        open_flow(bpf, TCP, (POD, 4001), (REMOTE, 7), Transport::Tcp(SYN));
+        let now = monotonic_ns();
+        assert_eq!(bpf.sweep_flows(now).unwrap(), 0);
+        assert_eq!(bpf.sweep_flows(now + TCP_CLOSED_TIMEOUT_NS + 1).unwrap(), 1, "the reset connection");
+        // Now its port is another pod's to have, and the living one's is not.
+        let frame = open_flow(bpf, TCP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Tcp(SYN));
+        assert_eq!(source_port(&frame), 4000);
+        let frame = open_flow(bpf, TCP, (OTHER_POD, 4001), (REMOTE, 7), Transport::Tcp(SYN));
+        assert_ne!(source_port(&frame), 4001);
+        assert_eq!(bpf.sweep_flows(now + UDP_TIMEOUT_NS + 1_000_000_000).unwrap(), 6, "all the rest");
+        let frame = open_flow(bpf, UDP, (OTHER_POD, 4001), (REMOTE, 7), Transport::Udp);
+        assert_eq!(source_port(&frame), 4001);
+    });
+}
+
+/// The agent may be dead: then the program itself takes over the port of a connection that was closed.
+#[test]
+fn a_new_flow_takes_the_port_of_a_closed_connection_when_all_are_taken() {
+    alone("masq-reclaim", |pins, bpf| {
+        fill_ports(bpf);
+        let frame = ipv4(TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        assert_eq!(out(bpf, &frame).0, DROP, "all ports live");
+        assert_eq!(pins.count(MasqueradeEgress, "drop_no_port"), 1);
+        // Half of the ports outside of the host's range are given up; that counts after a second.
+        for port in 1024..20_000 {
+            let closed = (Ipv4Addr::new(10, 254, 1, 1), port);
+            out(bpf, &ipv4(TCP, closed, (REMOTE, 80), Transport::Tcp(RST)));
+        }
+        assert_eq!(pins.count(MasqueradeEgress, "reclaimed"), 0);
+        thread::sleep(Duration::from_nanos(TCP_CLOSED_RECLAIM_NS) + Duration::from_millis(100));
+        let (verdict, sent) = out(bpf, &frame);
+        assert_eq!(verdict, NEXT, "{:?}", pins.counters());
+        assert!((1024..20_000).contains(&source_port(&sent)), "{}", source_port(&sent));
+        assert_eq!(pins.count(MasqueradeEgress, "reclaimed"), 1);
+        // The reply is the new flow's, and the one that had the port before gets another or none.
+        let answer = ipv4(TCP, (REMOTE, 80), (NODE, source_port(&sent)), Transport::Tcp(SYN_ACK));
+        assert_eq!(back(bpf, &answer).1[30..34], POD.octets());
+    });
+}
+
+/// Takes all TCP ports with connections of pods of 10.254.1.0/24.
+fn fill_ports(bpf: &mut Bpf) {
+    for port in 0..=u16::MAX {
+        let from = (Ipv4Addr::new(10, 254, 1, 1), port);
+        open_flow(bpf, TCP, from, (REMOTE, 80), Transport::Tcp(SYN));
+    }
+}
+
+#[test]
+fn a_full_table_drops_new_flows_and_keeps_the_old() {
+    let options = BpfOptions { capacities: BTreeMap::from([("NAT_SESSIONS", 4)]), ..BpfOptions::default() };
+    alone_with("masq-full", &options, |pins, bpf| {
+        let mut opened = Vec::new();
+        for port in 0..64 {
+            let frame = ipv4(UDP, (POD, 4000 + port), (REMOTE, 7), Transport::Udp);
+            match out(bpf, &frame).0 {
+                NEXT => opened.push(frame),
+                _ => assert_eq!(pins.count(MasqueradeEgress, "drop_table_full"), u64::from(port) + 1 - opened.len() as u64),
+            }
+        }
+        assert!(opened.len() >= 4 && opened.len() < 64, "{} flows", opened.len());
+        for frame in &opened {
+            assert_eq!(out(bpf, frame).0, NEXT, "a flow that was there stays");
+        }
+        assert_eq!(bpf.sweep_flows(monotonic_ns() + 2 * UDP_TIMEOUT_NS).unwrap(), opened.len());
+        assert_eq!(out(bpf, &ipv4(UDP, (POD, 9000), (REMOTE, 7), Transport::Udp)).0, NEXT);
+    });
+}
+
+/// The same source compiled for the kernel and for the host must do the same with every frame.
+#[test]
+fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
+    const SEED: u64 = 0x6d61_7371;
+    alone("masq-diff", |_, bpf| {
+        let mut host = HostTables::default();
+        let config = Config {
+            node: u32::from_ne_bytes(NODE.octets()),
+            pod_network: u32::from_ne_bytes([10, 254, 0, 0]),
+            pod_mask: u32::from_ne_bytes([255, 255, 240, 0]),
+            host_ports_min: 32_768,
+            host_ports_max: 60_999,
+            enabled: 1,
+        };
+        let mut random = Random(SEED);
+        let (mut translated, mut dropped) = (0, 0);
+        for i in 0..20_000 {
+            let (program, frame) = mutated(&mut random);
+            let (verdict, got) = run(bpf, program, &frame);
+            let mut want = frame.clone();
+            let decided = match program {
+                MasqueradeEgress => masquerade::egress(&mut want[..], &mut host, &config),
+                _ => masquerade::ingress(&mut want[..], &mut host, &config),
+            };
+            let want_verdict = if decided == Verdict::Next { NEXT } else { DROP };
+            assert_eq!((verdict, &got), (want_verdict, &want), "seed {SEED:#x}, {i}: {program} {frame:02x?}");
+            translated += u32::from(want != frame);
+            dropped += u32::from(want_verdict == DROP);
+        }
+        assert!(translated > 1_000 && dropped > 1_000, "{translated} translated, {dropped} dropped");
+    });
+}
+
+/// One pod only, with few ports: it always gets the port that it has, so there is no randomness in the flows.
+fn mutated(random: &mut Random) -> (ProgramName, Vec<u8>) {
+    let port = 4000 + random.below(8) as u16;
+    let remote = [REMOTE, OTHER_REMOTE][random.below(2)];
+    let flags = [SYN, ACK, SYN_ACK, RST, 0x11][random.below(5)];
+    let outward = random.below(2) == 0;
+    let (protocol, kind) = match random.below(4) {
+        0 => (UDP, Transport::Udp),
+        1 => (ICMP, Transport::Icmp(if outward { 8 } else { 0 }, port)),
+        2 => (ICMP, Transport::Raw(quoted(random, port, remote))),
+        _ => (TCP, Transport::Tcp(flags)),
+    };
+    let mut frame = match outward {
+        true => ipv4(protocol, (POD, port), (remote, 80), kind),
+        false => ipv4(protocol, (remote, 80), (NODE, port), kind),
+    };
+    if random.below(6) == 0 {
+        frame[20..22].copy_from_slice(&[[0x20, 0][random.below(2)], [0, 5][random.below(2)]]);
+    }
+    fix_ipv4(&mut frame);
+    frame.resize(frame.len().max(FRAME_BYTES_MIN), 0);
+    // The source of a pod stays: another pod could take a port that a third then wants.
+    for _ in 0..random.below(3) {
+        let at = random.below(frame.len());
+        if !(26..30).contains(&at) && !(34..40).contains(&at) {
+            frame[at] = random.next() as u8;
+        }
+    }
+    (if outward { MasqueradeEgress } else { MasqueradeIngress }, frame)
+}
+
+/// An ICMP error that quotes a packet of the flow.
+fn quoted(random: &mut Random, port: u16, remote: Ipv4Addr) -> Vec<u8> {
+    let sent = match random.below(3) {
+        0 => ipv4(UDP, (NODE, port), (remote, 80), Transport::Udp),
+        1 => ipv4(ICMP, (NODE, 0), (remote, 0), Transport::Icmp(8, port)),
+        _ => ipv4(TCP, (NODE, port), (remote, 80), Transport::Tcp(SYN)),
+    };
+    [&[[3, 11, 12, 5][random.below(4)], 0, 0, 0, 0, 0, 5, 0][..], &sent[14..]].concat()
+}

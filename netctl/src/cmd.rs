@@ -1,0 +1,158 @@
+//! The command line as types, and the way from each command to its file.
+
+mod apply;
+mod completions;
+mod jobs;
+mod login;
+mod logs;
+mod node;
+mod nodes;
+mod pods;
+mod rm;
+mod routes;
+mod server;
+mod supervise;
+mod token;
+mod watch;
+
+use std::{future::Future, io, io::IsTerminal as _};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::print::{Format, note};
+
+/// Pods with real IPv6 addresses, and just enough scheduler to use them
+///
+/// Plural nouns list, verbs act. Client commands find the server by --socket or --credentials; on the
+/// server's machine root needs neither.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    /// The shape of the result: table, json or yaml
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", hide_possible_values = true)]
+    output: Option<Format>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  netctl server                          start a cluster; prints the line to paste on each node
+  netctl apply -f examples/hello.yaml    run three pods
+  ping -6 $(netctl pods --ipv6 | head -1)
+
+`netctl COMMAND --help` shows an example of each command.
+Logs of `server` and `node` go to stderr; HEXTET_LOG=debug shows more of them.";
+
+/// Each command says what it does in its own file.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Server(server::Args),
+    Node(node::Args),
+    Apply(apply::Args),
+    Rm(rm::Args),
+    Jobs(jobs::Args),
+    Pods(pods::Args),
+    Nodes(nodes::Args),
+    Routes(routes::Args),
+    Logs(logs::Args),
+    Watch(watch::Args),
+    Token(token::Args),
+    Login(login::Args),
+    Completions(completions::Args),
+    #[command(hide = true)]
+    Supervise(supervise::Args),
+}
+
+/// A command line that is wrong in a way that clap cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongUse(pub(crate) String);
+
+/// Does what the command line says.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+    let chosen = cli.output;
+    let format = chosen.unwrap_or(Format::Table);
+    match cli.command {
+        Command::Server(args) => server::run(args),
+        Command::Node(args) => node::run(args, format),
+        Command::Apply(args) => block_on(apply::run(args, format)),
+        Command::Rm(args) => block_on(rm::run(args, format)),
+        Command::Jobs(args) => block_on(jobs::run(args, format)),
+        Command::Pods(args) => block_on(pods::run(args, chosen)),
+        Command::Nodes(args) => block_on(nodes::run(args, format)),
+        Command::Routes(args) => block_on(routes::run(args, format)),
+        Command::Logs(args) => block_on(logs::run(args)),
+        Command::Watch(args) => block_on(watch::run(args, format)),
+        Command::Token(args) => block_on(token::run(args, format)),
+        Command::Login(args) => block_on(login::run(args)),
+        Command::Completions(args) => completions::run(args),
+        Command::Supervise(args) => supervise::run(args),
+    }
+}
+
+/// Runs a client command; it waits more than it works, so one thread will do.
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    start_logging("warn");
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(command)
+}
+
+/// Runs a daemon.
+fn block_on_threads<T>(daemon: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    start_logging("info");
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(daemon)
+}
+
+/// Sends what `HEXTET_LOG` lets through to stderr; without it, `default`.
+fn start_logging(default: &str) {
+    tracing_subscriber::fmt()
+        .with_env_filter(log_filter(default))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}
+
+fn log_filter(default: &str) -> EnvFilter {
+    let Ok(text) = std::env::var("HEXTET_LOG") else { return EnvFilter::new(default) };
+    EnvFilter::try_new(&text).unwrap_or_else(|error| {
+        note(format!("HEXTET_LOG={text} is not used ({error}); write a level such as debug, or node=trace"));
+        EnvFilter::new(default)
+    })
+}
+
+/// Ends when the process is asked to, by SIGTERM or SIGINT.
+async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers the signals end the process by themselves.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// Milliseconds since the Unix epoch, for ages that people read.
+fn now_unix_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// How long ago that was, in words.
+fn age(since_unix_ms: u64, now_unix_ms: u64) -> String {
+    crate::duration::age(std::time::Duration::from_millis(now_unix_ms.saturating_sub(since_unix_ms)))
+}

@@ -1,0 +1,79 @@
+//! `netctl apply`: creates or changes jobs from a file.
+
+use std::{fmt, path::PathBuf};
+
+use hextet_api::v1;
+use scheduler::convert;
+use scheduler_core::job::Job;
+use serde::Serialize;
+
+use crate::{
+    client::{Client, ServerArgs, request},
+    job_file,
+    print::{self, Format},
+};
+
+/// Create or change jobs from a file
+///
+/// The file holds YAML documents, each a job. All of it is checked before anything is sent: a file with an
+/// error changes nothing. A job that is already so is left alone.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  netctl apply -f examples/hello.yaml -m 'three pods to begin with'")]
+pub(super) struct Args {
+    /// The file, or - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Why; kept with the revision
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    message: String,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// What became of one job.
+#[derive(Debug, Serialize)]
+struct Applied {
+    job: String,
+    version: u32,
+    revision: u64,
+    changed: bool,
+}
+
+impl fmt::Display for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.changed {
+            true => write!(f, "job/{} version {} (revision {})", self.job, self.version, self.revision),
+            false => write!(f, "job/{} unchanged", self.job),
+        }
+    }
+}
+
+pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    let jobs = job_file::read(&args.file)?;
+    let client = Client::connect(&args.server).await?;
+    for job in jobs {
+        let applied = apply(&client, job, &args.message).await?;
+        print::to_stdout(|out| print::item(out, format, &applied))?;
+    }
+    Ok(())
+}
+
+async fn apply(client: &Client, job: Job, message: &str) -> anyhow::Result<Applied> {
+    let name = job.job.clone();
+    let message =
+        v1::ApplyJobRequest { job: Some(convert::job_to_message(&job)), message: message.to_owned() };
+    let answer = client.answer(client.cluster().apply_job(request(message))).await?;
+    Ok(Applied { job: name, version: answer.version, revision: answer.revision, changed: answer.changed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_a_job_is_one_line() {
+        let applied = Applied { job: "hello".into(), version: 2, revision: 17, changed: true };
+        assert_eq!(applied.to_string(), "job/hello version 2 (revision 17)");
+        assert_eq!(Applied { changed: false, ..applied }.to_string(), "job/hello unchanged");
+    }
+}

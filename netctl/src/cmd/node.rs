@@ -1,0 +1,243 @@
+//! `netctl node`: runs the node agent, or looks at what it put into this machine's kernel.
+
+use std::{net::Ipv6Addr, path::PathBuf};
+
+use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodePaths};
+use anyhow::bail;
+use hextet_api::token::Token;
+use scheduler_core::{
+    job,
+    quantity::{Cpu, Memory},
+};
+use serde::Serialize;
+
+use super::{asked_to_end, block_on, block_on_threads};
+use crate::{
+    client::variable,
+    print::{self, Format, Row},
+};
+
+/// How a line begins that tells what could not be removed.
+const FAILED: &str = "failed:";
+
+/// Run the node agent, or look at what it put into this machine's kernel
+///
+/// Needs root. Joins a cluster with the line that `netctl server` or `netctl token --for node` printed;
+/// from then on it needs no token, and starts with what it knows when the server is away. Pods go on when
+/// the agent ends.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  netctl node --join hx1-AQEA...
+  netctl node --label disk=ssd --memory 8Gi
+  netctl node show"
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    paths: PathArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// The token of the cluster to join; needed the first time
+    #[arg(long, value_name = "TOKEN")]
+    join: Option<Token>,
+    /// The node's name [default: the token's, else the host's]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// The device to the other nodes [default: that of the default route]
+    #[arg(long, value_name = "IF")]
+    uplink: Option<String>,
+    /// The address to which peers send packets for this node's pods [default: the uplink's]
+    #[arg(long, value_name = "ADDR")]
+    underlay: Option<Ipv6Addr>,
+    /// Who answers neighbour solicitations for pods: auto, ebpf or kernel
+    #[arg(long, value_name = "WHO", default_value = "auto")]
+    ndp: NdpChoice,
+    /// Who translates the pods' IPv4: auto, ebpf or nftables
+    #[arg(long, value_name = "WHO", default_value = "auto")]
+    masquerade: MasqueradeChoice,
+    /// For the constraints of jobs; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// What pods may use in all, such as 4000m [default: what the machine has]
+    #[arg(long, value_name = "CPU")]
+    cpu: Option<Cpu>,
+    /// What pods may use in all, such as 8Gi [default: what the machine has]
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<Memory>,
+}
+
+/// Where an agent keeps its files.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Files")]
+struct PathArgs {
+    /// What survives a reboot [env: HEXTET_NODE_STATE_DIR] [default: /var/lib/hextet/node]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// What does not [env: HEXTET_NODE_RUN_DIR] [default: /run/hextet/node]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// BPF programs and maps [env: HEXTET_NODE_BPF_DIR] [default: /sys/fs/bpf/hextet]
+    #[arg(long, value_name = "DIR")]
+    bpf_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Print what the agent would do to the kernel now
+    ///
+    /// Nothing is printed when the kernel is as it should be.
+    #[command(after_help = "Example:\n  netctl node plan")]
+    Plan(PathArgs),
+    /// Print what the BPF programs have counted
+    ///
+    /// Read from the pinned maps; the agent need not run.
+    #[command(after_help = "Example:\n  netctl node counters")]
+    Counters(PathArgs),
+    /// Show the node: its name, addresses, sysctls and what this kernel can do
+    #[command(after_help = "Example:\n  netctl node show")]
+    Show(PathArgs),
+    /// Stop every pod and leave the machine as it was found
+    ///
+    /// The agent, if it runs, ends too. The node keeps its name and prefix: `netctl node` brings it back.
+    #[command(after_help = "Example:\n  netctl node down")]
+    Down(PathArgs),
+}
+
+impl PathArgs {
+    fn paths(self) -> NodePaths {
+        let choose = |given: Option<PathBuf>, name, default: &str| {
+            given.or_else(|| variable(name)).unwrap_or_else(|| default.into())
+        };
+        NodePaths {
+            state_dir: choose(self.state_dir, "HEXTET_NODE_STATE_DIR", "/var/lib/hextet/node"),
+            run_dir: choose(self.run_dir, "HEXTET_NODE_RUN_DIR", "/run/hextet/node"),
+            bpf_dir: choose(self.bpf_dir, "HEXTET_NODE_BPF_DIR", "/sys/fs/bpf/hextet"),
+        }
+    }
+}
+
+impl Args {
+    fn config(self) -> NodeConfig {
+        let RunArgs { join, name, uplink, underlay, ndp, masquerade, labels, cpu, memory } = self.run;
+        NodeConfig {
+            paths: self.paths.paths(),
+            join,
+            name,
+            uplink,
+            underlay,
+            ndp,
+            masquerade,
+            labels: labels.into_iter().collect(),
+            cpu_millis: cpu.map(|Cpu(millis)| millis),
+            memory_bytes: memory.map(|Memory(bytes)| bytes),
+        }
+    }
+}
+
+/// One counter of one program.
+#[derive(Debug, Serialize)]
+struct CounterRow {
+    program: String,
+    counter: &'static str,
+    count: u64,
+}
+
+impl Row for CounterRow {
+    const HEADER: &'static [&'static str] = &["PROGRAM", "COUNTER", "COUNT"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.program.clone(), self.counter.to_owned(), self.count.to_string()]
+    }
+}
+
+pub(super) fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    match args.command {
+        None => block_on_threads(::node::run(args.config(), asked_to_end())),
+        Some(Command::Plan(paths)) => block_on(plan(paths.paths(), format)),
+        Some(Command::Show(paths)) => block_on(show(paths.paths(), format)),
+        Some(Command::Down(paths)) => block_on(down(paths.paths(), format)),
+        Some(Command::Counters(paths)) => counters(&paths.paths(), format),
+    }
+}
+
+async fn plan(paths: NodePaths, format: Format) -> anyhow::Result<()> {
+    list(&::node::plan(&paths).await?, format)
+}
+
+async fn show(paths: NodePaths, format: Format) -> anyhow::Result<()> {
+    let view = ::node::show(&paths).await?;
+    print::to_stdout(|out| print::one(out, format, &view))
+}
+
+async fn down(paths: NodePaths, format: Format) -> anyhow::Result<()> {
+    let lines = ::node::down(&paths).await?;
+    list(&lines, format)?;
+    match lines.iter().filter(|line| line.starts_with(FAILED)).count() {
+        0 => Ok(()),
+        1 => bail!("one thing could not be removed: see the line with `{FAILED}`, then try again"),
+        failed => {
+            bail!("{failed} things could not be removed: see the lines with `{FAILED}`, then try again")
+        }
+    }
+}
+
+fn counters(paths: &NodePaths, format: Format) -> anyhow::Result<()> {
+    let row = |counter: dataplane::Counter| CounterRow {
+        program: counter.program.to_string(),
+        counter: counter.name,
+        count: counter.count,
+    };
+    let rows: Vec<CounterRow> = ::node::counters(paths)?.into_iter().map(row).collect();
+    print::to_stdout(|out| print::rows(out, format, &rows))
+}
+
+fn list(lines: &[String], format: Format) -> anyhow::Result<()> {
+    print::to_stdout(|out| match format {
+        Format::Table => Ok(print::lines(out, lines.iter().map(String::as_str))?),
+        Format::Json | Format::Yaml => print::value(out, format, &lines),
+    })
+}
+
+/// `KEY=VALUE`.
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("give KEY=VALUE, such as disk=ssd")?;
+    job::check_label(key, value).map_err(|error| error.to_string())?;
+    match key {
+        // It is the node's name in the constraints of jobs.
+        "node" => Err("the label `node` is the node's name: give --name".to_owned()),
+        _ => Ok((key.to_owned(), value.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_key_and_value() {
+        assert_eq!(label("disk=ssd"), Ok(("disk".into(), "ssd".into())));
+        assert_eq!(label("a=b=c"), Ok(("a".into(), "b=c".into())));
+        for wrong in ["disk", "=ssd", "disk=", "node=n2"] {
+            assert!(label(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn counters_are_a_table() {
+        let row = |counter, count| CounterRow { program: "pod_guard".into(), counter, count };
+        let mut out = Vec::new();
+        print::rows(&mut out, Format::Table, &[row("passed", 12), row("spoofed", 0)]).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "PROGRAM    COUNTER  COUNT\npod_guard  passed   12\npod_guard  spoofed  0\n"
+        );
+    }
+}

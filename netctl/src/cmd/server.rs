@@ -1,0 +1,82 @@
+//! `netctl server`: runs the control plane.
+
+use std::{io, io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
+
+use hextet_api::{DEFAULT_SOCKET, token::is_host_and_port};
+use ipnetwork::Ipv4Network;
+use scheduler::server::{Ready, ServerConfig};
+
+use super::{asked_to_end, block_on_threads};
+use crate::duration;
+
+/// Run the control plane
+///
+/// The first start makes the cluster: its prefix, its certificate authority, its store. It prints the line
+/// to paste on the first node; `netctl token` makes more. Logs go to stderr.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  netctl server
+  netctl server --listen '[2001:db8:1::11]:4679' --advertise n1.example:4679")]
+pub(super) struct Args {
+    /// Where the cluster's state and keys are kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/hextet/server")]
+    state_dir: PathBuf,
+    /// Where to listen for nodes, people and load balancers; may be repeated
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:4679")]
+    listen: Vec<SocketAddr>,
+    /// The socket for root on this machine
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// How others reach this server, for tokens; may be repeated [default: this machine's addresses]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
+    advertise: Vec<String>,
+    /// How long a node may be silent before its pods are replaced
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
+    lease: Duration,
+    /// The IPv4 range that every node gives to its own pods; decided at the first start
+    #[arg(long, value_name = "PREFIX", default_value = "10.254.0.0/20", value_parser = ipv4_prefix)]
+    pod_ipv4: Ipv4Network,
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    if is_host_and_port(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("give HOST:PORT, such as n1.example:4679 or [2001:db8::1]:4679".to_owned())
+    }
+}
+
+fn ipv4_prefix(text: &str) -> Result<Ipv4Network, String> {
+    let network: Ipv4Network =
+        text.parse().map_err(|_| "give ADDRESS/LENGTH, such as 10.254.0.0/20".to_owned())?;
+    if network.network() != network.ip() {
+        let meant = format!("{}/{}", network.network(), network.prefix());
+        return Err(format!("bits are set behind the prefix: did you mean {meant}?"));
+    }
+    Ok(network)
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let config = ServerConfig {
+        state_dir: args.state_dir,
+        listen: args.listen,
+        socket: args.socket,
+        advertise: args.advertise,
+        lease: args.lease,
+        pod_ipv4: args.pod_ipv4,
+    };
+    block_on_threads(scheduler::server::run(config, asked_to_end(), announce))
+}
+
+/// Prints the line to paste on the first node. A server that is up stays up when nobody reads it.
+fn announce(ready: &Ready) {
+    let Some(token) = &ready.join_token else { return };
+    let mut out = io::stdout().lock();
+    let printed = writeln!(out, "netctl node --join {token}").and_then(|()| out.flush());
+    if let Err(error) = printed {
+        tracing::warn!(
+            "cannot print the line for the first node ({error}): `netctl token --for node` makes another"
+        );
+    }
+}

@@ -1,0 +1,536 @@
+//! The agent's one loop: what the server, the kernel, the pods and root say in, reconciliation out.
+//!
+//! Everything that is decided is decided in pure modules ([`crate::assignment`], [`crate::pod_state`],
+//! [`crate::desired`]); here it is put in order: an assignment is durable before it is acted on, a pod's network
+//! is complete before its supervisor starts, and its supervisor is gone before its network goes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv6Addr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use dataplane::{ApplyError, Changes, Dataplane, Op, UplinkInfo, plan, plan_teardown};
+use dataplane_core::{Action, Desired};
+use hextet_api::v1;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    assignment::{self, Assignment},
+    attach::{FromServer, Hello},
+    backoff::Backoff,
+    config::NodePaths,
+    desired::{Backends, Underlay, desired},
+    identity::Identity,
+    keeper::News,
+    local::{Answer, Call, Request},
+    log_sender::LogSender,
+    pod_state::{Event, Stage},
+    pods::{Duty, Pods},
+    reports::Reports,
+    store::{Settings, Store},
+    teardown,
+    view::{NodeView, PodView},
+};
+
+/// However quiet the kernel is, it is looked at this often.
+const AUDIT_PERIOD: Duration = Duration::from_secs(30);
+const SWEEP_PERIOD: Duration = Duration::from_secs(10);
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Operations of one reconciliation that are logged one by one.
+const OPS_LOGGED_MAX: usize = 30;
+
+/// Which device leads to the other nodes, and under which address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct UplinkChoice {
+    pub(crate) device: Option<String>,
+    pub(crate) address: Option<Ipv6Addr>,
+}
+
+/// What the agent is made of.
+pub(crate) struct Agent {
+    pub(crate) paths: NodePaths,
+    pub(crate) identity: Identity,
+    pub(crate) store: Arc<Store>,
+    pub(crate) dataplane: Dataplane,
+    pub(crate) backends: Backends,
+    pub(crate) uplink: UplinkChoice,
+    pub(crate) assignment: Assignment,
+    pub(crate) pods: Pods,
+    pub(crate) hello: watch::Sender<Hello>,
+    pub(crate) reports: Reports,
+    pub(crate) logs: LogSender,
+    pub(crate) schedule: Schedule,
+    pub(crate) underlay: Option<Underlay>,
+}
+
+/// What the agent listens to.
+pub(crate) struct Inbox {
+    pub(crate) server: mpsc::Receiver<FromServer>,
+    pub(crate) keepers: mpsc::Receiver<(String, News)>,
+    pub(crate) retries: mpsc::Receiver<String>,
+    pub(crate) calls: mpsc::Receiver<Call>,
+    pub(crate) changes: Option<Changes>,
+}
+
+/// When to look at the kernel next.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    due: Option<Instant>,
+    /// While it fails, changes of the kernel do not make it sooner.
+    not_before: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Schedule {
+    pub(crate) fn new() -> Schedule {
+        Schedule {
+            due: Some(Instant::now()),
+            not_before: None,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
+        }
+    }
+
+    /// Something that the node wants has changed.
+    fn now(&mut self) {
+        self.due = Some(Instant::now());
+    }
+
+    /// Something in the kernel has changed, or may have.
+    fn soon(&mut self) {
+        let earliest = self.not_before.unwrap_or_else(Instant::now);
+        self.due = Some(self.due.map_or(earliest, |due| due.min(earliest)));
+    }
+
+    fn begin(&mut self) {
+        self.due = None;
+    }
+
+    fn succeeded(&mut self) {
+        self.not_before = None;
+        self.backoff.reset();
+    }
+
+    fn failed(&mut self) -> Duration {
+        let wait = self.backoff.next(&mut rand::rng());
+        self.not_before = Some(Instant::now() + wait);
+        self.soon();
+        wait
+    }
+
+    async fn wait(due: Option<Instant>) {
+        match due {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Agent {
+    /// Takes over what the store says is to run here, and ends what it does not know.
+    pub(crate) async fn boot(&mut self) {
+        self.pods.clean_up(&self.assignment);
+        let stored = self.assignment.clone();
+        let duties = self.pods.assign(&stored, &stored, true);
+        self.fulfil(duties).await;
+        self.reconcile().await;
+    }
+
+    /// Runs until `shutdown`, or until root takes the node down.
+    pub(crate) async fn run(mut self, mut inbox: Inbox, shutdown: impl Future) -> Result<()> {
+        let mut audit = ticks(AUDIT_PERIOD);
+        let mut sweep = ticks(SWEEP_PERIOD);
+        tokio::pin!(shutdown);
+        loop {
+            let due = self.schedule.due;
+            let room = self.reports.room();
+            tokio::select! {
+                _ = &mut shutdown => {
+                    info!("the agent ends; pods, routes and BPF programs stay and carry traffic");
+                    return Ok(());
+                }
+                Some(message) = inbox.server.recv() => self.hear_server(message).await,
+                Some((pod, news)) = inbox.keepers.recv() => self.hear_keeper(&pod, news).await,
+                Some(pod) = inbox.retries.recv() => self.happen(&pod, Event::RetryDue).await,
+                Some((request, answer)) = inbox.calls.recv() => {
+                    if self.hear_root(request, answer, &mut inbox).await {
+                        return Ok(());
+                    }
+                }
+                () = changed(&mut inbox.changes) => self.schedule.soon(),
+                () = Schedule::wait(due) => self.reconcile().await,
+                permit = room => drop(permit.send(self.reports.take())),
+                _ = audit.tick() => self.schedule.soon(),
+                _ = sweep.tick() => self.sweep(),
+            }
+        }
+    }
+
+    async fn hear_server(&mut self, message: FromServer) {
+        match message {
+            FromServer::Attached { reports, channel } => {
+                self.reports.attached(reports, channel, self.pods.reports());
+            }
+            FromServer::Detached => self.reports.detached(),
+            FromServer::Assignment(assignment) => self.assign(assignment).await,
+            FromServer::ReadLogs(request) => {
+                if let Some(channel) = self.reports.channel() {
+                    self.logs.start(channel, &self.paths, &self.assignment, request);
+                }
+            }
+        }
+    }
+
+    /// Makes the server's word durable, then acts on it.
+    async fn assign(&mut self, message: v1::Assignment) {
+        if !self.assignment.head.epoch.is_empty() && message.epoch != self.assignment.head.epoch {
+            warn!(epoch = message.epoch, "the server has another store than before; its word is followed");
+        }
+        let merged = assignment::merge(&self.identity, &self.assignment, message);
+        for complaint in &merged.complaints {
+            warn!(complaint, "a part of the assignment is not followed");
+        }
+        if !self.commit(merged.next).await {
+            // Only a whole assignment can be followed after one that is lost.
+            self.hello.send_modify(|hello| hello.resets += 1);
+            return;
+        }
+        merged.unknown.iter().for_each(|pod| self.reports.gone(pod));
+    }
+
+    /// Replaces the assignment in the store and then here; false when the store cannot be written.
+    async fn commit(&mut self, next: Assignment) -> bool {
+        let old = self.assignment.clone();
+        let store = self.store.clone();
+        let written =
+            tokio::task::spawn_blocking(move || store.commit(&old, &next).map(|()| (old, next))).await;
+        let (old, next) = match written.context("the store's thread failed").and_then(|result| Ok(result?)) {
+            Ok(both) => both,
+            Err(error) => {
+                error!(error = format!("{error:#}"), "the assignment is not followed: it cannot be kept");
+                return false;
+            }
+        };
+        let head = next.head.clone();
+        self.hello.send_modify(|hello| {
+            (hello.rest.epoch, hello.rest.revision) = (head.epoch, head.revision);
+        });
+        self.assignment = next;
+        let duties = self.pods.assign(&old, &self.assignment, false);
+        Box::pin(self.fulfil(duties)).await;
+        true
+    }
+
+    async fn hear_keeper(&mut self, pod: &str, news: News) {
+        let Some(record) = self.assignment.pods.get(pod) else { return };
+        let duties = self.pods.heard(pod, record, news);
+        self.fulfil(duties).await;
+        self.reports.pod(pod, self.pods.report(pod));
+    }
+
+    async fn happen(&mut self, pod: &str, event: Event) {
+        let Some(record) = self.assignment.pods.get(pod) else { return };
+        let duties = self.pods.happen(pod, record, event);
+        self.fulfil(duties).await;
+        self.reports.pod(pod, self.pods.report(pod));
+    }
+
+    async fn fulfil(&mut self, duties: Vec<Duty>) {
+        for duty in duties {
+            match duty {
+                Duty::Reconcile => self.schedule.now(),
+                Duty::Finish(pod) => self.finish(&pod).await,
+            }
+        }
+    }
+
+    /// Nothing of the pod runs and nothing is in the kernel: its folders and its record go, in this order, and
+    /// it is reported gone. What fails is tried again with the next look at the kernel.
+    async fn finish(&mut self, pod: &str) {
+        let again = self.assignment.pods.get(pod).is_some_and(|record| !record.removing);
+        if let Err(error) = self.pods.finish(pod, again) {
+            warn!(pod, %error, "the folder of a removed pod cannot be removed");
+            return;
+        }
+        if again {
+            self.schedule.now();
+        } else {
+            let next = assignment::forget(&self.identity, &self.assignment, pod);
+            if self.commit(next).await {
+                self.reports.gone(pod);
+            }
+        }
+    }
+
+    /// Brings the kernel to what is wanted, and the pods on from there.
+    async fn reconcile(&mut self) {
+        self.schedule.begin();
+        if let Err(error) = self.refresh_underlay().await {
+            let wait = self.schedule.failed();
+            warn!(error = format!("{error:#}"), ?wait, "the uplink is not there yet");
+        }
+        let Some(desired) = self.desired() else { return };
+        let reconciled = match self.dataplane.reconcile(&desired).await {
+            Ok(reconciled) => reconciled,
+            Err(error) => {
+                let wait = self.schedule.failed();
+                warn!(error = format!("{:#}", anyhow::Error::new(error)), ?wait, "cannot read the kernel");
+                return;
+            }
+        };
+        log_ops(&reconciled.ops, &reconciled.failures);
+        if reconciled.failures.is_empty() {
+            self.schedule.succeeded();
+        } else {
+            let wait = self.schedule.failed();
+            warn!(
+                failed = reconciled.failures.len(),
+                ?wait,
+                "the kernel is not as it should be, trying again"
+            );
+        }
+        let mut events = self.network_events(&desired, &failures_by_pod(&reconciled.failures));
+        events.extend(replaced(&reconciled.ops).map(|pod| (pod, Event::NetworkReplaced)));
+        for (pod, event) in events {
+            self.happen(&pod, event).await;
+        }
+    }
+
+    /// What the reconciliation means for each pod that waits for it.
+    fn network_events(&self, desired: &Desired, failures: &BTreeMap<String, String>) -> Vec<(String, Event)> {
+        let event = |id: &String| match self.pods.stage(id)? {
+            Stage::Networking(_) => Some(match (failures.get(id), desired.pods.contains_key(id)) {
+                (Some(why), _) => Event::NetworkFailed(why.clone()),
+                (None, true) => Event::NetworkReady,
+                (None, false) => Event::NetworkFailed(self.why_not_desired(id)),
+            }),
+            Stage::Unlinking(_) => Some(match failures.get(id) {
+                Some(why) => Event::NetworkFailed(why.clone()),
+                None => Event::NetworkGone,
+            }),
+            _ => None,
+        };
+        self.pods.ids().into_iter().filter_map(|id| event(&id).map(|event| (id, event))).collect()
+    }
+
+    fn why_not_desired(&self, pod: &str) -> String {
+        let problem = self.assignment.pods.get(pod).and_then(|record| record.problem.clone());
+        problem.unwrap_or_else(|| format!("no IPv4 address is free in {}", self.identity.pod_ipv4))
+    }
+
+    fn desired(&self) -> Option<Desired> {
+        let underlay = self.underlay.as_ref()?;
+        let absent = |pod: &str| self.pods.is_absent(pod);
+        Some(desired(&self.identity, &self.assignment, underlay, self.backends, absent))
+    }
+
+    /// Looks for the uplink and its addresses; the server is told when they are others than before.
+    pub(crate) async fn refresh_underlay(&mut self) -> Result<()> {
+        let now = underlay(&self.dataplane, &self.uplink).await?;
+        if self.underlay.as_ref() != Some(&now) {
+            info!(device = now.device, address = %now.address, ipv4 = ?now.ipv4, "uplink");
+            self.hello.send_modify(|hello| {
+                (hello.underlay, hello.underlay_v4) = (Some(now.address), now.ipv4);
+            });
+            self.underlay = Some(now);
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self) {
+        match self.dataplane.sweep_flows() {
+            Ok(0) => {}
+            Ok(freed) => debug!(freed, "masquerade flows have expired"),
+            Err(error) => {
+                warn!(error = format!("{:#}", anyhow::Error::new(error)), "cannot sweep masquerade flows")
+            }
+        }
+    }
+
+    /// Answers root; true when the node is down and the agent ends.
+    async fn hear_root(
+        &mut self,
+        request: Request,
+        answer: oneshot::Sender<Answer>,
+        inbox: &mut Inbox,
+    ) -> bool {
+        let result = match request {
+            Request::Plan => self.plan().await.map(Answer::Lines),
+            Request::Show => Ok(Answer::View(Box::new(self.view()))),
+            Request::Down => self.down(inbox).await.map(Answer::Lines),
+        };
+        let down = request == Request::Down && result.is_ok();
+        let said = result.unwrap_or_else(|error| Answer::Error(format!("{error:#}")));
+        // Who asked may have gone.
+        let _ = answer.send(said);
+        if down {
+            // The answer is written by another task.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        down
+    }
+
+    async fn plan(&mut self) -> Result<Vec<String>> {
+        let desired = self.desired().context("the uplink is not there: nothing can be planned")?;
+        let observed = self.dataplane.observe(&desired).await?;
+        Ok(plan(&desired, &observed).iter().map(Op::to_string).collect())
+    }
+
+    async fn down(&mut self, inbox: &mut Inbox) -> Result<Vec<String>> {
+        info!("taking the node down");
+        // Keepers that end have something to say that nobody needs to hear.
+        inbox.keepers.close();
+        while inbox.keepers.try_recv().is_ok() {}
+        self.pods.release().await;
+        let planned = match self.desired() {
+            Some(desired) => planned_teardown(&mut self.dataplane, &desired).await,
+            None => Vec::new(),
+        };
+        teardown::all(&self.paths, &mut self.dataplane, planned).await
+    }
+
+    fn view(&self) -> NodeView {
+        let pods = self.assignment.pods.iter().map(|(id, record)| (id.clone(), self.pod_view(id, record)));
+        NodeView {
+            agent_pid: Some(std::process::id()),
+            attached: self.reports.channel().is_some(),
+            pods: pods.collect(),
+            ..view(&self.identity, &self.assignment, self.backends, self.underlay.as_ref(), &self.dataplane)
+        }
+    }
+
+    fn pod_view(&self, id: &str, record: &assignment::PodRecord) -> PodView {
+        let report = self.pods.report(id);
+        let state = match (self.pods.stage(id), &report) {
+            (Some(Stage::Stopping | Stage::Unlinking(_)), _) => "ending".to_owned(),
+            (_, Some(report)) => format!("{:?}", report.phase).to_lowercase(),
+            _ => "unknown".to_owned(),
+        };
+        let (message, restarts) = report.map(|report| (report.message, report.restarts)).unwrap_or_default();
+        PodView { address: record.address, ipv4: record.ipv4, state, message, restarts }
+    }
+}
+
+/// The node as its store describes it.
+pub(crate) fn view(
+    identity: &Identity,
+    assignment: &Assignment,
+    backends: Backends,
+    underlay: Option<&Underlay>,
+    dataplane: &Dataplane,
+) -> NodeView {
+    let stored = |record: &assignment::PodRecord| PodView {
+        address: record.address,
+        ipv4: record.ipv4,
+        state: if record.removing { "ending" } else { "unknown" }.to_owned(),
+        message: record.problem.clone().unwrap_or_default(),
+        restarts: 0,
+    };
+    NodeView {
+        name: identity.name.clone(),
+        agent_pid: None,
+        cluster: identity.cluster,
+        prefix: identity.prefix,
+        uplink: underlay.map(|underlay| underlay.device.clone()),
+        underlay: underlay.map(|underlay| underlay.address),
+        underlay_ipv4: underlay.and_then(|underlay| underlay.ipv4),
+        ndp: backends.ndp.to_string(),
+        masquerade: backends.masquerade.to_string(),
+        servers: identity.credentials.servers.clone(),
+        attached: false,
+        revision: assignment.head.revision,
+        peers: assignment
+            .peers
+            .iter()
+            .map(|(name, peer)| (name.clone(), (peer.prefix, peer.underlay)))
+            .collect(),
+        pods: assignment.pods.iter().map(|(id, record)| (id.clone(), stored(record))).collect(),
+        features: dataplane.features().to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+/// The uplink that was chosen, as it is now.
+pub(crate) async fn underlay(dataplane: &Dataplane, choice: &UplinkChoice) -> Result<Underlay> {
+    let info: UplinkInfo = match &choice.device {
+        Some(name) => dataplane.uplink(name).await?,
+        None => dataplane.default_uplink().await?,
+    };
+    let address = choice.address.or(info.ipv6).with_context(|| {
+        format!("device {} has no global or unique local IPv6 address: give it one, or name another with --underlay", info.name)
+    })?;
+    Ok(Underlay { device: info.name, address, ipv4: info.ipv4 })
+}
+
+impl UplinkChoice {
+    pub(crate) fn of(settings: &Settings) -> UplinkChoice {
+        UplinkChoice { device: settings.uplink.clone(), address: settings.underlay }
+    }
+}
+
+/// What a teardown will take out of the kernel, a line each; empty when it cannot be told.
+pub(crate) async fn planned_teardown(dataplane: &mut Dataplane, desired: &Desired) -> Vec<String> {
+    match dataplane.observe(desired).await {
+        Ok(observed) => plan_teardown(&observed).iter().map(Op::to_string).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn changed(changes: &mut Option<Changes>) {
+    match changes {
+        Some(changes) => changes.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Pods whose network namespace was made.
+fn replaced(ops: &[Op]) -> impl Iterator<Item = String> {
+    ops.iter().filter(|op| op.action == Action::NetnsAdd).filter_map(|op| op.pod.clone())
+}
+
+/// The first failure of each pod.
+fn failures_by_pod(failures: &[(Op, ApplyError)]) -> BTreeMap<String, String> {
+    let mut first = BTreeMap::new();
+    for (op, error) in failures {
+        if let Some(pod) = &op.pod {
+            first.entry(pod.clone()).or_insert_with(|| format!("{op}: {}", chain(error)));
+        }
+    }
+    first
+}
+
+fn log_ops(ops: &[Op], failures: &[(Op, ApplyError)]) {
+    if ops.len() > OPS_LOGGED_MAX {
+        let pods: BTreeSet<&String> = ops.iter().filter_map(|op| op.pod.as_ref()).collect();
+        info!(operations = ops.len(), pods = pods.len(), failed = failures.len(), "kernel changed");
+        ops.iter().for_each(|op| debug!("{op}"));
+    } else {
+        ops.iter().for_each(|op| info!("{op}"));
+    }
+    for (op, error) in failures.iter().take(OPS_LOGGED_MAX) {
+        warn!(error = chain(error), "failed: {op}");
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
+}

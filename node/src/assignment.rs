@@ -1,0 +1,389 @@
+//! What the node was told to run, and how one more message of the server changes that.
+//!
+//! Pure: a message and the present assignment in, the next assignment out. A pod that the message gets wrong
+//! is kept with its problem, so that it is reported, and does not spoil the others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use hextet_address::NodePrefix;
+use hextet_api::v1;
+use ipnetwork::{Ipv4Network, Ipv6Network};
+use serde::{Deserialize, Serialize};
+
+use crate::{identity::Identity, pod_ipv4};
+
+/// A label of RFC 1123 with the length that the longest pod id has: `JOB-GROUP-xxxxx`.
+const POD_ID_BYTES_MAX: usize = 80;
+const TASK_NAME_BYTES_MAX: usize = 32;
+const TASKS_MAX: usize = 16;
+/// The lease when the server names none.
+const LEASE_MS_DEFAULT: u32 = 5_000;
+
+/// Everything that the node was told, and what it decided about its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Assignment {
+    pub(crate) head: Head,
+    pub(crate) peers: BTreeMap<String, Peer>,
+    pub(crate) pods: BTreeMap<String, PodRecord>,
+}
+
+/// Which state of the cluster the assignment is from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    pub(crate) epoch: String,
+    pub(crate) revision: u64,
+    pub(crate) lease_ms: u32,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Peer {
+    pub(crate) prefix: NodePrefix,
+    pub(crate) underlay: Ipv6Addr,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PodRecord {
+    pub(crate) job: String,
+    pub(crate) group: String,
+    pub(crate) job_version: u32,
+    pub(crate) address: Ipv6Addr,
+    pub(crate) tasks: Vec<Task>,
+    /// Chosen by the node; none while the range is used up.
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    /// Must end; the record goes when nothing is left of the pod.
+    #[serde(default)]
+    pub(crate) removing: bool,
+    /// Why it cannot run.
+    #[serde(default)]
+    pub(crate) problem: Option<String>,
+}
+
+/// A process of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Task {
+    pub(crate) name: String,
+    pub(crate) exec: Vec<String>,
+    pub(crate) env: BTreeMap<String, String>,
+}
+
+/// What a message made of the assignment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Merged {
+    pub(crate) next: Assignment,
+    /// Pods that the server wants gone and that are not here: gone already.
+    pub(crate) unknown: BTreeSet<String>,
+    /// What of the message could not be used.
+    pub(crate) complaints: Vec<String>,
+}
+
+/// The assignment after `message`.
+pub(crate) fn merge(identity: &Identity, now: &Assignment, message: v1::Assignment) -> Merged {
+    let mut merged = Merged { next: now.clone(), ..Merged::default() };
+    merged.next.head = head(&message);
+    if message.full {
+        merged.next.peers.clear();
+        mark_unnamed(&mut merged.next.pods, &message.pods);
+    }
+    for name in &message.removed_peers {
+        merged.next.peers.remove(name);
+    }
+    for peer in message.peers {
+        merged.take_peer(identity, peer);
+    }
+    for id in message.removed_pods {
+        match merged.next.pods.get_mut(&id) {
+            Some(pod) => pod.removing = true,
+            None => drop(merged.unknown.insert(id)),
+        }
+    }
+    for pod in message.pods {
+        merged.take_pod(identity, pod);
+    }
+    give_ipv4(identity.pod_ipv4, &mut merged.next.pods);
+    merged
+}
+
+/// Removes the record of a pod of which nothing is left; its IPv4 address may go to one that waits for it.
+pub(crate) fn forget(identity: &Identity, now: &Assignment, pod: &str) -> Assignment {
+    let mut next = now.clone();
+    next.pods.remove(pod);
+    give_ipv4(identity.pod_ipv4, &mut next.pods);
+    next
+}
+
+fn head(message: &v1::Assignment) -> Head {
+    let lease_ms = if message.lease_ms == 0 { LEASE_MS_DEFAULT } else { message.lease_ms };
+    Head { epoch: message.epoch.clone(), revision: message.revision, lease_ms }
+}
+
+/// A full message ends what it does not name.
+fn mark_unnamed(pods: &mut BTreeMap<String, PodRecord>, named: &[v1::PodAssignment]) {
+    let named: BTreeSet<&str> = named.iter().map(|pod| pod.id.as_str()).collect();
+    for (id, pod) in pods {
+        pod.removing |= !named.contains(id.as_str());
+    }
+}
+
+/// Gives the lowest free address to each pod that has none, in the order of their ids.
+fn give_ipv4(range: Ipv4Network, pods: &mut BTreeMap<String, PodRecord>) {
+    let mut used: BTreeSet<Ipv4Addr> = pods.values().filter_map(|pod| pod.ipv4).collect();
+    for pod in pods.values_mut().filter(|pod| pod.ipv4.is_none() && pod.problem.is_none()) {
+        pod.ipv4 = pod_ipv4::lowest_free(range, &used);
+        used.extend(pod.ipv4);
+    }
+}
+
+impl Merged {
+    fn take_peer(&mut self, identity: &Identity, peer: v1::Peer) {
+        match peer_of(identity, &peer) {
+            Ok(known) => drop(self.next.peers.insert(peer.name, known)),
+            Err(why) => self.complaints.push(format!("peer {:?}: {why}", peer.name)),
+        }
+    }
+
+    fn take_pod(&mut self, identity: &Identity, pod: v1::PodAssignment) {
+        if !is_label(&pod.id, POD_ID_BYTES_MAX) {
+            self.complaints.push(format!("pod {:?}: the id is not a name", pod.id));
+            return;
+        }
+        let known = self.next.pods.get(&pod.id);
+        let record = record(identity, &pod, known);
+        if let Some(problem) = &record.problem {
+            self.complaints.push(format!("pod {}: {problem}", pod.id));
+        }
+        self.next.pods.insert(pod.id, record);
+    }
+}
+
+fn peer_of(identity: &Identity, peer: &v1::Peer) -> Result<Peer, &'static str> {
+    let prefix = peer.prefix.as_ref().and_then(ipv6_network).ok_or("it has no prefix")?;
+    let prefix = NodePrefix::new(prefix).map_err(|_| "its prefix is not a /64")?;
+    if !identity.cluster.network().contains(prefix.network().network()) || prefix == identity.prefix {
+        return Err("its prefix is not one of another node of this cluster");
+    }
+    Ok(Peer { prefix, underlay: ipv6(&peer.underlay).ok_or("it has no underlay address")? })
+}
+
+/// The record of `pod`, with what the node decided when it was told of it before.
+fn record(identity: &Identity, pod: &v1::PodAssignment, known: Option<&PodRecord>) -> PodRecord {
+    let address = ipv6(&pod.address);
+    let tasks = pod.tasks.iter().map(task).collect();
+    let problem = problem(identity, address, pod, known);
+    PodRecord {
+        job: pod.job.clone(),
+        group: pod.group.clone(),
+        job_version: pod.job_version,
+        address: known.map(|known| known.address).or(address).unwrap_or(Ipv6Addr::UNSPECIFIED),
+        tasks,
+        ipv4: known.and_then(|known| known.ipv4),
+        removing: false,
+        problem: problem.map(str::to_owned),
+    }
+}
+
+fn problem(
+    identity: &Identity,
+    address: Option<Ipv6Addr>,
+    pod: &v1::PodAssignment,
+    known: Option<&PodRecord>,
+) -> Option<&'static str> {
+    let Some(address) = address else { return Some("the server gave it no address") };
+    let group = address.to_bits() & 0xff_ffff;
+    if !identity.prefix.contains(address) || group != u128::from(identity.group.bits()) {
+        return Some("the server gave it an address that is not of this node");
+    }
+    if known.is_some_and(|known| known.address != address && known.problem.is_none()) {
+        return Some("the server gave it a second address");
+    }
+    let fits = |task: &v1::Task| {
+        is_label(&task.name, TASK_NAME_BYTES_MAX)
+            && task.exec.first().is_some_and(|program| program.starts_with('/'))
+            && task
+                .exec
+                .iter()
+                .chain(task.env.keys())
+                .chain(task.env.values())
+                .all(|text| !text.contains('\0'))
+            && task.env.keys().all(|key| !key.is_empty() && !key.contains('='))
+    };
+    if pod.tasks.is_empty() || pod.tasks.len() > TASKS_MAX || !pod.tasks.iter().all(fits) {
+        return Some("the server gave it a task that cannot be started");
+    }
+    None
+}
+
+fn task(task: &v1::Task) -> Task {
+    Task { name: task.name.clone(), exec: task.exec.clone(), env: task.env.clone() }
+}
+
+/// Whether `text` is safe as the name of a folder, a namespace and a link alias.
+fn is_label(text: &str, bytes_max: usize) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty()
+        && text.len() <= bytes_max
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+pub(crate) fn ipv6(bytes: &[u8]) -> Option<Ipv6Addr> {
+    <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from)
+}
+
+pub(crate) fn ipv6_network(prefix: &v1::Ipv6Prefix) -> Option<Ipv6Network> {
+    Ipv6Network::new(ipv6(&prefix.address)?, u8::try_from(prefix.length_bits).ok()?).ok()
+}
+
+pub(crate) fn ipv4_network(prefix: &v1::Ipv4Prefix) -> Option<Ipv4Network> {
+    let address = <[u8; 4]>::try_from(prefix.address.as_slice()).ok()?;
+    Ipv4Network::new(address.into(), u8::try_from(prefix.length_bits).ok()?).ok()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::identity::tests::identity;
+
+    pub(crate) fn pod(id: &str, host: u16) -> v1::PodAssignment {
+        v1::PodAssignment {
+            id: id.into(),
+            job: "hello".into(),
+            group: "web".into(),
+            address: address(host).octets().to_vec(),
+            tasks: vec![v1::Task {
+                name: "server".into(),
+                exec: vec!["/bin/true".into()],
+                ..v1::Task::default()
+            }],
+            job_version: 1,
+        }
+    }
+
+    pub(crate) fn address(host: u16) -> Ipv6Addr {
+        format!("fd00:1:2:a::{host:x}:0bcc:ddee").parse().unwrap()
+    }
+
+    fn full(pods: Vec<v1::PodAssignment>) -> v1::Assignment {
+        v1::Assignment { epoch: "e".into(), revision: 7, full: true, pods, ..v1::Assignment::default() }
+    }
+
+    fn peer(name: &str, subnet: u16) -> v1::Peer {
+        let prefix: Ipv6Addr = format!("fd00:1:2:{subnet:x}::").parse().unwrap();
+        v1::Peer {
+            name: name.into(),
+            prefix: Some(v1::Ipv6Prefix { address: prefix.octets().to_vec(), length_bits: 64 }),
+            underlay: "2001:db8:1::12".parse::<Ipv6Addr>().unwrap().octets().to_vec(),
+        }
+    }
+
+    fn after(now: &Assignment, message: v1::Assignment) -> Assignment {
+        let merged = merge(&identity(), now, message);
+        assert_eq!(merged.complaints, Vec::<String>::new());
+        merged.next
+    }
+
+    fn problem_of(change: impl FnOnce(&mut v1::PodAssignment)) -> String {
+        let mut wrong = pod("a", 1);
+        change(&mut wrong);
+        let merged = merge(&identity(), &Assignment::default(), full(vec![wrong, pod("b", 2)]));
+        assert_eq!(merged.next.pods["b"].problem, None, "the other pod is fine");
+        merged.complaints.join("; ")
+    }
+
+    #[test]
+    fn each_pod_gets_the_lowest_free_ipv4_and_keeps_it() {
+        let one = after(&Assignment::default(), full(vec![pod("b", 2)]));
+        let two = after(&one, full(vec![pod("a", 1), pod("b", 2)]));
+        assert_eq!(two.pods["b"].ipv4, Some("10.254.0.1".parse().unwrap()));
+        assert_eq!(two.pods["a"].ipv4, Some("10.254.0.2".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_a_full_message_does_not_name_ends() {
+        let message = v1::Assignment { peers: vec![peer("n2", 0xb)], ..full(vec![pod("a", 1), pod("b", 2)]) };
+        let one = after(&Assignment::default(), message);
+        let two = after(&one, full(vec![pod("b", 2)]));
+        assert!(two.pods["a"].removing && !two.pods["b"].removing);
+        assert!(two.peers.is_empty());
+    }
+
+    #[test]
+    fn a_delta_changes_only_what_it_names() {
+        let one = after(&Assignment::default(), full(vec![pod("a", 1), pod("b", 2)]));
+        let delta = v1::Assignment { full: false, removed_pods: vec!["a".into()], ..full(vec![pod("c", 3)]) };
+        let two = after(&one, delta);
+        assert!(two.pods["a"].removing);
+        assert_eq!(two.pods["b"], one.pods["b"]);
+        assert_eq!(two.pods.len(), 3);
+    }
+
+    #[test]
+    fn a_removed_pod_that_is_not_here_is_gone_already() {
+        let message = v1::Assignment { removed_pods: vec!["old".into()], ..full(vec![]) };
+        let merged = merge(&identity(), &Assignment::default(), message);
+        assert_eq!(merged.unknown, BTreeSet::from(["old".to_owned()]));
+    }
+
+    #[test]
+    fn the_ipv4_of_a_pod_that_is_ending_is_not_free_yet() {
+        let one = after(&Assignment::default(), full(vec![pod("a", 1)]));
+        let two = after(&one, full(vec![pod("b", 2)]));
+        assert_eq!(two.pods["b"].ipv4, Some("10.254.0.2".parse().unwrap()));
+        let three = after(&forget(&identity(), &two, "a"), full(vec![pod("b", 2), pod("c", 3)]));
+        assert_eq!(three.pods["c"].ipv4, Some("10.254.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_pod_that_waited_for_an_ipv4_gets_the_one_that_is_freed() {
+        let identity = Identity { pod_ipv4: "10.0.0.0/30".parse().unwrap(), ..identity() };
+        let pods = vec![pod("a", 1), pod("b", 2), pod("c", 3)];
+        let one = merge(&identity, &Assignment::default(), full(pods)).next;
+        assert_eq!(one.pods["c"].ipv4, None);
+        assert_eq!(forget(&identity, &one, "a").pods["c"].ipv4, Some("10.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_pod_that_is_wrong_is_kept_with_its_problem() {
+        let foreign = |pod: &mut v1::PodAssignment| pod.address = vec![0xfd; 16];
+        assert_eq!(problem_of(foreign), "pod a: the server gave it an address that is not of this node");
+        let other_group = |pod: &mut v1::PodAssignment| pod.address[15] ^= 1;
+        assert_eq!(problem_of(other_group), "pod a: the server gave it an address that is not of this node");
+        assert_eq!(problem_of(|pod| pod.address.clear()), "pod a: the server gave it no address");
+        let task = "pod a: the server gave it a task that cannot be started";
+        assert_eq!(problem_of(|pod| pod.tasks.clear()), task);
+        assert_eq!(problem_of(|pod| pod.tasks[0].name = "../x".into()), task);
+        assert_eq!(problem_of(|pod| pod.tasks[0].exec = vec!["sh".into()]), task);
+        assert_eq!(problem_of(|pod| pod.tasks[0].exec.push("a\0b".into())), task);
+    }
+
+    #[test]
+    fn an_id_that_is_not_a_name_is_never_kept() {
+        for id in ["", "../../etc", "A", "-a", "a-", "a.b", &"a".repeat(81)] {
+            let merged = merge(&identity(), &Assignment::default(), full(vec![pod(id, 1)]));
+            assert!(merged.next.pods.is_empty() && merged.complaints.len() == 1, "{id}");
+        }
+    }
+
+    #[test]
+    fn an_address_names_one_pod_for_ever() {
+        let one = after(&Assignment::default(), full(vec![pod("a", 1)]));
+        let merged = merge(&identity(), &one, full(vec![pod("a", 2)]));
+        assert_eq!(merged.complaints, ["pod a: the server gave it a second address"]);
+        assert_eq!(merged.next.pods["a"].address, address(1));
+    }
+
+    #[test]
+    fn a_peer_outside_the_cluster_is_refused() {
+        let mut outside = peer("n2", 0xb);
+        outside.prefix.as_mut().unwrap().address[1] = 9;
+        let message = v1::Assignment { peers: vec![outside, peer("n3", 0xc)], ..full(vec![]) };
+        let merged = merge(&identity(), &Assignment::default(), message);
+        assert_eq!(merged.next.peers.keys().collect::<Vec<_>>(), ["n3"]);
+        assert_eq!(merged.complaints.len(), 1);
+    }
+}

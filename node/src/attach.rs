@@ -1,0 +1,196 @@
+//! The agent's stream to the server: connects for ever, holds the lease, passes messages both ways.
+//!
+//! It decides nothing. The heartbeats have a task of their own, so that nothing that the agent does delays them.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use hextet_api::{
+    connect::{Credentials, mutual_tls},
+    v1::{
+        Assignment, NodeCommand, NodeHeartbeat, NodeHello, NodeReport, ReadLogs, agent_client::AgentClient,
+        node_command::Command, node_report::Report,
+    },
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tracing::{debug, info, warn};
+
+use crate::backoff::Backoff;
+
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Reports that wait for the network; who has more to say waits.
+const REPORTS_MAX: usize = 16;
+/// Heartbeats before the first assignment names the lease.
+const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(1000);
+const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
+/// A full assignment of 10,000 pods with long environments.
+const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// What the agent is told by its stream, in order.
+#[derive(Debug)]
+pub(crate) enum FromServer {
+    /// A stream is there: reports go into it.
+    Attached { reports: mpsc::Sender<NodeReport>, channel: Channel },
+    /// What to run.
+    Assignment(Assignment),
+    /// Somebody wants to read a log.
+    ReadLogs(ReadLogs),
+    /// The stream has ended.
+    Detached,
+}
+
+/// What the server is told first; a change of the addresses makes a new stream.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Hello {
+    /// None: the uplink is not there yet.
+    pub(crate) underlay: Option<Ipv6Addr>,
+    pub(crate) underlay_v4: Option<Ipv4Addr>,
+    pub(crate) rest: NodeHello,
+    /// Counts what asks for a new stream besides a change of the addresses.
+    pub(crate) resets: u64,
+}
+
+/// Attaches to the server, for ever.
+pub(crate) async fn run(
+    credentials: Credentials,
+    mut hello: watch::Receiver<Hello>,
+    events: mpsc::Sender<FromServer>,
+) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    let mut last_error = String::new();
+    loop {
+        let has_uplink = hello.wait_for(|hello| hello.underlay.is_some()).await.is_ok();
+        if !has_uplink {
+            return;
+        }
+        let mut served = false;
+        let result = attach(&credentials, &mut hello, &events, &mut served).await;
+        if events.send(FromServer::Detached).await.is_err() {
+            return;
+        }
+        if served {
+            backoff.reset();
+            last_error.clear();
+        }
+        let error =
+            result.err().map_or_else(|| "the stream has ended".to_owned(), |error| format!("{error:#}"));
+        if error == last_error {
+            debug!(error, "still not attached to the server");
+        } else {
+            warn!(error, "not attached to the server; pods and traffic go on, trying again");
+            last_error = error;
+        }
+        let wait = backoff.next(&mut rand::rng());
+        sleep(wait).await;
+    }
+}
+
+/// One stream, from hello to its end.
+async fn attach(
+    credentials: &Credentials,
+    hello: &mut watch::Receiver<Hello>,
+    events: &mpsc::Sender<FromServer>,
+    served: &mut bool,
+) -> Result<()> {
+    let channel = mutual_tls(credentials).await?;
+    let mut client = AgentClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let (reports, receiver) = mpsc::channel(REPORTS_MAX);
+    let said = hello.borrow_and_update().clone();
+    reports.send(report(Report::Hello(said.message()))).await.context("the stream has ended")?;
+    let mut commands = client.attach(ReceiverStream::new(receiver)).await.map_err(refused)?.into_inner();
+    info!(server = credentials.servers.first(), "attached to the server");
+    let attached = FromServer::Attached { reports: reports.clone(), channel };
+    events.send(attached).await.context("the agent ends")?;
+    let (period, heartbeat_period) = watch::channel(HEARTBEAT_DEFAULT);
+    let mut heart = JoinSet::new();
+    heart.spawn(beat(reports, heartbeat_period));
+    loop {
+        tokio::select! {
+            command = commands.message() => {
+                let Some(command) = command.map_err(refused)? else { return Ok(()) };
+                if let Some(event) = event(command, &period) {
+                    *served = true;
+                    events.send(event).await.context("the agent ends")?;
+                }
+            }
+            _ = heart.join_next() => bail!("the stream has ended"),
+            changed = is_another(hello, &said) => {
+                changed?;
+                info!("attaching anew: the node has something else to say of itself");
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Waits until the node has something else to say of itself than `said`.
+async fn is_another(hello: &mut watch::Receiver<Hello>, said: &Hello) -> Result<()> {
+    hello.wait_for(|now| !now.same_stream(said)).await.map(drop).context("the agent ends")
+}
+
+fn event(command: NodeCommand, period: &watch::Sender<Duration>) -> Option<FromServer> {
+    match command.command? {
+        Command::Assignment(assignment) => {
+            if assignment.lease_ms > 0 {
+                let quarter = Duration::from_millis(u64::from(assignment.lease_ms) / 4).max(HEARTBEAT_MIN);
+                period.send_if_modified(|now| std::mem::replace(now, quarter) != quarter);
+            }
+            Some(FromServer::Assignment(assignment))
+        }
+        Command::ReadLogs(request) => Some(FromServer::ReadLogs(request)),
+    }
+}
+
+/// Reports that the node lives, four times in each lease.
+async fn beat(reports: mpsc::Sender<NodeReport>, mut period: watch::Receiver<Duration>) {
+    loop {
+        let mut tick = interval(*period.borrow_and_update());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {
+                    if reports.send(report(Report::Heartbeat(NodeHeartbeat {}))).await.is_err() {
+                        return;
+                    }
+                }
+                changed = period.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+}
+
+pub(crate) fn report(report: Report) -> NodeReport {
+    NodeReport { report: Some(report) }
+}
+
+fn refused(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("{} ({:?})", status.message(), status.code())
+}
+
+impl Hello {
+    fn message(&self) -> NodeHello {
+        NodeHello {
+            underlay: self.underlay.map(|address| address.octets().to_vec()).unwrap_or_default(),
+            underlay_v4: self.underlay_v4.map(|address| address.octets().to_vec()).unwrap_or_default(),
+            ..self.rest.clone()
+        }
+    }
+
+    /// The last revision changes all the time and needs no new stream.
+    fn same_stream(&self, other: &Hello) -> bool {
+        (self.underlay, self.underlay_v4, self.resets) == (other.underlay, other.underlay_v4, other.resets)
+    }
+}

@@ -1,0 +1,143 @@
+//! The commands about a node: answered by its agent, or from its store and its kernel when none runs.
+
+use anyhow::{Context as _, Result, bail};
+use dataplane::{Counter, Dataplane, Op};
+
+use crate::{
+    agent::{UplinkChoice, planned_teardown, underlay, view},
+    assignment::Assignment,
+    config::NodePaths,
+    desired::{Backends, Underlay, desired},
+    identity::Identity,
+    local::{self, Answer, Request},
+    lock::NodeLock,
+    start::{open_dataplane, require_root},
+    store::{Settings, Store},
+    teardown,
+    view::NodeView,
+};
+
+/// What the agent would do to the kernel now, an operation per line; empty when all is as it should be.
+///
+/// # Errors
+/// When the machine has not joined, or kernel or store cannot be read.
+pub async fn plan(paths: &NodePaths) -> Result<Vec<String>> {
+    require_root("plan")?;
+    let paths = paths.absolute()?;
+    match ask(&paths, Request::Plan).await? {
+        Some(Answer::Lines(lines)) => Ok(lines),
+        Some(_) => bail!("the agent answered something else: is it of this version?"),
+        None => Offline::open(&paths).await?.plan().await,
+    }
+}
+
+/// What the node is, runs, and can.
+///
+/// # Errors
+/// When the machine has not joined, or kernel or store cannot be read.
+pub async fn show(paths: &NodePaths) -> Result<NodeView> {
+    require_root("look at a node")?;
+    let paths = paths.absolute()?;
+    match ask(&paths, Request::Show).await? {
+        Some(Answer::View(view)) => Ok(*view),
+        Some(_) => bail!("the agent answered something else: is it of this version?"),
+        None => Ok(Offline::open(&paths).await?.view()),
+    }
+}
+
+/// Stops every pod and takes everything out of the kernel; what was done, a line each. The identity stays.
+/// An agent that runs ends afterwards.
+///
+/// # Errors
+/// When the kernel cannot be read; what could not be removed is among the lines, and begins with `failed:`.
+pub async fn down(paths: &NodePaths) -> Result<Vec<String>> {
+    require_root("take a node down")?;
+    let paths = paths.absolute()?;
+    match ask(&paths, Request::Down).await? {
+        Some(Answer::Lines(lines)) => Ok(lines),
+        Some(_) => bail!("the agent answered something else: is it of this version?"),
+        None => down_without_agent(&paths).await,
+    }
+}
+
+/// What the BPF programs have counted, read from the pins: the agent need not run.
+///
+/// # Errors
+/// When there are no pins or they cannot be read.
+pub fn counters(paths: &NodePaths) -> Result<Vec<Counter>> {
+    require_root("read the counters")?;
+    Ok(Dataplane::counters(&paths.bpf_dir)?)
+}
+
+/// The agent's answer; none when there is no agent.
+async fn ask(paths: &NodePaths, request: Request) -> Result<Option<Answer>> {
+    match local::ask(&paths.run_dir, request).await.context("cannot ask the agent")? {
+        Some(Answer::Error(why)) => bail!(why),
+        answer => Ok(answer),
+    }
+}
+
+/// Works also when the store is damaged or gone: the kernel and the run folder say what is there.
+async fn down_without_agent(paths: &NodePaths) -> Result<Vec<String>> {
+    let _lock = if paths.state_dir.is_dir() { Some(NodeLock::take(&paths.state_dir)?) } else { None };
+    let planned = match Offline::open(paths).await {
+        Ok(mut offline) => offline.planned_teardown().await,
+        Err(_) => Vec::new(),
+    };
+    let mut dataplane = open_dataplane(paths).await?;
+    teardown::all(paths, &mut dataplane, planned).await
+}
+
+/// A node without its agent.
+struct Offline {
+    identity: Identity,
+    assignment: Assignment,
+    backends: Backends,
+    underlay: Option<Underlay>,
+    dataplane: Dataplane,
+}
+
+impl Offline {
+    async fn open(paths: &NodePaths) -> Result<Offline> {
+        if !paths.store().is_file() {
+            bail!("this machine has not joined a cluster: there is no {}", paths.store().display());
+        }
+        let store = Store::open(&paths.store())?;
+        let identity = store.identity()?.context("this machine has not joined a cluster yet")?;
+        let settings = store.settings()?.context("the agent has never started here: run `netctl node`")?;
+        let dataplane = open_dataplane(paths).await?;
+        Ok(Offline {
+            identity,
+            assignment: store.assignment()?,
+            backends: backends(&settings),
+            underlay: underlay(&dataplane, &UplinkChoice::of(&settings)).await.ok(),
+            dataplane,
+        })
+    }
+
+    async fn plan(mut self) -> Result<Vec<String>> {
+        let desired = self.desired().context("the uplink is not there: nothing can be planned")?;
+        let observed = self.dataplane.observe(&desired).await?;
+        Ok(dataplane::plan(&desired, &observed).iter().map(Op::to_string).collect())
+    }
+
+    async fn planned_teardown(&mut self) -> Vec<String> {
+        match self.desired() {
+            Some(desired) => planned_teardown(&mut self.dataplane, &desired).await,
+            None => Vec::new(),
+        }
+    }
+
+    fn desired(&self) -> Option<dataplane::Desired> {
+        let ending = |id: &str| self.assignment.pods.get(id).is_some_and(|pod| pod.removing);
+        Some(desired(&self.identity, &self.assignment, self.underlay.as_ref()?, self.backends, ending))
+    }
+
+    fn view(&self) -> NodeView {
+        view(&self.identity, &self.assignment, self.backends, self.underlay.as_ref(), &self.dataplane)
+    }
+}
+
+fn backends(settings: &Settings) -> Backends {
+    Backends { ndp: settings.ndp, masquerade: settings.masquerade }
+}

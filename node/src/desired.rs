@@ -1,0 +1,215 @@
+//! What the kernel and the supervisors should hold, from who the node is and what it was told. Pure.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
+
+use dataplane_core::{Desired, MasqueradeBackend, NdpBackend, Pod, Uplink};
+use hextet_api::token::Fingerprint;
+
+use crate::{
+    assignment::{Assignment, PodRecord, Task},
+    config::NodePaths,
+    identity::Identity,
+    pod_ipv4,
+    supervisor::spec::{PodSpec, TaskSpec, private_folder},
+};
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The device to the other nodes, as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Underlay {
+    pub(crate) device: String,
+    /// Where peers send packets for this node.
+    pub(crate) address: Ipv6Addr,
+    pub(crate) ipv4: Option<Ipv4Addr>,
+}
+
+/// The backends that were chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Backends {
+    pub(crate) ndp: NdpBackend,
+    pub(crate) masquerade: MasqueradeBackend,
+}
+
+/// What the kernel should hold. `absent` are pods whose kernel objects must go or never came.
+pub(crate) fn desired(
+    identity: &Identity,
+    assignment: &Assignment,
+    underlay: &Underlay,
+    backends: Backends,
+    absent: impl Fn(&str) -> bool,
+) -> Desired {
+    let pods = assignment.pods.iter().filter(|(id, pod)| pod.problem.is_none() && !absent(id));
+    Desired {
+        cluster: identity.cluster.network(),
+        node: identity.prefix.network(),
+        group: identity.group,
+        pod_ipv4: identity.pod_ipv4,
+        uplink: Uplink { name: underlay.device.clone(), ipv4: underlay.ipv4 },
+        peers: assignment.peers.values().map(|peer| (peer.prefix.network(), peer.underlay)).collect(),
+        pods: pods
+            .filter_map(|(id, pod)| Some((id.clone(), Pod { address: pod.address, ipv4: pod.ipv4? })))
+            .collect(),
+        ndp: backends.ndp,
+        masquerade: backends.masquerade,
+    }
+}
+
+/// What the supervisor of a pod should run; none while the pod has no IPv4 address and so no user id.
+pub(crate) fn spec(
+    identity: &Identity,
+    paths: &NodePaths,
+    netns: PathBuf,
+    id: &str,
+    pod: &PodRecord,
+) -> Option<PodSpec> {
+    let folder = paths.pod_state_dir(id);
+    let tasks = pod.tasks.iter().map(|task| TaskSpec {
+        name: task.name.clone(),
+        exec: task.exec.clone(),
+        env: environment(identity, id, pod, task, &private_folder(&folder, &task.name)),
+    });
+    let spec = PodSpec {
+        pod: id.to_owned(),
+        fingerprint: String::new(),
+        netns: Some(netns),
+        uid: Some(pod_ipv4::uid(identity.pod_ipv4, pod.ipv4?)),
+        tasks: tasks.collect(),
+        folder,
+    };
+    Some(PodSpec { fingerprint: fingerprint(&spec), ..spec })
+}
+
+fn fingerprint(spec: &PodSpec) -> String {
+    let text = serde_json::to_vec(spec).expect("a spec holds only strings and numbers");
+    Fingerprint::of(&text).to_string()
+}
+
+/// The task's own variables over the defaults, and Hextet's over both.
+fn environment(
+    identity: &Identity,
+    id: &str,
+    pod: &PodRecord,
+    task: &Task,
+    folder: &std::path::Path,
+) -> BTreeMap<String, String> {
+    let folder = folder.to_string_lossy();
+    let defaults = [("PATH", PATH), ("HOME", &*folder), ("TMPDIR", &*folder)];
+    let address = pod.address.to_string();
+    let ours = [
+        ("HEXTET_JOB", pod.job.as_str()),
+        ("HEXTET_GROUP", &pod.group),
+        ("HEXTET_POD", id),
+        ("HEXTET_NODE", &identity.name),
+        ("HEXTET_TASK", &task.name),
+        ("HEXTET_ADDRESS", &address),
+    ];
+    let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    let mut all: BTreeMap<String, String> = defaults.map(owned).into();
+    all.extend(task.env.clone());
+    all.extend(ours.map(owned));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use hextet_api::v1;
+
+    use super::*;
+    use crate::{
+        assignment::{
+            merge,
+            tests::{address, pod},
+        },
+        identity::tests::identity,
+    };
+
+    fn assigned(pods: Vec<v1::PodAssignment>) -> Assignment {
+        let message = v1::Assignment { full: true, pods, ..v1::Assignment::default() };
+        merge(&identity(), &Assignment::default(), message).next
+    }
+
+    fn build(assignment: &Assignment, absent: impl Fn(&str) -> bool) -> Desired {
+        let underlay = Underlay {
+            device: "eth0".into(),
+            address: "2001:db8:1::11".parse().unwrap(),
+            ipv4: Some("192.0.2.11".parse().unwrap()),
+        };
+        let backends = Backends { ndp: NdpBackend::Ebpf, masquerade: MasqueradeBackend::Nftables };
+        desired(&identity(), assignment, &underlay, backends, absent)
+    }
+
+    fn paths() -> NodePaths {
+        NodePaths { state_dir: "/state".into(), run_dir: "/run/x".into(), bpf_dir: "/bpf".into() }
+    }
+
+    #[test]
+    fn a_pod_is_desired_with_both_its_addresses() {
+        let desired = build(&assigned(vec![pod("a", 1)]), |_| false);
+        assert_eq!(desired.pods["a"].address, address(1));
+        assert_eq!(desired.pods["a"].ipv4.to_string(), "10.254.0.1");
+        assert_eq!(desired.uplink.name, "eth0");
+        assert_eq!((desired.ndp, desired.masquerade), (NdpBackend::Ebpf, MasqueradeBackend::Nftables));
+    }
+
+    #[test]
+    fn pods_with_a_problem_or_on_their_way_out_are_not_desired() {
+        let mut wrong = pod("wrong", 1);
+        wrong.tasks.clear();
+        let assignment = assigned(vec![wrong, pod("leaving", 2), pod("fine", 3)]);
+        let desired = build(&assignment, |id| id == "leaving");
+        assert_eq!(desired.pods.keys().collect::<Vec<_>>(), ["fine"]);
+    }
+
+    #[test]
+    fn the_spec_holds_the_whole_environment() {
+        let mut assignment = assigned(vec![pod("a", 1)]);
+        let record = assignment.pods.get_mut("a").unwrap();
+        record.tasks[0].env = BTreeMap::from([
+            ("GREETING".into(), "hello".into()),
+            ("HEXTET_POD".into(), "forged".into()),
+            ("PATH".into(), "/opt/bin".into()),
+        ]);
+        let spec = spec(&identity(), &paths(), "/run/netns/a".into(), "a", record).unwrap();
+        assert_eq!(spec.uid, Some(1_879_048_193));
+        expect![[r#"
+            {
+                "GREETING": "hello",
+                "HEXTET_ADDRESS": "fd00:1:2:a:0:1:bcc:ddee",
+                "HEXTET_GROUP": "web",
+                "HEXTET_JOB": "hello",
+                "HEXTET_NODE": "n1",
+                "HEXTET_POD": "a",
+                "HEXTET_TASK": "server",
+                "HOME": "/state/pods/a/server",
+                "PATH": "/opt/bin",
+                "TMPDIR": "/state/pods/a/server",
+            }
+        "#]]
+        .assert_debug_eq(&spec.tasks[0].env);
+    }
+
+    #[test]
+    fn the_fingerprint_names_the_content() {
+        let mut record = assigned(vec![pod("a", 1)]).pods["a"].clone();
+        let build = |record: &PodRecord| {
+            spec(&identity(), &paths(), "/run/netns/a".into(), "a", record).unwrap().fingerprint
+        };
+        let before = build(&record);
+        record.job_version += 1;
+        assert_eq!(build(&record), before, "a version that changes no task restarts nothing");
+        record.tasks[0].exec.push("-v".into());
+        assert_ne!(build(&record), before);
+    }
+
+    #[test]
+    fn without_an_ipv4_address_there_is_no_spec() {
+        let record = PodRecord { ipv4: None, ..assigned(vec![pod("a", 1)]).pods["a"].clone() };
+        assert_eq!(spec(&identity(), &paths(), "/run/netns/a".into(), "a", &record), None);
+    }
+}

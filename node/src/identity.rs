@@ -1,0 +1,48 @@
+//! Who this node is in its cluster: what it got when it joined, kept for ever.
+
+use hextet_address::{ClusterPrefix, GroupId, NodePrefix};
+use hextet_api::connect::Credentials;
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+/// Who this node is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// Its name in the cluster.
+    pub(crate) name: String,
+    /// The server's store when it joined.
+    pub(crate) epoch: String,
+    /// The cluster's /48.
+    pub(crate) cluster: ClusterPrefix,
+    /// Its own /64.
+    pub(crate) prefix: NodePrefix,
+    /// The low 24 bits of its pods' addresses.
+    pub(crate) group: GroupId,
+    /// The private range that every node hands out to its own pods.
+    pub(crate) pod_ipv4: Ipv4Network,
+    /// Its key, its certificate, the CA and the servers.
+    pub(crate) credentials: Credentials,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn identity() -> Identity {
+        Identity {
+            name: "n1".into(),
+            epoch: "e".into(),
+            cluster: "fd00:1:2::/48".parse().unwrap(),
+            prefix: "fd00:1:2:a::/64".parse().unwrap(),
+            group: GroupId::new(0xcc_ddee).unwrap(),
+            pod_ipv4: "10.254.0.0/20".parse().unwrap(),
+            credentials: Credentials {
+                name: "n1".into(),
+                servers: vec!["[2001:db8::1]:4679".into()],
+                ca_der: vec![1],
+                certificate_der: vec![2],
+                key_pkcs8_der: vec![3],
+            },
+        }
+    }
+}

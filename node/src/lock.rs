@@ -1,0 +1,75 @@
+//! One agent per state folder: a lock that its holder has for its whole life.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use thiserror::Error;
+
+const LOCK_FILE: &str = "agent.lock";
+
+/// Held for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct NodeLock {
+    _file: Flock<File>,
+}
+
+/// Why this process may not act for the node.
+#[derive(Debug, Error)]
+pub(crate) enum LockError {
+    /// Another process does.
+    #[error("process {pid} runs the node in {} already", state_dir.display())]
+    Held { pid: String, state_dir: PathBuf },
+    /// The file cannot be used.
+    #[error("cannot lock {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl NodeLock {
+    /// Takes the lock of the node in `state_dir`.
+    pub(crate) fn take(state_dir: &Path) -> Result<NodeLock, LockError> {
+        let path = state_dir.join(LOCK_FILE);
+        let failed = |source| LockError::Io { path: path.clone(), source };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+                Ok(NodeLock { _file: file })
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid).map_err(failed)?;
+                Err(LockError::Held { pid: pid.trim().to_owned(), state_dir: state_dir.to_owned() })
+            }
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_is_told_who_the_first_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = NodeLock::take(folder.path()).unwrap();
+        let text = NodeLock::take(folder.path()).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("process {} runs the node", std::process::id())), "{text}");
+        drop(first);
+        NodeLock::take(folder.path()).unwrap();
+    }
+}

@@ -1,0 +1,246 @@
+//! Starts the agent: checks, opens, joins, boots, and only then talks to a server.
+//!
+//! The order is what makes a failed start harmless: nothing is made in the kernel before the node knows who it
+//! is and that it can do what it was asked for.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::{Context as _, Result, bail};
+use dataplane::{Config, Dataplane, Features};
+use dataplane_core::{MasqueradeBackend, NdpBackend};
+use hextet_api::v1::{NodeHello, Resources};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::geteuid,
+};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use crate::{
+    agent::{Agent, Inbox, Schedule, UplinkChoice, underlay},
+    assignment::Head,
+    attach::{self, Hello},
+    config::{
+        MasqueradeChoice, NdpChoice, NodeConfig, NodePaths, machine_cpu_millis, machine_memory_bytes,
+        supervisor_program,
+    },
+    desired::Backends,
+    files, join, local,
+    lock::NodeLock,
+    log_sender::LogSender,
+    pods::{NETNS_DIR, Pods},
+    reports::Reports,
+    store::{Settings, Store},
+};
+
+/// What waits for the agent; who has more to say waits too.
+const INBOX_MAX: usize = 64;
+
+/// Runs the agent until `shutdown`; pods, links, maps and traffic stay.
+///
+/// # Errors
+/// One sentence on what keeps this machine from being a node. Nothing was then made in the kernel.
+pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
+    tokio::pin!(shutdown);
+    let config = NodeConfig { paths: config.paths.absolute()?, ..config };
+    let paths = config.paths.clone();
+    require_root("run a node")?;
+    make_folders(&paths)?;
+    let _lock = NodeLock::take(&paths.state_dir)?;
+    raise_open_files();
+    let store = Arc::new(Store::open(&paths.store())?);
+    let dataplane = open_dataplane(&paths).await?;
+    let backends = choose(&config, dataplane.features())?;
+    let known = store.identity()?.is_some();
+    let uplink = UplinkChoice { device: config.uplink.clone(), address: config.underlay };
+    if !known {
+        // Later it may be missing for a while, as at boot; a new node is better told at once.
+        underlay(&dataplane, &uplink).await?;
+    }
+    let identity = tokio::select! {
+        identity = join::identity(&store, &config) => identity?,
+        // Joining can be interrupted, and is taken up again by the next start.
+        _ = &mut shutdown => return Ok(()),
+    };
+    store.save_settings(&Settings {
+        uplink: config.uplink.clone(),
+        underlay: config.underlay,
+        ndp: backends.ndp,
+        masquerade: backends.masquerade,
+    })?;
+    let assignment = store.assignment()?;
+    let listener = local::listen(&paths.run_dir)
+        .with_context(|| format!("cannot listen in {}", paths.run_dir.display()))?;
+
+    let (news, keepers) = mpsc::channel(INBOX_MAX);
+    let (retry, retries) = mpsc::channel(INBOX_MAX);
+    let (call, calls) = mpsc::channel(INBOX_MAX);
+    let (from_server, server) = mpsc::channel(INBOX_MAX);
+    let (hello, hello_watch) = watch::channel(hello(&config, &assignment.head));
+    let changes =
+        dataplane.changes().inspect_err(|error| warn!(%error, "changes are only found by the audit")).ok();
+    let credentials = identity.credentials.clone();
+    info!(node = identity.name, prefix = %identity.prefix, pods = assignment.pods.len(), "node starts");
+    let mut agent = Agent {
+        pods: Pods::new(paths.clone(), identity.clone(), supervisor_program(), news, retry),
+        identity,
+        paths,
+        store,
+        dataplane,
+        backends,
+        uplink,
+        assignment,
+        hello,
+        reports: Reports::default(),
+        logs: LogSender::new(),
+        schedule: Schedule::new(),
+        underlay: None,
+    };
+    agent.boot().await;
+    info!("node ready");
+    let local = tokio::spawn(local::serve(listener, call));
+    let attach = tokio::spawn(attach::run(credentials, hello_watch, from_server));
+    let result = agent.run(Inbox { server, keepers, retries, calls, changes }, shutdown).await;
+    attach.abort();
+    local.abort();
+    result
+}
+
+/// Ends with a sentence when this process may not do what it was asked to.
+pub(crate) fn require_root(what: &str) -> Result<()> {
+    if geteuid().is_root() { Ok(()) } else { bail!("only root can {what}: run it with sudo") }
+}
+
+/// Opens the kernel for the node in `paths`.
+pub(crate) async fn open_dataplane(paths: &NodePaths) -> Result<Dataplane> {
+    let config = Config {
+        bpf_dir: paths.bpf_dir.clone(),
+        netns_dir: NETNS_DIR.into(),
+        ..Config::of_machine(paths.state_dir.clone())
+    };
+    Ok(Dataplane::open(config).await?)
+}
+
+fn make_folders(paths: &NodePaths) -> Result<()> {
+    let make = |path: &Path, mode| {
+        files::folder(path, mode).with_context(|| format!("cannot make the folder {}", path.display()))
+    };
+    // Tasks walk through the state folder to their own; what else is in it is root's.
+    make(&paths.state_dir, 0o711)?;
+    make(&paths.pods_state_dir(), 0o711)?;
+    make(&paths.run_dir, 0o700)?;
+    make(&paths.pods_run_dir(), 0o700)
+}
+
+/// A pod needs a few descriptors; the usual soft limit ends at some hundred pods.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        debug!(%error, "the limit of open files stays");
+    }
+}
+
+/// The backends that were asked for, or the best that this kernel has.
+fn choose(config: &NodeConfig, features: &Features) -> Result<Backends> {
+    Ok(Backends {
+        ndp: choose_ndp(config.ndp, &features.bpf)?,
+        masquerade: choose_masquerade(config.masquerade, features)?,
+    })
+}
+
+fn choose_ndp(choice: NdpChoice, bpf: &Result<(), String>) -> Result<NdpBackend> {
+    match (choice, bpf) {
+        (NdpChoice::Auto | NdpChoice::Ebpf, Ok(())) => Ok(NdpBackend::Ebpf),
+        (NdpChoice::Kernel, _) => Ok(NdpBackend::Kernel),
+        (NdpChoice::Ebpf, Err(reason)) => bail!("--ndp ebpf needs BPF: {reason}; or choose --ndp kernel"),
+        (NdpChoice::Auto, Err(reason)) => {
+            warn!(
+                reason,
+                "no BPF here: the kernel's own proxy answers neighbour solicitations, and pods' sources are not checked"
+            );
+            Ok(NdpBackend::Kernel)
+        }
+    }
+}
+
+fn choose_masquerade(choice: MasqueradeChoice, features: &Features) -> Result<MasqueradeBackend> {
+    match (choice, &features.bpf, features.nft) {
+        (MasqueradeChoice::Auto | MasqueradeChoice::Ebpf, Ok(()), _) => Ok(MasqueradeBackend::Ebpf),
+        (MasqueradeChoice::Ebpf, Err(reason), _) => {
+            bail!("--masquerade ebpf needs BPF: {reason}; or choose --masquerade nftables")
+        }
+        (MasqueradeChoice::Nftables, _, true) => Ok(MasqueradeBackend::Nftables),
+        (MasqueradeChoice::Auto, Err(reason), true) => {
+            warn!(reason, "no BPF here: nftables translates the pods' IPv4");
+            Ok(MasqueradeBackend::Nftables)
+        }
+        (MasqueradeChoice::Nftables, _, false) => {
+            bail!("--masquerade nftables needs the program nft and a kernel with nf_tables: install nftables")
+        }
+        (MasqueradeChoice::Auto, Err(reason), false) => {
+            bail!("nothing here can translate the pods' IPv4: no BPF ({reason}) and no nft; install nftables")
+        }
+    }
+}
+
+fn hello(config: &NodeConfig, head: &Head) -> Hello {
+    let capacity = Resources {
+        cpu_millis: config.cpu_millis.unwrap_or_else(machine_cpu_millis),
+        memory_bytes: config.memory_bytes.unwrap_or_else(machine_memory_bytes),
+    };
+    Hello {
+        rest: NodeHello {
+            labels: config.labels.clone(),
+            capacity: Some(capacity),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: head.epoch.clone(),
+            revision: head.revision,
+            ..NodeHello::default()
+        },
+        ..Hello::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn features(bpf: bool, nft: bool) -> Features {
+        let bpf = if bpf { Ok(()) } else { Err("no BPF file system".to_owned()) };
+        Features { bpf, tcx: true, force_forwarding: true, nft }
+    }
+
+    fn masquerade(choice: MasqueradeChoice, bpf: bool, nft: bool) -> Result<MasqueradeBackend, String> {
+        choose_masquerade(choice, &features(bpf, nft)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn auto_is_bpf_where_the_kernel_has_it() {
+        assert_eq!(choose_ndp(NdpChoice::Auto, &Ok(())).unwrap(), NdpBackend::Ebpf);
+        assert_eq!(masquerade(MasqueradeChoice::Auto, true, false), Ok(MasqueradeBackend::Ebpf));
+    }
+
+    #[test]
+    fn auto_falls_back_to_the_kernels_own() {
+        assert_eq!(choose_ndp(NdpChoice::Auto, &Err("old".into())).unwrap(), NdpBackend::Kernel);
+        assert_eq!(masquerade(MasqueradeChoice::Auto, false, true), Ok(MasqueradeBackend::Nftables));
+    }
+
+    #[test]
+    fn what_was_asked_for_and_is_missing_is_said_with_the_reason() {
+        let error = choose_ndp(NdpChoice::Ebpf, &Err("no BPF file system".into())).unwrap_err().to_string();
+        assert_eq!(error, "--ndp ebpf needs BPF: no BPF file system; or choose --ndp kernel");
+        assert!(masquerade(MasqueradeChoice::Ebpf, false, true).unwrap_err().contains("no BPF file system"));
+        assert!(
+            masquerade(MasqueradeChoice::Nftables, true, false).unwrap_err().contains("install nftables")
+        );
+        assert!(masquerade(MasqueradeChoice::Auto, false, false).unwrap_err().contains("install nftables"));
+    }
+
+    #[test]
+    fn what_was_asked_for_wins_over_what_is_better() {
+        assert_eq!(choose_ndp(NdpChoice::Kernel, &Ok(())).unwrap(), NdpBackend::Kernel);
+        assert_eq!(masquerade(MasqueradeChoice::Nftables, true, true), Ok(MasqueradeBackend::Nftables));
+    }
+}

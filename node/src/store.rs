@@ -1,0 +1,352 @@
+//! The node's own store: one redb file that holds all that a cold boot needs.
+//!
+//! Every commit is durable when it returns; the agent acts on an assignment only after that. Values are JSON,
+//! so that a damaged or strange entry can be read by people.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+};
+
+use dataplane_core::{MasqueradeBackend, NdpBackend};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use thiserror::Error;
+
+use crate::{
+    assignment::{Assignment, Head, Peer, PodRecord},
+    identity::Identity,
+};
+
+type Table = TableDefinition<'static, &'static str, &'static [u8]>;
+
+const META: Table = TableDefinition::new("meta");
+const PEERS: Table = TableDefinition::new("peers");
+const PODS: Table = TableDefinition::new("pods");
+
+const IDENTITY: &str = "identity";
+const JOINING: &str = "joining";
+const SETTINGS: &str = "settings";
+const HEAD: &str = "head";
+
+/// The store is small; redb's own default is a share of the machine's memory.
+const CACHE_BYTES: usize = 1024 * 1024;
+
+/// What is kept while the node joins: with the same key it may enroll again when it was interrupted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Joining {
+    pub(crate) key_pkcs8_der: Vec<u8>,
+    pub(crate) subnet_id: u16,
+    pub(crate) group_id: u32,
+}
+
+/// How the agent was started last, so that a plan without an agent is the agent's plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) uplink: Option<String>,
+    pub(crate) underlay: Option<Ipv6Addr>,
+    pub(crate) ndp: NdpBackend,
+    pub(crate) masquerade: MasqueradeBackend,
+}
+
+/// The open store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    database: Database,
+    path: PathBuf,
+}
+
+/// Why the store cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum StoreError {
+    /// Another process holds it.
+    #[error("{} is in use by another process", path.display())]
+    InUse { path: PathBuf },
+    /// It cannot be opened.
+    #[error(
+        "cannot open {}; if it is damaged, run `netctl node down`, remove the file and join again with a new token",
+        path.display()
+    )]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// Reading failed.
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// Writing failed.
+    #[error("cannot write {}: is the disk full?", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// An entry makes no sense.
+    #[error(
+        "{} holds a {what} that cannot be read; run `netctl node down`, remove the file and join again with a new token",
+        path.display()
+    )]
+    Entry {
+        path: PathBuf,
+        what: String,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Store {
+    /// Opens the store, or makes an empty one.
+    pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
+        let database =
+            Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
+                DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
+                error => StoreError::Open { path: path.to_owned(), source: Box::new(error.into()) },
+            })?;
+        let store = Store { database, path: path.to_owned() };
+        store.write(|_| Ok(()))?;
+        Ok(store)
+    }
+
+    pub(crate) fn identity(&self) -> Result<Option<Identity>, StoreError> {
+        self.meta(IDENTITY)
+    }
+
+    /// How the agent was started last.
+    pub(crate) fn settings(&self) -> Result<Option<Settings>, StoreError> {
+        self.meta(SETTINGS)
+    }
+
+    pub(crate) fn save_settings(&self, settings: &Settings) -> Result<(), StoreError> {
+        self.write(|tables| tables.set_meta(SETTINGS, settings))
+    }
+
+    pub(crate) fn joining(&self) -> Result<Option<Joining>, StoreError> {
+        self.meta(JOINING)
+    }
+
+    pub(crate) fn save_joining(&self, joining: &Joining) -> Result<(), StoreError> {
+        self.write(|tables| tables.set_meta(JOINING, joining))
+    }
+
+    pub(crate) fn save_identity(&self, identity: &Identity) -> Result<(), StoreError> {
+        self.write(|tables| {
+            tables.set_meta(IDENTITY, identity)?;
+            tables.meta.remove(JOINING)?;
+            Ok(())
+        })
+    }
+
+    /// The last assignment that was committed.
+    pub(crate) fn assignment(&self) -> Result<Assignment, StoreError> {
+        Ok(Assignment {
+            head: self.meta::<Head>(HEAD)?.unwrap_or_default(),
+            peers: self.all::<Peer>(PEERS, "peer")?,
+            pods: self.all::<PodRecord>(PODS, "pod")?,
+        })
+    }
+
+    /// Makes `new` of `old`, which is what the store holds; all of it or nothing.
+    pub(crate) fn commit(&self, old: &Assignment, new: &Assignment) -> Result<(), StoreError> {
+        self.write(|tables| {
+            if old.head != new.head {
+                tables.set_meta(HEAD, &new.head)?;
+            }
+            replace(&mut tables.peers, &old.peers, &new.peers)?;
+            replace(&mut tables.pods, &old.pods, &new.pods)
+        })
+    }
+
+    fn meta<Value: DeserializeOwned>(&self, key: &str) -> Result<Option<Value>, StoreError> {
+        let text = self.read(|transaction| {
+            Ok(transaction.open_table(META)?.get(key)?.map(|value| value.value().to_vec()))
+        })?;
+        text.map(|text| self.parse(&text, key)).transpose()
+    }
+
+    fn all<Value: DeserializeOwned>(
+        &self,
+        table: Table,
+        what: &str,
+    ) -> Result<BTreeMap<String, Value>, StoreError> {
+        let entries = self.read(|transaction| {
+            let table = transaction.open_table(table)?;
+            let mut entries = Vec::new();
+            for entry in table.iter()? {
+                let (key, value) = entry?;
+                entries.push((key.value().to_owned(), value.value().to_vec()));
+            }
+            Ok(entries)
+        })?;
+        entries
+            .into_iter()
+            .map(|(key, text)| {
+                let value = self.parse(&text, &format!("{what} {key}"))?;
+                Ok((key, value))
+            })
+            .collect()
+    }
+
+    fn parse<Value: DeserializeOwned>(&self, text: &[u8], what: &str) -> Result<Value, StoreError> {
+        let path = self.path.clone();
+        serde_json::from_slice(text).map_err(|source| StoreError::Entry {
+            path,
+            what: what.to_owned(),
+            source,
+        })
+    }
+
+    fn read<Value>(
+        &self,
+        work: impl FnOnce(&redb::ReadTransaction) -> Result<Value, redb::Error>,
+    ) -> Result<Value, StoreError> {
+        let result = self.database.begin_read().map_err(redb::Error::from).and_then(|read| work(&read));
+        result.map_err(|source| StoreError::Read { path: self.path.clone(), source: Box::new(source) })
+    }
+
+    fn write(&self, work: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>) -> Result<(), StoreError> {
+        self.try_write(work)
+            .map_err(|source| StoreError::Write { path: self.path.clone(), source: Box::new(source) })
+    }
+
+    fn try_write(
+        &self,
+        work: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
+    ) -> Result<(), redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        // Without it the next open after a kill reads the whole file.
+        transaction.set_quick_repair(true);
+        {
+            let mut tables = Tables {
+                meta: transaction.open_table(META)?,
+                peers: transaction.open_table(PEERS)?,
+                pods: transaction.open_table(PODS)?,
+            };
+            work(&mut tables)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+type OpenTable<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+
+struct Tables<'a> {
+    meta: OpenTable<'a>,
+    peers: OpenTable<'a>,
+    pods: OpenTable<'a>,
+}
+
+impl Tables<'_> {
+    fn set_meta(&mut self, key: &str, value: &impl Serialize) -> Result<(), redb::Error> {
+        self.meta.insert(key, json(value).as_slice())?;
+        Ok(())
+    }
+}
+
+fn replace<Value: Serialize + PartialEq>(
+    table: &mut OpenTable<'_>,
+    old: &BTreeMap<String, Value>,
+    new: &BTreeMap<String, Value>,
+) -> Result<(), redb::Error> {
+    for key in old.keys().filter(|key| !new.contains_key(*key)) {
+        table.remove(key.as_str())?;
+    }
+    for (key, value) in new.iter().filter(|(key, value)| old.get(*key) != Some(value)) {
+        table.insert(key.as_str(), json(value).as_slice())?;
+    }
+    Ok(())
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("entries have text keys and no failing parts")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use hextet_api::v1;
+
+    use super::*;
+    use crate::{
+        assignment::{merge, tests::pod},
+        identity::tests::identity,
+    };
+
+    fn assigned(pods: Vec<v1::PodAssignment>) -> Assignment {
+        let message =
+            v1::Assignment { revision: 3, epoch: "e".into(), full: true, pods, ..v1::Assignment::default() };
+        merge(&identity(), &Assignment::default(), message).next
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        let (one, two) = (assigned(vec![pod("a", 1), pod("b", 2)]), assigned(vec![pod("b", 2)]));
+        let store = Store::open(&path).unwrap();
+        store.save_identity(&identity()).unwrap();
+        store.commit(&Assignment::default(), &one).unwrap();
+        store.commit(&one, &two).unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.identity().unwrap(), Some(identity()));
+        assert_eq!(store.assignment().unwrap(), two);
+    }
+
+    #[test]
+    fn an_empty_store_holds_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("node.redb")).unwrap();
+        assert_eq!(store.identity().unwrap(), None);
+        assert_eq!(store.assignment().unwrap(), Assignment::default());
+    }
+
+    #[test]
+    fn the_key_is_kept_until_the_node_has_joined() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("node.redb")).unwrap();
+        let joining = Joining { key_pkcs8_der: vec![1, 2], subnet_id: 7, group_id: 9 };
+        store.save_joining(&joining).unwrap();
+        assert_eq!(store.joining().unwrap(), Some(joining));
+        store.save_identity(&identity()).unwrap();
+        assert_eq!(store.joining().unwrap(), None);
+    }
+
+    #[test]
+    fn a_second_opener_is_told_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        let _store = Store::open(&path).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_store_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        fs::write(&path, "x".repeat(8192)).unwrap();
+        let text = Store::open(&path).unwrap_err().to_string();
+        assert!(text.contains("node.redb") && text.contains("join again with a new token"), "{text}");
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("node.redb")).unwrap();
+        let damage = |tables: &mut Tables<'_>| {
+            tables.pods.insert("a", b"{".as_slice())?;
+            Ok(())
+        };
+        store.write(damage).unwrap();
+        let text = store.assignment().unwrap_err().to_string();
+        assert!(text.contains("holds a pod a that cannot be read"), "{text}");
+    }
+}

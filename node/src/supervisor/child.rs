@@ -1,0 +1,128 @@
+//! Starts the process of a task with as little of the supervisor's rights and belongings as it can have.
+//!
+//! The only `unsafe` of this crate: what runs between fork and exec.
+#![allow(unsafe_code, reason = "Command::pre_exec")]
+
+use std::{
+    fs::{DirBuilder, File},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{DirBuilderExt as _, chown},
+            process::CommandExt as _,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc,
+    sys::{
+        prctl,
+        signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+        stat::{Mode, umask},
+    },
+    unistd::{Gid, Pid, Uid, getpid, getppid, pipe2, setgroups, setresgid, setresuid, setsid},
+};
+use thiserror::Error;
+
+use super::spec::TaskSpec;
+
+/// Why a task's process cannot be started.
+#[derive(Debug, Error)]
+pub(super) enum StartError {
+    /// The argument vector is empty.
+    #[error("exec is empty")]
+    NoProgram,
+    /// The private folder cannot be made.
+    #[error("cannot make the folder {path}: {source}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No pipe for the output.
+    #[error("cannot make a pipe for the output: {0}")]
+    Pipe(io::Error),
+    /// fork, exec or a step between them failed.
+    #[error("cannot run {program}: {source}")]
+    Run {
+        /// The program.
+        program: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A process that was started: its id, and the end of the pipe that its output is read from.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) pid: i32,
+    pub(super) output: File,
+}
+
+/// Starts `task` as `uid` in its private folder; the supervisor's network namespace is inherited.
+///
+/// The process leads a session and a process group of its own, cannot gain privileges, and gets SIGKILL when
+/// the supervisor ends.
+pub(super) fn start(task: &TaskSpec, uid: Option<u32>, folder: &Path) -> Result<Child, StartError> {
+    let program = task.exec.first().ok_or(StartError::NoProgram)?;
+    make_folder(folder, uid).map_err(|source| StartError::Folder { path: folder.to_owned(), source })?;
+    let (reader, writer) = output_pipe().map_err(StartError::Pipe)?;
+    let mut command = Command::new(program);
+    command.args(&task.exec[1..]).env_clear().envs(&task.env).current_dir(folder);
+    command.stdin(Stdio::null());
+    command.stdout(writer.try_clone().map_err(StartError::Pipe)?).stderr(writer);
+    let supervisor = getpid();
+    // SAFETY: `leave_supervisor` runs in the forked child of a process with one thread, makes only system
+    // calls on integers and on an empty slice, and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(move || leave_supervisor(uid, supervisor)) };
+    let child = command.spawn().map_err(|source| StartError::Run { program: program.clone(), source })?;
+    Ok(Child { pid: child.id().cast_signed(), output: File::from(reader) })
+}
+
+/// What the child does before exec; it is still root, and its working directory is set.
+fn leave_supervisor(uid: Option<u32>, supervisor: Pid) -> io::Result<()> {
+    setsid()?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    umask(Mode::from_bits_truncate(0o022));
+    if let Some(uid) = uid {
+        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        setgroups(&[])?;
+        setresgid(group, group, group)?;
+        setresuid(user, user, user)?;
+    }
+    prctl::set_no_new_privs()?;
+    // After the change of user, which clears it.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() != supervisor {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    close_others()
+}
+
+/// Marks every descriptor but the standard three close-on-exec, also those that the supervisor inherited.
+fn close_others() -> io::Result<()> {
+    // SAFETY: close_range with this flag changes descriptor flags of the calling process and no memory.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn make_folder(path: &Path, uid: Option<u32>) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    uid.map_or(Ok(()), |uid| chown(path, Some(uid), Some(uid)))
+}
+
+/// A pipe whose reader does not block.
+fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((reader, writer))
+}

@@ -1,0 +1,62 @@
+//! `netctl node down`: stops the pods and takes everything of Hextet's out of the kernel; the identity stays.
+
+use anyhow::{Context as _, Result};
+use dataplane::Dataplane;
+use tokio::task::JoinSet;
+
+use crate::{
+    config::{NodePaths, supervisor_program},
+    files,
+    keeper::{self, Place},
+    pods::folders,
+};
+
+/// Supervisors that are stopped at a time.
+const STOPS_MAX: usize = 64;
+
+/// Stops every pod, empties the kernel, and says what was done. Goes on after a failure and says it too.
+///
+/// `planned` is what the kernel is expected to lose, line by line.
+pub(crate) async fn all(
+    paths: &NodePaths,
+    dataplane: &mut Dataplane,
+    planned: Vec<String>,
+) -> Result<Vec<String>> {
+    let mut lines = stop_pods(paths).await;
+    let failures =
+        dataplane.teardown().await.context("cannot read the kernel: nothing was taken out of it")?;
+    lines.extend(planned);
+    for (op, error) in &failures {
+        lines.push(format!("failed: {op}: {:#}", anyhow::anyhow!("{error}")));
+    }
+    if let Err(error) = files::remove_folder(&paths.pods_run_dir()) {
+        lines.push(format!("failed: remove {}: {error}", paths.pods_run_dir().display()));
+    }
+    lines.push(format!(
+        "the identity stays in {}; `netctl node` brings everything back",
+        paths.store().display()
+    ));
+    Ok(lines)
+}
+
+async fn stop_pods(paths: &NodePaths) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut stops = JoinSet::new();
+    for id in folders(&paths.pods_run_dir()) {
+        if stops.len() == STOPS_MAX {
+            lines.extend(stops.join_next().await.and_then(Result::ok));
+        }
+        let place = Place { run_dir: paths.pod_run_dir(&id), pod: id, program: supervisor_program() };
+        stops.spawn(async move {
+            match keeper::stop(&place).await {
+                Ok(()) => format!("stop pod {}", place.pod),
+                Err(error) => format!("failed: stop pod {}: {error:#}", place.pod),
+            }
+        });
+    }
+    while let Some(line) = stops.join_next().await {
+        lines.extend(line.ok());
+    }
+    lines.sort();
+    lines
+}

@@ -1,0 +1,480 @@
+//! The agent as a process, in a network namespace of its own, with a server that does what a test tells it to.
+//!
+//! Needs root, `ip` and `nsenter`; says so and passes when it is not root. With a BPF file system at /sys/fs/bpf
+//! the BPF backends are tested, without one the kernel's own.
+
+#[path = "agent/net.rs"]
+mod net;
+#[path = "agent/server.rs"]
+mod server;
+
+use std::{
+    fs::{self, File},
+    net::Ipv6Addr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Output},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hextet_api::v1::{PodAssignment, PodPhase, PodReport, ReadLogs, Task};
+use nix::{
+    sys::signal::{Signal, kill},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::{Pid, geteuid},
+};
+use tempfile::TempDir;
+
+use self::{
+    net::{NODE_ADDRESS, Net, in_netns, ip, text},
+    server::{CLUSTER, Ca, TestServer},
+};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_node_joins_runs_a_pod_and_removes_it() {
+    let Some(mut node) = TestNode::new("run") else { return };
+    let server = node.serve();
+    server.talk.lock().unwrap().refuse_subnets = 2;
+    node.start(true);
+    let pod = node.pod(&server, 1, "echo from $HEXTET_POD; exec sleep 1000");
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+
+    let address = address(&pod).to_string();
+    assert!(ip(&["-n", &node.net.node, "-6", "route", "show", &address]).contains("dev hx"));
+    assert!(ip(&["-n", &pod.id, "-6", "addr", "show", "dev", "eth0"]).contains(&address));
+    let ping = in_netns(&node.net.node, "ping").args(["-6", "-c1", "-W2", &address]).output().unwrap();
+    assert!(ping.status.success(), "{}", text(&ping));
+    let (hello, heartbeats) = {
+        let talk = server.talk.lock().unwrap();
+        (talk.hellos[0].clone(), talk.heartbeats)
+    };
+    assert_eq!(hello.underlay, NODE_ADDRESS.parse::<Ipv6Addr>().unwrap().octets());
+    assert_eq!(hello.underlay_v4, [192, 0, 2, 2]);
+    assert_eq!(hello.labels["disk"], "ssd");
+    node.wait_for("heartbeats", || server.talk.lock().unwrap().heartbeats >= heartbeats + 3);
+
+    server.assign(vec![], vec![pod.id.clone(), "never-was-here".into()]);
+    node.wait_for("the pod's end", || server.report(&pod.id).is_some_and(|report| report.gone));
+    node.wait_for("the unknown pod's end", || {
+        server.report("never-was-here").is_some_and(|report| report.gone)
+    });
+    assert!(!PathBuf::from("/run/netns").join(&pod.id).exists());
+    assert!(!ip(&["-n", &node.net.node, "link"]).contains(" hxaa"));
+    assert!(!node.path("state/pods").join(&pod.id).exists());
+    assert!(!node.path("run/pods").join(&pod.id).exists());
+}
+
+#[test]
+fn a_killed_agent_leaves_the_pod_alone_and_its_successor_adopts_it() {
+    let Some(mut node) = TestNode::new("adopt") else { return };
+    let server = node.serve();
+    node.start(true);
+    let pod = node.pod(&server, 1, "echo $$ > pid; exec sleep 1000");
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let before = node.task_pid(&pod);
+    node.kill();
+    server.talk.lock().unwrap().reports.clear();
+    assert!(is_alive(before));
+    let link = ip(&["-n", &node.net.node, "-o", "link"]);
+    node.start(false);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    assert_eq!(node.task_pid(&pod), before);
+    assert_eq!(ip(&["-n", &node.net.node, "-o", "link"]), link, "nothing was made anew");
+    let phases: Vec<i32> = server.talk.lock().unwrap().reports.iter().map(|report| report.phase).collect();
+    assert!(
+        phases.iter().all(|phase| *phase == i32::from(PodPhase::Running)),
+        "it never looked otherwise: {phases:?}"
+    );
+    assert_eq!(node.run_once("plan"), "");
+}
+
+#[test]
+fn a_node_boots_cold_without_a_server() {
+    let Some(mut node) = TestNode::new("cold") else { return };
+    let server = node.serve();
+    node.start(true);
+    let pods = [node.pod(&server, 1, "exec sleep 1000"), node.pod(&server, 2, "exec sleep 1000")];
+    server.assign(pods.to_vec(), vec![]);
+    pods.iter().for_each(|pod| node.wait_for_phase(&server, &pod.id, PodPhase::Running));
+    let before = node.run_once("show");
+    drop(server);
+    // As a reboot does: no process, no kernel state, no run folder.
+    node.run_once("down");
+    node.wait_for_end();
+    assert!(!ip(&["-n", &node.net.node, "-6", "route"]).contains("hextet"));
+    fs::remove_dir_all(node.path("run")).unwrap();
+
+    node.start(false);
+    node.wait_for("both pods", || node.run_once("show").matches(" running").count() == 2);
+    let lines = |text: &str| {
+        text.lines().filter(|line| line.starts_with("pod ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&node.run_once("show")), lines(&before));
+    let server = node.serve();
+    server.talk.lock().unwrap().pods = pods.to_vec();
+    pods.iter().for_each(|pod| node.wait_for_phase(&server, &pod.id, PodPhase::Running));
+}
+
+#[test]
+fn what_others_break_is_repaired_at_once() {
+    let Some(mut node) = TestNode::new("repair") else { return };
+    let server = node.serve();
+    node.start(true);
+    let pod = node.pod(&server, 1, "echo $$ > pid; exec sleep 1000");
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let before = node.task_pid(&pod);
+    let address = address(&pod).to_string();
+    let begin = Instant::now();
+    ip(&["-n", &node.net.node, "-6", "route", "del", &address]);
+    node.wait_for("the route", || {
+        ip(&["-n", &node.net.node, "-6", "route", "show", &address]).contains("dev hx")
+    });
+    assert!(begin.elapsed() < Duration::from_secs(10), "the audit alone would take longer");
+    assert_eq!(node.task_pid(&pod), before);
+
+    // A namespace that was taken away is made anew, and the pod with it.
+    ip(&["netns", "del", &pod.id]);
+    node.wait_for("another task", || {
+        node.try_task_pid(&pod).is_some_and(|pid| pid != before && is_alive(pid))
+    });
+    node.wait_for("the old task's end", || !is_alive(before));
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let ping = in_netns(&node.net.node, "ping").args(["-6", "-c1", "-W2", &address]).output().unwrap();
+    assert!(ping.status.success(), "{}", text(&ping));
+}
+
+#[test]
+fn one_failing_pod_does_not_hold_up_the_other() {
+    let Some(mut node) = TestNode::new("fail") else { return };
+    let server = node.serve();
+    node.start(true);
+    let mut missing = node.pod(&server, 1, "");
+    missing.tasks[0].exec = vec!["/no/such/program".into()];
+    let mut wrong = node.pod(&server, 2, "exec sleep 1000");
+    wrong.address = CLUSTER.octets().to_vec();
+    let fine = node.pod(&server, 3, "exec sleep 1000");
+    server.assign(vec![missing.clone(), wrong.clone(), fine.clone()], vec![]);
+    node.wait_for_phase(&server, &fine.id, PodPhase::Running);
+    node.wait_for_phase(&server, &missing.id, PodPhase::Failed);
+    node.wait_for_phase(&server, &wrong.id, PodPhase::Failed);
+    let message = |pod: &PodAssignment| server.report(&pod.id).unwrap().message;
+    assert!(message(&missing).contains("cannot run /no/such/program"), "{}", message(&missing));
+    assert_eq!(message(&wrong), "the server gave it an address that is not of this node");
+}
+
+#[test]
+fn a_changed_task_restarts_in_place_with_its_address() {
+    let Some(mut node) = TestNode::new("change") else { return };
+    let server = node.serve();
+    node.start(true);
+    let mut pod = node.pod(&server, 1, "echo first; exec sleep 1000");
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let link = ip(&["-n", &node.net.node, "-o", "link"]);
+    pod.tasks[0].exec[2] = "echo second; exec sleep 1000".into();
+    pod.job_version = 2;
+    server.assign(vec![pod.clone()], vec![]);
+    let log = node.path("state/pods").join(&pod.id).join("web.log");
+    node.wait_for("the second version", || {
+        fs::read_to_string(&log).is_ok_and(|text| text == "first\nsecond\n")
+    });
+    assert_eq!(ip(&["-n", &node.net.node, "-o", "link"]), link);
+}
+
+#[test]
+fn logs_are_sent_followed_and_end_with_the_pod() {
+    let Some(mut node) = TestNode::new("logs") else { return };
+    let server = node.serve();
+    node.start(true);
+    let pod = node.pod(
+        &server,
+        1,
+        "echo one; echo two; while [ ! -e go ]; do sleep 0.1; done; echo three; exec sleep 1000",
+    );
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let request = |request_id, task: &str, tail_lines, follow| ReadLogs {
+        request_id,
+        pod: pod.id.clone(),
+        task: task.into(),
+        tail_lines,
+        follow,
+    };
+    let log = |id: u64| {
+        server
+            .talk
+            .lock()
+            .unwrap()
+            .logs
+            .get(&id)
+            .map(|(data, error)| (String::from_utf8(data.clone()).unwrap(), error.clone()))
+    };
+    let folder = node.path("state/pods").join(&pod.id);
+    node.wait_for("the log", || {
+        fs::read_to_string(folder.join("web.log")).is_ok_and(|text| text == "one\ntwo\n")
+    });
+    server.read_logs(request(1, "", 1, false));
+    node.wait_for("the tail", || log(1) == Some(("two\n".into(), String::new())));
+    server.read_logs(request(2, "db", 0, false));
+    node.wait_for("the refusal", || {
+        log(2) == Some((String::new(), "there is no task db; the pod has web".into()))
+    });
+    server.read_logs(request(3, "web", 0, true));
+    node.wait_for("what is there", || log(3).is_some_and(|(data, _)| data == "one\ntwo\n"));
+    File::create(folder.join("web/go")).unwrap();
+    node.wait_for("what is added", || log(3).is_some_and(|(data, _)| data == "one\ntwo\nthree\n"));
+}
+
+#[test]
+fn a_second_agent_is_refused_with_the_first_ones_id() {
+    let Some(mut node) = TestNode::new("second") else { return };
+    let server = node.serve();
+    node.start(true);
+    let first = node.agent.as_ref().unwrap().id();
+    let second = node.command("run").args(["eth0", "n1"]).output().unwrap();
+    assert!(!second.status.success());
+    assert!(text(&second).contains(&format!("process {first} runs the node")), "{}", text(&second));
+    drop(server);
+}
+
+#[test]
+fn an_agent_that_cannot_join_leaves_nothing_behind() {
+    let Some(node) = TestNode::new("nojoin") else { return };
+    let before = ip(&["-n", &node.net.node, "-6", "route"]);
+    let sentence = |output: Output| {
+        assert!(!output.status.success());
+        let all = text(&output);
+        all.lines().find(|line| line.starts_with("error: ")).unwrap_or(&all).to_owned()
+    };
+    let refused = sentence(node.command("run").args(["eth0", "n1"]).output().unwrap());
+    assert!(refused.contains("netctl token --for node"), "{refused}");
+    let token = node.ca.token().to_string();
+    let refused = sentence(node.command("run").args(["eth0", "n1", &token]).output().unwrap());
+    assert!(refused.contains("cannot join: cannot reach the server at [2001:db8:7::1]:4679"), "{refused}");
+    let refused = sentence(node.command("run").args(["", "n1", &token]).output().unwrap());
+    assert!(refused.contains("name it with --uplink"), "{refused}");
+    let refused = sentence(node.command("run").args(["eth7", "n1", &token]).output().unwrap());
+    assert!(refused.contains("there is no device eth7"), "{refused}");
+    assert_eq!(ip(&["-n", &node.net.node, "-6", "route"]), before);
+    assert!(!ip(&["-n", &node.net.node, "-6", "addr"]).contains("ff02::1:ff"));
+}
+
+#[test]
+fn down_works_without_an_agent_and_keeps_the_identity() {
+    let Some(mut node) = TestNode::new("down") else { return };
+    let server = node.serve();
+    node.start(true);
+    let pod = node.pod(&server, 1, "echo $$ > pid; exec sleep 1000");
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let task = node.task_pid(&pod);
+    node.kill();
+    let said = node.run_once("down");
+    assert!(said.contains(&format!("stop pod {}", pod.id)), "{said}");
+    assert!(said.contains("link del hx"), "{said}");
+    assert!(said.contains("the identity stays"), "{said}");
+    assert!(!said.contains("failed"), "{said}");
+    assert!(!is_alive(task));
+    assert!(!ip(&["-n", &node.net.node, "-6", "route"]).contains("hextet"));
+    assert!(!PathBuf::from("/run/netns").join(&pod.id).exists());
+    assert_eq!(node.run_once("down").lines().count(), 1, "the second time there is nothing to do");
+    node.start(false);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+}
+
+#[test]
+#[ignore]
+fn zz_hundred() {
+    let Some(mut node) = TestNode::new("many") else { return };
+    let server = node.serve();
+    node.start(true);
+    let pods: Vec<_> = (1..=100).map(|n| node.pod(&server, n, "exec sleep 1000")).collect();
+    let begin = Instant::now();
+    server.assign(pods.clone(), vec![]);
+    pods.iter().for_each(|pod| node.wait_for_phase(&server, &pod.id, PodPhase::Running));
+    eprintln!("100 pods in {:?}", begin.elapsed());
+    let pid = node.agent.as_ref().unwrap().id();
+    let show = |what: &str| {
+        eprintln!(
+            "{what} {} {}",
+            fs::read_to_string(format!("/proc/{pid}/stat"))
+                .unwrap()
+                .split(' ')
+                .skip(13)
+                .take(2)
+                .collect::<Vec<_>>()
+                .join("+"),
+            fs::read_to_string(format!("/proc/{pid}/status"))
+                .unwrap()
+                .lines()
+                .filter(|l| l.starts_with("VmRSS") || l.starts_with("Rss"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        )
+    };
+    show("after");
+    std::thread::sleep(Duration::from_secs(20));
+    show("20s later");
+    let sup = std::process::Command::new("sh").arg("-c").arg("for p in $(pgrep -f 'hextet-node supervise' | tail -3); do grep -E 'VmRSS|RssAnon' /proc/$p/status; done").output().unwrap();
+    eprintln!("{}", text(&sup));
+    let begin = Instant::now();
+    server.assign(vec![], pods.iter().map(|pod| pod.id.clone()).collect());
+    pods.iter().for_each(|pod| node.wait_for("gone", || server.report(&pod.id).is_some_and(|r| r.gone)));
+    eprintln!("100 gone in {:?}", begin.elapsed());
+}
+
+/// A node in namespaces of its own; everything of it is gone when it is dropped.
+struct TestNode {
+    label: String,
+    ca: Arc<Ca>,
+    agent: Option<Child>,
+    folder: TempDir,
+    net: Net,
+}
+
+impl TestNode {
+    fn new(label: &str) -> Option<TestNode> {
+        if !geteuid().is_root() {
+            eprintln!("skipped: network namespaces need root");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let label = format!("hxt{}-{label}", std::process::id());
+        Some(TestNode { label, ca: Ca::new(), agent: None, folder, net: Net::new() })
+    }
+
+    fn serve(&self) -> TestServer {
+        TestServer::start(&self.net.server, &self.ca)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, what: &str) -> std::process::Command {
+        let mut command = in_netns(&self.net.node, env!("CARGO_BIN_EXE_hextet-node"));
+        command.env("HEXTET_NODE_BPF_DIR", self.bpf_dir());
+        command.arg(what).arg(self.folder.path());
+        command
+    }
+
+    /// On the BPF file system where there is one; elsewhere the agent takes the kernel's own backends.
+    fn bpf_dir(&self) -> PathBuf {
+        match statfs("/sys/fs/bpf") {
+            Ok(there) if there.filesystem_type() == BPF_FS_MAGIC => {
+                Path::new("/sys/fs/bpf").join(&self.net.node)
+            }
+            _ => self.path("bpf"),
+        }
+    }
+
+    /// Starts the agent and waits until it is ready.
+    fn start(&mut self, join: bool) {
+        let log = File::create(self.path("agent.log")).unwrap();
+        let mut command = self.command("run");
+        command.args(["eth0", "n1"]);
+        if join {
+            command.arg(self.ca.token().to_string());
+        }
+        self.agent = Some(command.stderr(log).spawn().unwrap());
+        self.wait_for("the agent", || self.log().contains("node ready"));
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("agent.log")).unwrap_or_default()
+    }
+
+    fn kill(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    fn wait_for_end(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        self.wait_for("the agent's end", || agent.try_wait().unwrap().is_some());
+    }
+
+    fn run_once(&self, what: &str) -> String {
+        let output = self.command(what).output().unwrap();
+        assert!(output.status.success(), "{what}: {}\n{}", text(&output), self.log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A pod with an address of this node, which has joined.
+    fn pod(&self, server: &TestServer, host: u128, script: &str) -> PodAssignment {
+        let (subnet, group) = {
+            let talk = server.talk.lock().unwrap();
+            let enrolled = talk.enrolled.as_ref().unwrap();
+            (u128::from(enrolled.subnet_id), u128::from(enrolled.group_id))
+        };
+        let address = CLUSTER.to_bits() | subnet << 64 | (0xaa_0000_0000 + host) << 24 | group;
+        PodAssignment {
+            id: format!("{}-{host}", self.label),
+            job: "hello".into(),
+            group: "web".into(),
+            address: address.to_be_bytes().to_vec(),
+            tasks: vec![Task {
+                name: "web".into(),
+                exec: vec!["/bin/sh".into(), "-c".into(), script.into()],
+                ..Task::default()
+            }],
+            job_version: 1,
+        }
+    }
+
+    fn wait_for_phase(&self, server: &TestServer, pod: &str, phase: PodPhase) {
+        let is = |report: PodReport| report.phase == i32::from(phase);
+        self.wait_for(&format!("{pod} to be {phase:?}"), || server.report(pod).is_some_and(is));
+    }
+
+    fn wait_for(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !condition() {
+            assert!(
+                Instant::now() < deadline,
+                "{what} did not come in time; the agent's log:\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn task_pid(&self, pod: &PodAssignment) -> u32 {
+        self.wait_for("the task's id", || self.try_task_pid(pod).is_some());
+        self.try_task_pid(pod).unwrap()
+    }
+
+    /// What the task wrote into its folder.
+    fn try_task_pid(&self, pod: &PodAssignment) -> Option<u32> {
+        let path = self.path("state/pods").join(&pod.id).join("web/pid");
+        fs::read_to_string(path).ok()?.trim().parse().ok()
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = kill(Pid::from_raw(agent.id().cast_signed()), Signal::SIGTERM);
+            let _ = agent.wait();
+        }
+        let _ = self.command("down").output();
+        // Empty by now.
+        let _ = fs::remove_dir_all(self.bpf_dir());
+    }
+}
+
+fn address(pod: &PodAssignment) -> Ipv6Addr {
+    <[u8; 16]>::try_from(pod.address.as_slice()).unwrap().into()
+}
+
+fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}

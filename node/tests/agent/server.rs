@@ -1,0 +1,276 @@
+//! A server that does what a test tells it to: enrolls one cluster's nodes and speaks to one agent.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    net::{Ipv6Addr, SocketAddr},
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+};
+
+use hextet_api::{
+    token::{Fingerprint, Role, Token},
+    v1::{
+        Assignment, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix, NodeCommand, NodeHello,
+        NodeReport, PodAssignment, PodReport, ReadLogs, SendLogsRequest, SendLogsResponse,
+        agent_server::{Agent, AgentServer},
+        enrollment_server::{Enrollment, EnrollmentServer},
+        node_command::Command,
+        node_report::Report,
+    },
+};
+use nix::sched::{CloneFlags, setns};
+use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::{
+    Stream, StreamExt as _,
+    wrappers::{TcpListenerStream, UnboundedReceiverStream},
+};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Certificate, Identity, Server, ServerTlsConfig},
+};
+
+use super::net::SERVER_ADDRESS;
+
+pub(crate) const SECRET: [u8; 16] = [3; 16];
+pub(crate) const CLUSTER: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 0, 0, 0, 0, 0);
+const PORT: u16 = 4679;
+
+/// The cluster's CA; it outlives the servers.
+pub(crate) struct Ca {
+    params: CertificateParams,
+    key: KeyPair,
+    der: Vec<u8>,
+    pem: String,
+}
+
+impl Ca {
+    pub(crate) fn new() -> Arc<Ca> {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        Arc::new(Ca { der: certificate.der().to_vec(), pem: certificate.pem(), params, key })
+    }
+
+    fn issuer(&self) -> Issuer<'_, &KeyPair> {
+        Issuer::from_params(&self.params, &self.key)
+    }
+
+    fn identity(&self) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["hextet-server".to_owned()]).unwrap();
+        let leaf = params.signed_by(&key, &self.issuer()).unwrap();
+        Identity::from_pem(format!("{}{}", leaf.pem(), self.pem), key.serialize_pem())
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        Token {
+            role: Role::Node,
+            fingerprint: Fingerprint::of(&self.der),
+            secret: SECRET,
+            servers: vec![format!("[{SERVER_ADDRESS}]:{PORT}")],
+        }
+    }
+}
+
+/// What the server has heard, and what it says.
+#[derive(Default)]
+pub(crate) struct Talk {
+    pub(crate) enrolled: Option<EnrollRequest>,
+    /// Subnets to refuse, whatever they are.
+    pub(crate) refuse_subnets: u32,
+    pub(crate) hellos: Vec<NodeHello>,
+    pub(crate) heartbeats: u32,
+    pub(crate) reports: Vec<PodReport>,
+    pub(crate) logs: BTreeMap<u64, (Vec<u8>, String)>,
+    /// What the next stream is told first.
+    pub(crate) pods: Vec<PodAssignment>,
+    revision: u64,
+    streams: Vec<mpsc::UnboundedSender<Result<NodeCommand, Status>>>,
+}
+
+/// A server in a network namespace; ends when dropped.
+pub(crate) struct TestServer {
+    pub(crate) talk: Arc<Mutex<Talk>>,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TestServer {
+    pub(crate) fn start(netns: &str, ca: &Arc<Ca>) -> TestServer {
+        let talk = Arc::new(Mutex::new(Talk::default()));
+        let (end, ended) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let service = Service { ca: ca.clone(), talk: talk.clone() };
+        let netns = File::open(Path::new("/run/netns").join(netns)).unwrap();
+        let thread = thread::spawn(move || {
+            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(serve(service, ready, ended));
+        });
+        is_ready.recv().unwrap();
+        TestServer { talk, end: Some(end), thread: Some(thread) }
+    }
+
+    /// Changes what the agent must run, and tells it the difference.
+    pub(crate) fn assign(&self, upserts: Vec<PodAssignment>, removed_pods: Vec<String>) {
+        let mut talk = self.talk.lock().unwrap();
+        let named = |pod: &PodAssignment| {
+            upserts.iter().any(|new| new.id == pod.id) || removed_pods.contains(&pod.id)
+        };
+        talk.pods.retain(|pod| !named(pod));
+        talk.pods.extend(upserts.clone());
+        talk.revision += 1;
+        let message = Assignment { pods: upserts, removed_pods, ..talk.assignment() };
+        talk.say(Command::Assignment(message));
+    }
+
+    pub(crate) fn read_logs(&self, request: ReadLogs) {
+        self.talk.lock().unwrap().say(Command::ReadLogs(request));
+    }
+
+    /// The last report of a pod.
+    pub(crate) fn report(&self, pod: &str) -> Option<PodReport> {
+        self.talk.lock().unwrap().reports.iter().rev().find(|report| report.id == pod).cloned()
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Talk {
+    fn assignment(&self) -> Assignment {
+        Assignment { revision: self.revision, epoch: "e".into(), lease_ms: 1000, ..Assignment::default() }
+    }
+
+    fn say(&mut self, command: Command) {
+        let command = NodeCommand { command: Some(command) };
+        self.streams.retain(|stream| stream.send(Ok(command.clone())).is_ok());
+    }
+}
+
+async fn serve(service: Service, ready: std::sync::mpsc::Sender<()>, ended: oneshot::Receiver<()>) {
+    let address: SocketAddr = format!("[::]:{PORT}").parse().unwrap();
+    let socket = tokio::net::TcpSocket::new_v6().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    let listener = socket.listen(16).unwrap();
+    let tls = ServerTlsConfig::new()
+        .identity(service.ca.identity())
+        .client_ca_root(Certificate::from_pem(&service.ca.pem))
+        .client_auth_optional(true);
+    let server = Server::builder()
+        .tls_config(tls)
+        .unwrap()
+        .add_service(EnrollmentServer::new(service.clone()))
+        .add_service(AgentServer::new(service))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    ready.send(()).unwrap();
+    // Ends at once, streams and all.
+    tokio::select! { result = server => result.unwrap(), _ = ended => {} }
+}
+
+#[derive(Clone)]
+struct Service {
+    ca: Arc<Ca>,
+    talk: Arc<Mutex<Talk>>,
+}
+
+#[tonic::async_trait]
+impl Enrollment for Service {
+    async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
+        let request = request.into_inner();
+        let mut talk = self.talk.lock().unwrap();
+        if request.secret != SECRET {
+            return Err(Status::permission_denied("the token was used before: make a new one"));
+        }
+        if request.name.is_empty() {
+            return Err(Status::invalid_argument("the name is empty"));
+        }
+        if talk.refuse_subnets > 0 {
+            talk.refuse_subnets -= 1;
+            return Err(Status::already_exists("the subnet fd00::/64 is taken by node `n9`; draw another"));
+        }
+        let csr = CertificateSigningRequestParams::from_der(&request.csr_der.clone().into()).unwrap();
+        let certificate = csr.signed_by(&self.ca.issuer()).unwrap();
+        let prefix =
+            |bits: u128, length_bits| Ipv6Prefix { address: bits.to_be_bytes().to_vec(), length_bits };
+        let subnet = CLUSTER.to_bits() | u128::from(request.subnet_id) << 64;
+        let response = EnrollResponse {
+            name: request.name.clone(),
+            certificate_der: certificate.der().to_vec(),
+            ca_der: self.ca.der.clone(),
+            epoch: "e".into(),
+            cluster_prefix: Some(prefix(CLUSTER.to_bits(), 48)),
+            pod_ipv4: Some(Ipv4Prefix { address: vec![10, 254, 0, 0], length_bits: 20 }),
+            node_prefix: Some(prefix(subnet, 64)),
+        };
+        talk.enrolled = Some(request);
+        Ok(Response::new(response))
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for Service {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<NodeCommand, Status>> + Send>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<NodeReport>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        if request.peer_certs().is_none_or(|chain| chain.is_empty()) {
+            return Err(Status::unauthenticated("a node shows its certificate"));
+        }
+        let (stream, commands) = mpsc::unbounded_channel();
+        let mut reports = request.into_inner();
+        {
+            let mut talk = self.talk.lock().unwrap();
+            let message = Assignment { full: true, pods: talk.pods.clone(), ..talk.assignment() };
+            talk.streams.push(stream);
+            talk.say(Command::Assignment(message));
+        }
+        let talk = self.talk.clone();
+        tokio::spawn(async move {
+            while let Some(Ok(report)) = reports.next().await {
+                talk.lock().unwrap().hear(report);
+            }
+        });
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(commands))))
+    }
+
+    async fn send_logs(
+        &self,
+        request: Request<Streaming<SendLogsRequest>>,
+    ) -> Result<Response<SendLogsResponse>, Status> {
+        let mut messages = request.into_inner();
+        while let Some(Ok(message)) = messages.next().await {
+            assert!(message.data.len() <= 64 * 1024);
+            let mut talk = self.talk.lock().unwrap();
+            let log = talk.logs.entry(message.request_id).or_default();
+            log.0.extend(message.data);
+            log.1.push_str(&message.error);
+        }
+        Ok(Response::new(SendLogsResponse {}))
+    }
+}
+
+impl Talk {
+    fn hear(&mut self, report: NodeReport) {
+        match report.report {
+            Some(Report::Hello(hello)) => self.hellos.push(hello),
+            Some(Report::Heartbeat(_)) => self.heartbeats += 1,
+            Some(Report::Pods(pods)) => self.reports.extend(pods.pods),
+            None => panic!("an empty report"),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What a node must run and where its peers are, and the difference to what it was told before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv6Addr,
+    sync::Arc,
+};
+
+use hextet_address::NodePrefix;
+
+use crate::{
+    change::{Key, Revision, Value},
+    job::{Group, Job},
+    pod::{Pod, PodId},
+    state::State,
+};
+
+/// Everything that one node is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Other nodes by name.
+    pub peers: BTreeMap<String, Peer>,
+    /// Pods that it runs, by id.
+    pub pods: BTreeMap<PodId, Assigned>,
+    /// Pods that it must stop and then report gone.
+    pub stopping: BTreeSet<PodId>,
+}
+
+/// Another node. A lost one stays a peer: a cut of the control path alone leaves traffic untouched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its /64.
+    pub prefix: NodePrefix,
+    /// Where packets for it are sent.
+    pub underlay: Ipv6Addr,
+}
+
+/// A pod with the text of the job version that it runs.
+#[derive(Clone, Debug)]
+pub struct Assigned {
+    /// The pod's address.
+    pub address: Ipv6Addr,
+    /// The job's text.
+    pub job: Arc<Job>,
+    /// The group in it.
+    pub group: String,
+    /// The job's version.
+    pub job_version: u32,
+}
+
+/// What a node is told: everything, or what has changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Added or changed.
+    pub peers: Vec<(String, Peer)>,
+    /// By name.
+    pub removed_peers: Vec<String>,
+    /// Added or changed.
+    pub pods: Vec<(PodId, Assigned)>,
+    /// Stop them, then report them gone.
+    pub removed_pods: Vec<PodId>,
+}
+
+impl PartialEq for Assigned {
+    /// A version names one text for ever.
+    fn eq(&self, other: &Assigned) -> bool {
+        let key = |one: &Assigned| (one.address, one.job_version);
+        key(self) == key(other) && self.group == other.group && self.job.job == other.job.job
+    }
+}
+
+impl Eq for Assigned {}
+
+impl Assigned {
+    /// The group's text.
+    #[must_use]
+    pub fn spec(&self) -> Option<&Group> {
+        self.job.groups.get(&self.group)
+    }
+}
+
+/// What `node` must be told in this state.
+#[must_use]
+pub fn view(state: &State, node: &str) -> View {
+    let others = state.nodes().values().filter(|other| other.name != node);
+    let peer = |other: &Arc<crate::node::Node>| {
+        Some((other.name.clone(), Peer { prefix: other.prefix, underlay: other.underlay? }))
+    };
+    let mut view = View { peers: others.filter_map(peer).collect(), ..View::default() };
+    for pod in state.pods_on(node) {
+        if pod.stop {
+            view.stopping.insert(pod.id.clone());
+        } else if let Some(assigned) = assigned(state, pod) {
+            view.pods.insert(pod.id.clone(), assigned);
+        }
+    }
+    view
+}
+
+fn assigned(state: &State, pod: &Pod) -> Option<Assigned> {
+    let job = state.job_of(pod)?.clone();
+    Some(Assigned { address: pod.address?, job, group: pod.group.clone(), job_version: pod.job_version })
+}
+
+/// Whether a revision may have changed what `node` is told.
+#[must_use]
+pub fn concerns(revision: &Revision, node: &str) -> bool {
+    let pod_here = |value: &Option<Value>| match value {
+        Some(Value::Pod(pod)) => pod.node.as_deref() == Some(node),
+        _ => false,
+    };
+    revision.changes.iter().any(|change| match change.key {
+        Key::Node(_) => true,
+        Key::Pod(_) => pod_here(&change.old) || pod_here(&change.new),
+        _ => false,
+    })
+}
+
+/// All of a view, for a node that has just attached. Pods that it must stop are named although it may have
+/// stopped them already: it answers that they are gone, and their records can go.
+#[must_use]
+pub fn full(view: &View) -> Diff {
+    Diff { removed_pods: view.stopping.iter().cloned().collect(), ..diff(&View::default(), view) }
+}
+
+/// What has changed from one view to the next.
+#[must_use]
+pub fn diff(old: &View, new: &View) -> Diff {
+    let changed_peer = |(name, peer): &(&String, &Peer)| old.peers.get(*name) != Some(peer);
+    let changed_pod = |(id, pod): &(&PodId, &Assigned)| old.pods.get(*id) != Some(pod);
+    let gone = old.pods.keys().filter(|id| !new.pods.contains_key(id));
+    let stopping = new.stopping.difference(&old.stopping).filter(|id| !old.pods.contains_key(id));
+    Diff {
+        peers: new
+            .peers
+            .iter()
+            .filter(changed_peer)
+            .map(|(name, peer)| (name.clone(), peer.clone()))
+            .collect(),
+        removed_peers: old.peers.keys().filter(|name| !new.peers.contains_key(*name)).cloned().collect(),
+        pods: new.pods.iter().filter(changed_pod).map(|(id, pod)| (id.clone(), pod.clone())).collect(),
+        removed_pods: gone.chain(stopping).cloned().collect(),
+    }
+}
+
+impl Diff {
+    /// Nothing has changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+            && self.removed_peers.is_empty()
+            && self.pods.is_empty()
+            && self.removed_pods.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_sent_whole_first_and_then_only_what_changed() {
+        let old = View {
+            peers: BTreeMap::from([peer("n2", 2), peer("n3", 3)]),
+            pods: BTreeMap::from([pod("a", 1), pod("b", 1)]),
+            stopping: BTreeSet::from([PodId("z".into())]),
+        };
+        assert_eq!(full(&old).removed_pods, [PodId("z".into())]);
+        assert_eq!((full(&old).peers.len(), full(&old).pods.len()), (2, 2));
+
+        let new = View {
+            peers: BTreeMap::from([peer("n3", 4), peer("n4", 4)]),
+            pods: BTreeMap::from([pod("b", 2)]),
+            stopping: BTreeSet::from([PodId("a".into()), PodId("never-sent".into())]),
+        };
+        let change = diff(&old, &new);
+        assert_eq!(change.peers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["n3", "n4"]);
+        assert_eq!(change.removed_peers, ["n2"]);
+        assert_eq!(change.pods, [pod("b", 2)]);
+        assert_eq!(change.removed_pods, ["a", "never-sent"].map(|id| PodId(id.into())));
+        assert!(diff(&new, &new).is_empty());
+    }
+
+    fn peer(name: &str, host: u16) -> (String, Peer) {
+        let prefix = NodePrefix::new("fd00:1:2:3::/64".parse().unwrap()).unwrap();
+        (name.to_owned(), Peer { prefix, underlay: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host) })
+    }
+
+    fn pod(id: &str, job_version: u32) -> (PodId, Assigned) {
+        let job = Arc::new(Job { job: "j".into(), groups: BTreeMap::new() });
+        let address = "fd00:1:2:3::9".parse().unwrap();
+        (PodId(id.to_owned()), Assigned { address, job, group: "g".into(), job_version })
+    }
+}

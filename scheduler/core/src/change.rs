@@ -1,0 +1,163 @@
+//! Keys, values and revisions: the form in which state is stored, logged and compared.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{
+    cluster::{Cluster, Counters},
+    job::Job,
+    node::Node,
+    pod::{Pod, PodId},
+    time::WallTime,
+    token::{Token, TokenId},
+};
+
+/// The name of one thing that is stored; as text `kind/name`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// What never changes.
+    Cluster,
+    /// Numbers that only grow.
+    Counters,
+    /// A job by its name.
+    Job(String),
+    /// A node by its name.
+    Node(String),
+    /// A pod by its id.
+    Pod(PodId),
+    /// A token by the hash of its secret.
+    Token(TokenId),
+}
+
+/// One thing that is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Value {
+    /// At [`Key::Cluster`].
+    Cluster(Arc<Cluster>),
+    /// At [`Key::Counters`].
+    Counters(Counters),
+    /// At [`Key::Job`].
+    Job(Arc<JobRecord>),
+    /// At [`Key::Node`].
+    Node(Arc<Node>),
+    /// At [`Key::Pod`].
+    Pod(Arc<Pod>),
+    /// At [`Key::Token`].
+    Token(Arc<Token>),
+}
+
+/// A job as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// The version in force. It goes on counting when a removed job is applied again, so that a version
+    /// names one text for ever.
+    pub version: u32,
+    /// The version in force and older ones that pods still run.
+    pub versions: BTreeMap<u32, Arc<Job>>,
+    /// It was deleted. The record stays for the sake of `version`.
+    pub removed: bool,
+    /// When the version in force was applied.
+    pub applied: WallTime,
+    /// Who applied it.
+    pub changer: String,
+}
+
+/// A key with its value before and after; `None` is absence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What changed.
+    pub key: Key,
+    /// Its value before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<Value>,
+    /// Its value from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<Value>,
+}
+
+/// One committed change of the cluster's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// Its number, one more than the last.
+    pub revision: u64,
+    /// When it was made, for people to read.
+    pub time: WallTime,
+    /// Who made it: `user:alice`, `scheduler`, `node:n1`.
+    pub changer: String,
+    /// Why, in words.
+    pub message: String,
+    /// What changed, in the order of the keys.
+    pub changes: Vec<Change>,
+}
+
+impl JobRecord {
+    /// The text in force, unless the job was deleted.
+    #[must_use]
+    pub fn current(&self) -> Option<&Arc<Job>> {
+        if self.removed { None } else { self.versions.get(&self.version) }
+    }
+}
+
+/// Why a text is not a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not the key of anything")]
+pub struct KeyError(String);
+
+impl FromStr for Key {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Key, KeyError> {
+        match text.split_once('/') {
+            None if text == "cluster" => Ok(Key::Cluster),
+            None if text == "counters" => Ok(Key::Counters),
+            Some(("job", name)) => Ok(Key::Job(name.to_owned())),
+            Some(("node", name)) => Ok(Key::Node(name.to_owned())),
+            Some(("pod", id)) => Ok(Key::Pod(PodId(id.to_owned()))),
+            Some(("token", id)) => Ok(Key::Token(id.to_owned())),
+            _ => Err(KeyError(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Cluster => f.write_str("cluster"),
+            Key::Counters => f.write_str("counters"),
+            Key::Job(name) => write!(f, "job/{name}"),
+            Key::Node(name) => write!(f, "node/{name}"),
+            Key::Pod(id) => write!(f, "pod/{id}"),
+            Key::Token(id) => write!(f, "token/{id}"),
+        }
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_read_back_as_they_print() {
+        let keys = ["cluster", "counters", "job/a", "node/n1", "pod/a-b-00000", "token/ff"];
+        for text in keys {
+            assert_eq!(text.parse::<Key>().unwrap().to_string(), text);
+        }
+        for text in ["", "pods/a", "cluster/a", "job"] {
+            assert!(text.parse::<Key>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What can happen to a cluster, and why an event may be refused.
+
+use hextet_address::{GroupId, NodePrefix};
+
+use crate::{
+    cluster::Cluster,
+    endpoint::Selector,
+    job::{Job, JobError},
+    name::NameError,
+    node::{Hello, HelloError},
+    pod::{PodId, PodPhase},
+    token::{Role, Token, TokenError, TokenId},
+};
+
+/// What happened, or what somebody asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The server starts for the first time.
+    ClusterCreated(Cluster),
+    /// Somebody wants a job to be so.
+    ApplyJob(Job),
+    /// Somebody wants a job to be gone.
+    DeleteJob(String),
+    /// Somebody wants a token.
+    CreateToken(TokenId, Token),
+    /// Somebody shows a token and wants to be known by a key.
+    Enroll(Enroll),
+    /// A node has attached.
+    NodeHello(String, Hello),
+    /// A node that was lost has reported.
+    NodeReturned(String),
+    /// A node says how its pods are.
+    PodReports(String, Vec<PodReport>),
+    /// These nodes have not reported for a lease's time.
+    LeaseEnded(Vec<String>),
+    /// Load balancers know that these pods terminate, or have had the time to.
+    Drained(Vec<PodId>),
+    /// A node will not come back.
+    DeleteNode(String),
+}
+
+/// Somebody shows a token and wants to be known by a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enroll {
+    /// SHA-256 of the token's secret, in hex.
+    pub token: TokenId,
+    /// The name that is wanted; none to take the token's.
+    pub name: Option<String>,
+    /// SHA-256 of the public key, in hex.
+    pub key: String,
+    /// What a node claims; none for people and load balancers.
+    pub node: Option<Claim>,
+}
+
+/// What a node draws at random and claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The /64 for its pods.
+    pub prefix: NodePrefix,
+    /// The low 24 bits that their addresses share.
+    pub group_id: GroupId,
+}
+
+/// How a pod is, in the words of its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodReport {
+    /// The pod.
+    pub id: PodId,
+    /// Starting, running or failed.
+    pub phase: PodPhase,
+    /// Why, in words.
+    pub message: String,
+    /// How often a task of it was started again.
+    pub restarts: u32,
+    /// It was told to stop and has: nothing of it is left.
+    pub gone: bool,
+}
+
+/// Why an event changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A field of the job is wrong.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// The cluster would have too many pods.
+    #[error("the cluster would have {wanted} pods; {max} fit")]
+    TooManyPods {
+        /// With this change.
+        wanted: u64,
+        /// How many fit.
+        max: u64,
+    },
+    /// There is no such job.
+    #[error("there is no job `{0}`; `netctl jobs` lists them")]
+    NoJob(String),
+    /// There is no such node.
+    #[error("there is no node `{0}`; `netctl nodes` lists them")]
+    NoNode(String),
+    /// Its pods may be running.
+    #[error("node `{0}` still reports; stop its agent and wait until its lease ends")]
+    NodeReports(String),
+    /// What a node says of itself is wrong.
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    /// The token is not good for this.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The name is not one.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Another key has the name.
+    #[error("the node name `{0}` is taken by another machine; choose another with --name")]
+    NameTaken(String),
+    /// Another node has the subnet.
+    #[error("the subnet {prefix} is taken by node `{node}`; draw another subnet ID")]
+    SubnetTaken {
+        /// What was claimed.
+        prefix: NodePrefix,
+        /// Who has it.
+        node: String,
+    },
+    /// A token for a node was used without claiming a subnet, or the other way about.
+    #[error("a node enrolls with a subnet ID and a group ID inside the cluster's prefix")]
+    Claim,
+    /// Too many tokens wait for their use.
+    #[error("{0} tokens are kept already; use them, or wait until they are too old")]
+    TooManyTokens(usize),
+    /// The cluster is there already.
+    #[error("the cluster exists already")]
+    ClusterExists,
+}
+
+/// What an enrolled key is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolled {
+    /// What it is.
+    pub role: Role,
+    /// Its name.
+    pub name: String,
+}
+
+impl Enrolled {
+    /// The URI that its certificate names: `hextet:node/n1`.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        match &self.role {
+            Role::Node => format!("hextet:node/{}", self.name),
+            Role::User => format!("hextet:user/{}", self.name),
+            Role::Lb(selector) => format!("hextet:lb/{}?select={selector}", self.name),
+        }
+    }
+
+    /// Reads what [`Enrolled::uri`] wrote.
+    #[must_use]
+    pub fn from_uri(uri: &str) -> Option<Enrolled> {
+        let (word, rest) = uri.strip_prefix("hextet:")?.split_once('/')?;
+        let (role, name) = match word {
+            "node" => (Role::Node, rest),
+            "user" => (Role::User, rest),
+            "lb" => {
+                let (name, selector) = rest.split_once("?select=")?;
+                (Role::Lb(selector.parse::<Selector>().ok()?), name)
+            }
+            _ => return None,
+        };
+        crate::name::check(name, crate::name::NODE_NAME_LEN_MAX).ok()?;
+        Some(Enrolled { role, name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_read_back_as_they_are_written() {
+        for uri in
+            ["hextet:node/n1", "hextet:user/alice", "hextet:lb/edge?select=a/b", "hextet:lb/edge?select=a"]
+        {
+            assert_eq!(Enrolled::from_uri(uri).unwrap().uri(), uri);
+        }
+        for uri in
+            ["", "hextet:root/x", "hextet:node/", "hextet:node/a/b", "hextet:lb/edge", "spiffe://x/node/n1"]
+        {
+            assert_eq!(Enrolled::from_uri(uri), None, "{uri}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Cluster state, placement and lifecycle as pure functions.
+//!
+//! [`transition::handle`] takes the [`state::State`], an [`event::Event`], the time and a random number
+//! generator, and makes one [`change::Revision`]: a list of keys with their old and new values. The shell
+//! (package `scheduler`) makes it durable and shows it to nodes and load balancers, or takes it back with
+//! [`state::State::undo`]. This crate deliberately knows no clock, file, socket or async runtime.
+#![forbid(unsafe_code)]
+
+pub mod assignment;
+pub mod change;
+pub mod cluster;
+mod draft;
+pub mod drain;
+pub mod endpoint;
+pub mod event;
+pub mod job;
+pub mod lease;
+pub mod name;
+pub mod node;
+pub mod placement;
+pub mod pod;
+pub mod quantity;
+pub mod state;
+pub mod time;
+pub mod token;
+pub mod transition;

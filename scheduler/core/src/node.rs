@@ -1,0 +1,154 @@
+//! A machine that runs pods, as the control plane knows it.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use hextet_address::{GroupId, NodePrefix};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    job::{self, LABEL_LEN_MAX, MEMORY_MAX},
+    quantity::Resources,
+    time::WallTime,
+};
+
+/// The most labels of a node.
+pub const LABELS_MAX: usize = 64;
+
+/// The label that every node has: its name.
+pub const NODE_LABEL: &str = "node";
+
+/// A machine that runs pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its public key, in hex: who may speak for it.
+    pub key: String,
+    /// The /64 in which its pods have their addresses.
+    pub prefix: NodePrefix,
+    /// The low 24 bits that its pods' addresses share.
+    pub group_id: GroupId,
+    /// Where peers send packets for its prefix; none until it has attached.
+    pub underlay: Option<Ipv6Addr>,
+    /// Its own IPv4 address, if it has one.
+    pub underlay_v4: Option<Ipv4Addr>,
+    /// What constraints are matched with.
+    pub labels: BTreeMap<String, String>,
+    /// What it has for pods.
+    pub capacity: Resources,
+    /// The version of its agent.
+    pub agent_version: String,
+    /// Whether it can be used.
+    pub phase: NodePhase,
+    /// When it got its certificate.
+    pub joined: WallTime,
+}
+
+/// Whether a node can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodePhase {
+    /// It has a certificate and has not attached yet.
+    Joined,
+    /// It reports.
+    Ready,
+    /// It has not reported for a lease's time.
+    Lost,
+}
+
+/// What a node says of itself when it attaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Where peers send packets for its prefix.
+    pub underlay: Ipv6Addr,
+    /// Its own IPv4 address, if it has one.
+    pub underlay_v4: Option<Ipv4Addr>,
+    /// What constraints are matched with.
+    pub labels: BTreeMap<String, String>,
+    /// What it has for pods.
+    pub capacity: Resources,
+    /// The version of its agent.
+    pub agent_version: String,
+}
+
+/// Why a node's word about itself is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HelloError {
+    /// Too much of it.
+    #[error("{0} labels are more than {LABELS_MAX}")]
+    TooManyLabels(usize),
+    /// A label that no constraint can match.
+    #[error(
+        "label `{key}`: its key and value have 1 to {LABEL_LEN_MAX} characters, none of them a control character"
+    )]
+    Label {
+        /// The label's key.
+        key: String,
+    },
+    /// A label that is not the node's to set.
+    #[error("the label `node` is the node's name and cannot be set")]
+    NodeLabel,
+    /// An address that packets cannot be sent to.
+    #[error("the underlay address {0} is not one that other nodes can send packets to: use --underlay")]
+    Underlay(Ipv6Addr),
+}
+
+impl Hello {
+    /// Checks bounds and the address.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn validate(&self) -> Result<(), HelloError> {
+        if self.labels.len() > LABELS_MAX {
+            return Err(HelloError::TooManyLabels(self.labels.len()));
+        }
+        if self.labels.contains_key(NODE_LABEL) {
+            return Err(HelloError::NodeLabel);
+        }
+        for (key, value) in &self.labels {
+            job::check_label(key, value)
+                .map_err(|_| HelloError::Label { key: key.chars().take(LABEL_LEN_MAX).collect() })?;
+        }
+        let underlay = self.underlay;
+        if underlay.is_unspecified() || underlay.is_multicast() || underlay.is_loopback() {
+            return Err(HelloError::Underlay(underlay));
+        }
+        Ok(())
+    }
+}
+
+impl Node {
+    /// The value of a label; every node has the label `node`.
+    #[must_use]
+    pub fn label(&self, key: &str) -> Option<&str> {
+        if key == NODE_LABEL { Some(&self.name) } else { self.labels.get(key).map(String::as_str) }
+    }
+
+    /// Takes over what the node says of itself.
+    #[must_use]
+    pub fn greeted(&self, hello: &Hello) -> Node {
+        Node {
+            underlay: Some(hello.underlay),
+            underlay_v4: hello.underlay_v4,
+            labels: hello.labels.clone(),
+            capacity: Resources { memory: hello.capacity.memory.min(MEMORY_MAX), ..hello.capacity },
+            agent_version: hello.agent_version.chars().take(LABEL_LEN_MAX).collect(),
+            phase: NodePhase::Ready,
+            ..self.clone()
+        }
+    }
+}
+
+impl fmt::Display for NodePhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NodePhase::Joined => "joined",
+            NodePhase::Ready => "ready",
+            NodePhase::Lost => "lost",
+        })
+    }
+}

@@ -1,0 +1,95 @@
+//! Tokens are made and used; nodes get their name and subnet.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    change::{Key, Value},
+    draft::Draft,
+    event::{Claim, Enroll, Refusal},
+    name::{self, NODE_NAME_LEN_MAX, NameError},
+    node::{Node, NodePhase},
+    quantity::Resources,
+    time::WallTime,
+    token::{Role, TOKENS_MAX, Token, TokenError},
+    transition::Step,
+};
+
+pub(super) fn create_token(
+    draft: &mut Draft<'_>,
+    id: &str,
+    token: &Token,
+    now: WallTime,
+) -> Result<Step, Refusal> {
+    if let Some(name) = &token.name {
+        name::check(name, NODE_NAME_LEN_MAX)?;
+    } else if token.role != Role::Node {
+        return Err(NameError::Empty.into());
+    }
+    forget_old_tokens(draft, now);
+    if draft.tokens().len() >= TOKENS_MAX {
+        return Err(Refusal::TooManyTokens(draft.tokens().len()));
+    }
+    draft.put(Key::Token(id.to_owned()), Some(Value::Token(Arc::new(token.clone()))));
+    let whom = token.name.as_deref().map(|name| format!(" {name}")).unwrap_or_default();
+    Ok(Step { message: format!("token made for {}{whom}", token.role.word()), replan: false })
+}
+
+pub(super) fn enroll(draft: &mut Draft<'_>, enroll: &Enroll, now: WallTime) -> Result<Step, Refusal> {
+    let token = draft.tokens().get(&enroll.token).cloned().ok_or(TokenError::Unknown)?;
+    token.check(&enroll.key, now)?;
+    let name = chosen_name(&token, enroll.name.as_deref())?;
+    match (&token.role, &enroll.node) {
+        (Role::Node, Some(claim)) => join(draft, &name, &enroll.key, claim, now)?,
+        (Role::Node, None) => return Err(Refusal::Claim),
+        (role, Some(_)) => return Err(TokenError::Role(role.word()).into()),
+        (_, None) => {}
+    }
+    let message = format!("{} {name} enrolled", token.role.word());
+    let used = Token { name: Some(name), used_by: Some(enroll.key.clone()), ..Token::clone(&token) };
+    draft.put(Key::Token(enroll.token.clone()), Some(Value::Token(Arc::new(used))));
+    Ok(Step { message, replan: false })
+}
+
+fn chosen_name(token: &Token, wanted: Option<&str>) -> Result<String, Refusal> {
+    let name = match (token.name.as_deref(), wanted) {
+        (Some(name), Some(wanted)) if name != wanted => return Err(TokenError::Name.into()),
+        (Some(name), _) | (None, Some(name)) => name,
+        (None, None) => return Err(NameError::Empty.into()),
+    };
+    name::check(name, NODE_NAME_LEN_MAX)?;
+    Ok(name.to_owned())
+}
+
+/// Claims name and subnet. The same key under the same name gets what it had.
+fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTime) -> Result<(), Refusal> {
+    if let Some(node) = draft.nodes().get(name) {
+        return if node.key == key { Ok(()) } else { Err(Refusal::NameTaken(name.to_owned())) };
+    }
+    let cluster = draft.cluster().ok_or(Refusal::Claim)?.prefix.network();
+    if !cluster.contains(claim.prefix.network().network()) {
+        return Err(Refusal::Claim);
+    }
+    if let Some(other) = draft.nodes().values().find(|node| node.prefix == claim.prefix) {
+        return Err(Refusal::SubnetTaken { prefix: claim.prefix, node: other.name.clone() });
+    }
+    draft.put_node(Node {
+        name: name.to_owned(),
+        key: key.to_owned(),
+        prefix: claim.prefix,
+        group_id: claim.group_id,
+        underlay: None,
+        underlay_v4: None,
+        labels: BTreeMap::new(),
+        capacity: Resources::default(),
+        agent_version: String::new(),
+        phase: NodePhase::Joined,
+        joined: now,
+    });
+    Ok(())
+}
+
+fn forget_old_tokens(draft: &mut Draft<'_>, now: WallTime) {
+    let old = draft.tokens().iter().filter(|(_, token)| now >= token.expires);
+    let old: Vec<_> = old.map(|(id, _)| id.clone()).collect();
+    old.into_iter().for_each(|id| draft.put(Key::Token(id), None));
+}

@@ -1,0 +1,173 @@
+//! Makes the pods of a group what its job says, and takes pods away in order.
+
+use crate::{
+    change::JobRecord,
+    draft::Draft,
+    job::Group,
+    node::NodePhase,
+    placement,
+    pod::{Pod, PodId, PodPhase},
+    transition::{Context, Step},
+};
+
+/// Makes the pods of one group what `wanted` says; `None` is none at all.
+pub(super) fn reconcile(
+    draft: &mut Draft<'_>,
+    job: &str,
+    group: &str,
+    wanted: Option<&Group>,
+    context: &mut Context<'_>,
+) {
+    let Some(wanted) = wanted else {
+        let why = "its group is no longer wanted";
+        return live(draft, job, group).into_iter().for_each(|pod| stop(draft, pod, why, context));
+    };
+    for pod in live(draft, job, group) {
+        match fate(draft, &pod, wanted) {
+            Fate::Stays => {}
+            Fate::Restarts => restart(draft, pod, wanted),
+            Fate::IsReplaced(why) => stop(draft, pod, &why, context),
+        }
+    }
+    scale(draft, job, group, wanted, context);
+}
+
+/// What a new text of its job means to a pod.
+enum Fate {
+    Stays,
+    /// Other tasks, same place and address.
+    Restarts,
+    /// It cannot stay where it is.
+    IsReplaced(String),
+}
+
+fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
+    let node = pod.node.as_deref().and_then(|name| draft.nodes().get(name));
+    if let Some(reason) = node.and_then(|node| placement::unmet(&wanted.constraints, node)) {
+        return Fate::IsReplaced(format!("its node no longer fits: {reason}"));
+    }
+    let now = draft.job_of(pod).and_then(|job| job.groups.get(&pod.group));
+    if now.is_some_and(|now| now.tasks == wanted.tasks) {
+        return Fate::Stays;
+    }
+    match node {
+        Some(node) if node.phase == NodePhase::Ready && !fits(draft, pod, wanted) => {
+            Fate::IsReplaced("its node has no room for its new requests".to_owned())
+        }
+        _ => Fate::Restarts,
+    }
+}
+
+/// Whether the node of `pod` has room for what `wanted` asks for in its place.
+fn fits(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> bool {
+    let Some(node) = pod.node.as_deref().and_then(|name| draft.nodes().get(name)) else { return true };
+    let (usage, needs, has) = (draft.usage(&node.name), wanted.resources(), pod.resources);
+    let cpu = usage.cpu_millis - u64::from(has.cpu.0) + u64::from(needs.cpu.0);
+    let memory = usage.memory_bytes.saturating_sub(has.memory.0).saturating_add(needs.memory.0);
+    // Less of both always fits, also on a node that has shrunk.
+    let no_more = needs.cpu <= has.cpu && needs.memory <= has.memory;
+    no_more || (cpu <= u64::from(node.capacity.cpu.0) && memory <= node.capacity.memory.0)
+}
+
+fn restart(draft: &mut Draft<'_>, pod: Pod, wanted: &Group) {
+    let version = draft.job_record(&pod.job).map_or(pod.job_version, |record| record.version);
+    let restarts = matches!(pod.phase, PodPhase::Starting | PodPhase::Running | PodPhase::Failed);
+    let (phase, message) = match restarts {
+        true => (PodPhase::Starting, format!("its tasks are of version {version} now")),
+        false => (pod.phase, pod.message.clone()),
+    };
+    draft.put_pod(Pod { job_version: version, resources: wanted.resources(), phase, message, ..pod });
+}
+
+/// Makes as many pods as are missing, or stops those that are too many: pending ones first, then lost ones,
+/// then the newest.
+fn scale(draft: &mut Draft<'_>, job: &str, group: &str, wanted: &Group, context: &mut Context<'_>) {
+    let mut pods = live(draft, job, group);
+    let count = wanted.count as usize;
+    for _ in pods.len()..count {
+        create(draft, job, group, wanted, context);
+    }
+    if pods.len() <= count {
+        return;
+    }
+    let order = |pod: &Pod| match pod.phase {
+        PodPhase::Pending => 0,
+        PodPhase::Lost => 1,
+        _ => 2,
+    };
+    pods.sort_by_key(|pod| (order(pod), u64::MAX - pod.serial));
+    let too_many = pods.len() - count;
+    pods.into_iter().take(too_many).for_each(|pod| stop(draft, pod, "fewer pods are wanted", context));
+}
+
+/// A new pod that waits for a place.
+pub(super) fn create(
+    draft: &mut Draft<'_>,
+    job: &str,
+    group: &str,
+    wanted: &Group,
+    context: &Context<'_>,
+) -> Pod {
+    let serial = draft.next_serial();
+    let id_key = draft.cluster().map_or(0, |cluster| cluster.id_key);
+    let pod = Pod {
+        id: PodId::of(job, group, serial, id_key),
+        job: job.to_owned(),
+        group: group.to_owned(),
+        job_version: draft.job_record(job).map_or(0, |record| record.version),
+        serial,
+        resources: wanted.resources(),
+        node: None,
+        address: None,
+        phase: PodPhase::Pending,
+        message: String::new(),
+        created: context.wall,
+        restarts: 0,
+        stop: false,
+    };
+    draft.put_pod(pod.clone());
+    pod
+}
+
+/// Takes a pod away: at once when nothing of it runs; otherwise load balancers are told first, if there are
+/// any, and then its node.
+pub(super) fn stop(draft: &mut Draft<'_>, pod: Pod, why: &str, context: &Context<'_>) {
+    if !on_living_node(draft, &pod) {
+        return forget(draft, &pod);
+    }
+    let stop = !(context.is_watched)(&pod);
+    draft.put_pod(Pod { phase: PodPhase::Terminating, message: why.to_owned(), stop, ..pod });
+}
+
+/// Load balancers know that these pods terminate, or have had the time to.
+pub(super) fn drained(draft: &mut Draft<'_>, pods: &[PodId]) -> Step {
+    let mut stopped = 0;
+    for id in pods {
+        let Some(pod) = draft.pods().get(id).map(|pod| Pod::clone(pod)) else { continue };
+        if pod.phase == PodPhase::Terminating && !pod.stop {
+            stopped += 1;
+            draft.put_pod(Pod { stop: true, ..pod });
+        }
+    }
+    Step { message: format!("{stopped} pods drained"), replan: false }
+}
+
+/// The record of a pod of which nothing is left. With the last pod of a deleted job goes its text.
+pub(super) fn forget(draft: &mut Draft<'_>, pod: &Pod) {
+    draft.forget_pod(&pod.id);
+    let Some(record) = draft.job_record(&pod.job).cloned() else { return };
+    if record.removed && !record.versions.is_empty() && draft.pods_of_job(&pod.job).next().is_none() {
+        draft.put_job(&pod.job, JobRecord { versions: Default::default(), ..JobRecord::clone(&record) });
+    }
+}
+
+fn on_living_node(draft: &Draft<'_>, pod: &Pod) -> bool {
+    let node = pod.node.as_deref().and_then(|name| draft.nodes().get(name));
+    node.is_some_and(|node| node.phase == NodePhase::Ready)
+}
+
+/// Pods that count towards the group's `count`, in the order in which they were made.
+fn live(draft: &Draft<'_>, job: &str, group: &str) -> Vec<Pod> {
+    let wanted = draft.pods_of_group(job, group).filter(|pod| pod.is_wanted());
+    wanted.map(|pod| Pod::clone(pod)).collect()
+}

@@ -1,0 +1,72 @@
+//! Somebody wants a job to be so, or to be gone.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    change::JobRecord,
+    draft::Draft,
+    event::Refusal,
+    job::Job,
+    transition::{Context, PODS_MAX, Step, group},
+};
+
+pub(super) fn apply(
+    draft: &mut Draft<'_>,
+    job: &Job,
+    changer: &str,
+    context: &mut Context<'_>,
+) -> Result<Step, Refusal> {
+    job.validate()?;
+    if draft.job(&job.job).is_some_and(|current| **current == *job) {
+        return Ok(Step { message: String::new(), replan: false });
+    }
+    check_total(draft, job)?;
+    let version = put_version(draft, job, changer, context);
+    for name in groups(draft, job) {
+        group::reconcile(draft, &job.job, &name, job.groups.get(&name), context);
+    }
+    Ok(Step { message: format!("job {} version {version} applied", job.job), replan: true })
+}
+
+pub(super) fn delete(
+    draft: &mut Draft<'_>,
+    name: &str,
+    changer: &str,
+    context: &mut Context<'_>,
+) -> Result<Step, Refusal> {
+    let missing = || Refusal::NoJob(name.to_owned());
+    let job = draft.job(name).cloned().ok_or_else(missing)?;
+    for group in groups(draft, &job) {
+        group::reconcile(draft, name, &group, None, context);
+    }
+    let mut record = draft.job_record(name).map(|record| JobRecord::clone(record)).ok_or_else(missing)?;
+    record.versions.retain(|version, _| draft.runs_version(name, *version));
+    let (applied, changer) = (context.wall, changer.to_owned());
+    draft.put_job(name, JobRecord { removed: true, applied, changer, ..record });
+    Ok(Step { message: format!("job {name} deleted"), replan: true })
+}
+
+fn check_total(draft: &Draft<'_>, job: &Job) -> Result<(), Refusal> {
+    let others = draft.jobs().filter(|(name, _)| **name != job.job);
+    let others: u64 = others.filter_map(|(_, record)| Some(record.current()?.pods_wanted())).sum();
+    let wanted = others + job.pods_wanted();
+    if wanted > PODS_MAX { Err(Refusal::TooManyPods { wanted, max: PODS_MAX }) } else { Ok(()) }
+}
+
+/// Makes the text the next version; older ones stay as long as a pod runs them.
+fn put_version(draft: &mut Draft<'_>, job: &Job, changer: &str, context: &Context<'_>) -> u32 {
+    let old = draft.job_record(&job.job).cloned();
+    let version = old.as_ref().map_or(1, |record| record.version.saturating_add(1));
+    let mut versions = old.map(|record| record.versions.clone()).unwrap_or_default();
+    versions.retain(|version, _| draft.runs_version(&job.job, *version));
+    versions.insert(version, Arc::new(job.clone()));
+    let (applied, changer) = (context.wall, changer.to_owned());
+    draft.put_job(&job.job, JobRecord { version, versions, removed: false, applied, changer });
+    version
+}
+
+/// Groups that the job names or that still have pods.
+fn groups(draft: &Draft<'_>, job: &Job) -> BTreeSet<String> {
+    let running = draft.pods_of_job(&job.job).map(|pod| pod.group.clone());
+    running.chain(job.groups.keys().cloned()).collect()
+}

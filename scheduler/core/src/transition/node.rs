@@ -1,0 +1,141 @@
+//! Nodes attach, report, are lost, return and are deleted.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    change::Key,
+    draft::Draft,
+    event::{PodReport, Refusal},
+    node::{Hello, Node, NodePhase},
+    pod::{MESSAGE_LEN_MAX, Pod, PodPhase},
+    transition::{Context, Step, group},
+};
+
+pub(super) fn hello(
+    draft: &mut Draft<'_>,
+    name: &str,
+    hello: &Hello,
+    context: &mut Context<'_>,
+) -> Result<Step, Refusal> {
+    hello.validate()?;
+    let node = find(draft, name)?;
+    let greeted = node.greeted(hello);
+    if *node == greeted {
+        return Ok(Step { message: String::new(), replan: false });
+    }
+    draft.put_node(greeted.clone());
+    pods_return(draft, name);
+    if node.labels != greeted.labels {
+        reconcile_groups(draft, groups_on(draft, name), context);
+    }
+    Ok(Step { message: format!("node {name} attached"), replan: true })
+}
+
+pub(super) fn returned(draft: &mut Draft<'_>, name: &str) -> Result<Step, Refusal> {
+    let node = find(draft, name)?;
+    if node.phase != NodePhase::Lost {
+        return Ok(Step { message: String::new(), replan: false });
+    }
+    draft.put_node(Node { phase: NodePhase::Ready, ..Node::clone(&node) });
+    pods_return(draft, name);
+    Ok(Step { message: format!("node {name} returned"), replan: true })
+}
+
+/// Pods that were lost with the node and not replaced are its own again.
+fn pods_return(draft: &mut Draft<'_>, name: &str) {
+    for pod in pods_on(draft, name) {
+        if pod.phase == PodPhase::Lost {
+            let message = "its node is back".to_owned();
+            draft.put_pod(Pod { phase: PodPhase::Starting, message, ..pod });
+        }
+    }
+}
+
+pub(super) fn reports(draft: &mut Draft<'_>, name: &str, reports: &[PodReport]) -> Result<Step, Refusal> {
+    // A report is as good a sign of life as a heartbeat.
+    let mut replan = returned(draft, name)?.replan;
+    for report in reports {
+        let Some(pod) = draft.pods().get(&report.id).map(|pod| Pod::clone(pod)) else { continue };
+        if pod.node.as_deref() == Some(name) {
+            replan |= take_report(draft, pod, report);
+        }
+    }
+    Ok(Step { message: format!("node {name} reported"), replan })
+}
+
+/// Says whether room has become free.
+fn take_report(draft: &mut Draft<'_>, pod: Pod, report: &PodReport) -> bool {
+    if pod.phase == PodPhase::Terminating {
+        if report.gone {
+            group::forget(draft, &pod);
+        }
+        return report.gone;
+    }
+    let known = matches!(report.phase, PodPhase::Starting | PodPhase::Running | PodPhase::Failed);
+    if known && !report.gone {
+        let message = cut(&report.message);
+        draft.put_pod(Pod { phase: report.phase, message, restarts: report.restarts, ..pod });
+    }
+    false
+}
+
+fn cut(message: &str) -> String {
+    let end = (0..=MESSAGE_LEN_MAX.min(message.len())).rev().find(|end| message.is_char_boundary(*end));
+    message[..end.unwrap_or(0)].to_owned()
+}
+
+/// The node is lost and its pods with it. Those of `ha` groups get their replacements in the placement that
+/// follows; those that were being stopped are as good as gone.
+pub(super) fn lease_ended(draft: &mut Draft<'_>, names: &[String]) -> Step {
+    let mut lost = Vec::new();
+    for name in names {
+        let Some(node) = draft.nodes().get(name).filter(|node| node.phase == NodePhase::Ready).cloned()
+        else {
+            continue;
+        };
+        draft.put_node(Node { phase: NodePhase::Lost, ..Node::clone(&node) });
+        pods_on(draft, name).into_iter().for_each(|pod| lose(draft, pod, name));
+        lost.push(name.as_str());
+    }
+    let replan = !lost.is_empty();
+    Step { message: format!("lease of {} ended", lost.join(", ")), replan }
+}
+
+fn lose(draft: &mut Draft<'_>, pod: Pod, node: &str) {
+    if pod.phase == PodPhase::Terminating {
+        return group::forget(draft, &pod);
+    }
+    let message = format!("its node {node} does not report; it waits for it");
+    draft.put_pod(Pod { phase: PodPhase::Lost, message, ..pod });
+}
+
+pub(super) fn delete(draft: &mut Draft<'_>, name: &str, context: &mut Context<'_>) -> Result<Step, Refusal> {
+    let node = find(draft, name)?;
+    if node.phase == NodePhase::Ready {
+        return Err(Refusal::NodeReports(name.to_owned()));
+    }
+    let groups = groups_on(draft, name);
+    pods_on(draft, name).iter().for_each(|pod| group::forget(draft, pod));
+    draft.put(Key::Node(name.to_owned()), None);
+    reconcile_groups(draft, groups, context);
+    Ok(Step { message: format!("node {name} deleted"), replan: true })
+}
+
+fn reconcile_groups(draft: &mut Draft<'_>, groups: BTreeSet<(String, String)>, context: &mut Context<'_>) {
+    for (job, name) in groups {
+        let Some(text) = draft.job(&job).cloned() else { continue };
+        group::reconcile(draft, &job, &name, text.groups.get(&name), context);
+    }
+}
+
+fn find(draft: &Draft<'_>, name: &str) -> Result<Arc<Node>, Refusal> {
+    draft.nodes().get(name).cloned().ok_or_else(|| Refusal::NoNode(name.to_owned()))
+}
+
+fn groups_on(draft: &Draft<'_>, name: &str) -> BTreeSet<(String, String)> {
+    draft.pods_on(name).map(|pod| (pod.job.clone(), pod.group.clone())).collect()
+}
+
+fn pods_on(draft: &Draft<'_>, name: &str) -> Vec<Pod> {
+    draft.pods_on(name).map(|pod| Pod::clone(pod)).collect()
+}

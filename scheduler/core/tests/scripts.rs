@@ -1,0 +1,182 @@
+//! Runs the scripts in `testdata`: an event, then what it changed.
+//!
+//! A block is a command, perhaps with lines that belong to it, then `----`, then what is expected, then an
+//! empty line. `UPDATE_SCRIPTS=1 cargo test -p scheduler-core --test scripts` writes what comes out.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use scheduler_core::{
+    assignment,
+    change::{Change, Key, Revision, Value},
+    event::{Event, PodReport, Refusal},
+    job::Job,
+    node::Node,
+    pod::{Pod, PodId, PodPhase},
+    quantity::Resources,
+};
+use support::World;
+
+const SEPARATOR: &str = "----";
+
+#[test]
+fn scripts_give_what_is_written_in_them() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "no scripts");
+    for file in files {
+        let written = fs::read_to_string(&file).unwrap();
+        let ran = run(&written);
+        if std::env::var_os("UPDATE_SCRIPTS").is_some() {
+            fs::write(&file, ran).unwrap();
+        } else {
+            assert_eq!(ran, written, "{}: UPDATE_SCRIPTS=1 writes what comes out", file.display());
+        }
+    }
+}
+
+/// The script with what comes out in the place of what was expected. Comments before a command stay.
+fn run(script: &str) -> String {
+    let mut world = World::new(1);
+    let mut out = String::new();
+    let mut lines = script.lines();
+    while let Some(line) = lines.next() {
+        out.push_str(line);
+        out.push('\n');
+        if line.starts_with('#') || line.is_empty() {
+            continue;
+        }
+        let body: Vec<&str> = lines.by_ref().take_while(|line| *line != SEPARATOR).collect();
+        body.iter().for_each(|line| out.push_str(&format!("{line}\n")));
+        let reply = command(&mut world, line, &body.join("\n"));
+        out.push_str(&format!("{SEPARATOR}\n{reply}\n"));
+        lines.by_ref().take_while(|line| !line.is_empty()).for_each(drop);
+    }
+    out.trim_end().to_owned() + "\n"
+}
+
+fn command(world: &mut World, line: &str, body: &str) -> String {
+    let words: Vec<&str> = line.split(' ').collect();
+    match words.as_slice() {
+        ["join", name, settings @ ..] => join(world, name, settings),
+        ["apply"] => {
+            let job: Job = serde_norway::from_str(body).unwrap();
+            told(world, "user:alice", Event::ApplyJob(job))
+        }
+        ["delete", job] => told(world, "user:alice", Event::DeleteJob((*job).to_owned())),
+        ["delete-node", node] => told(world, "user:alice", Event::DeleteNode((*node).to_owned())),
+        ["report", node, which, how] => report(world, node, which, how),
+        ["lease-ended", nodes @ ..] => {
+            let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
+            told(world, "scheduler", Event::LeaseEnded(nodes))
+        }
+        ["returned", node] => told(world, &format!("node:{node}"), Event::NodeReturned((*node).to_owned())),
+        ["drained"] => {
+            let pods = world.state.pods().keys().cloned().collect();
+            told(world, "scheduler", Event::Drained(pods))
+        }
+        ["watch", on] => {
+            world.watched = *on == "on";
+            String::new()
+        }
+        ["pods"] => world.state.pods().values().map(|pod| pod_line(pod, true)).collect(),
+        ["nodes"] => world.state.nodes().values().map(|node| node_line(world, node)).collect(),
+        ["assignment", node] => assignment_lines(world, node),
+        _ => panic!("no such command: {line}"),
+    }
+}
+
+fn join(world: &mut World, name: &str, settings: &[&str]) -> String {
+    let (mut cpu, mut memory) = ("4000m", "8Gi");
+    let mut labels = BTreeMap::new();
+    for (key, value) in settings.iter().map(|setting| setting.split_once('=').unwrap()) {
+        match key {
+            "cpu" => cpu = value,
+            "memory" => memory = value,
+            _ => drop(labels.insert(key.to_owned(), value.to_owned())),
+        }
+    }
+    let capacity = Resources { cpu: cpu.parse().unwrap(), memory: memory.parse().unwrap() };
+    reply(world.join(name, capacity, labels))
+}
+
+/// `which` is `all` or a number: the first, second, .. pod of the node by id.
+fn report(world: &mut World, node: &str, which: &str, how: &str) -> String {
+    let all: Vec<PodId> = world.state.pods_on(node).map(|pod| pod.id.clone()).collect();
+    let chosen = match which.parse::<usize>() {
+        Ok(number) => vec![all[number - 1].clone()],
+        Err(_) => all,
+    };
+    let phase = if how == "running" { PodPhase::Running } else { PodPhase::Failed };
+    let gone = how == "gone";
+    let one = |id| PodReport { id, phase, message: how.to_owned(), restarts: 0, gone };
+    let reports = chosen.into_iter().map(one).collect();
+    told(world, &format!("node:{node}"), Event::PodReports(node.to_owned(), reports))
+}
+
+fn told(world: &mut World, changer: &str, event: Event) -> String {
+    reply(world.event(changer, event))
+}
+
+fn reply(result: Result<Option<Revision>, Refusal>) -> String {
+    match result {
+        Err(refusal) => format!("refused: {refusal}\n"),
+        Ok(None) => "nothing to change\n".to_owned(),
+        Ok(Some(revision)) => {
+            let changes = revision.changes.iter().filter(|change| change.key != Key::Counters);
+            let changes: String = changes.map(change_line).collect();
+            format!("{} by {}: {}\n{changes}", revision.revision, revision.changer, revision.message)
+        }
+    }
+}
+
+fn change_line(change: &Change) -> String {
+    let sign = match (&change.old, &change.new) {
+        (None, _) => '+',
+        (_, None) => '-',
+        _ => '~',
+    };
+    let text = match change.new.as_ref().or(change.old.as_ref()) {
+        Some(Value::Pod(pod)) => pod_line(pod, false),
+        Some(Value::Node(node)) => format!("{} {}\n", node.name, node.phase),
+        Some(Value::Job(job)) => {
+            let versions: Vec<_> = job.versions.keys().collect();
+            format!(
+                "version {} kept {versions:?}{}\n",
+                job.version,
+                if job.removed { " removed" } else { "" }
+            )
+        }
+        _ => format!("{}\n", change.key),
+    };
+    format!("{sign} {text}")
+}
+
+fn pod_line(pod: &Pod, with_address: bool) -> String {
+    let node = pod.node.as_deref().unwrap_or("-");
+    let stop = if pod.stop { " stop" } else { "" };
+    let address =
+        pod.address.filter(|_| with_address).map(|address| format!(" {address}")).unwrap_or_default();
+    let (phase, version) = (pod.phase, pod.job_version);
+    format!("{} v{version} {phase}{stop} on {node}{address}: {}\n", pod.id, pod.message)
+}
+
+fn node_line(world: &World, node: &Node) -> String {
+    let usage = world.state.usage(&node.name);
+    let (cpu, pods) = (usage.cpu_millis, usage.pods);
+    format!("{} {} {cpu}m of {} used by {pods} pods\n", node.name, node.phase, node.capacity.cpu)
+}
+
+fn assignment_lines(world: &World, node: &str) -> String {
+    let full = assignment::full(&assignment::view(&world.state, node));
+    let peers = full.peers.iter().map(|(name, peer)| format!("peer {name} via {}\n", peer.underlay));
+    let pods = full.pods.iter().map(|(id, pod)| {
+        let tasks: Vec<_> = pod.spec().unwrap().tasks.values().map(|task| task.exec.join(" ")).collect();
+        format!("run {id} v{}: {}\n", pod.job_version, tasks.join("; "))
+    });
+    let removed = full.removed_pods.iter().map(|id| format!("stop {id}\n"));
+    peers.chain(pods).chain(removed).collect()
+}

@@ -1,0 +1,71 @@
+//! A cluster without a store or a clock, for scripts and simulations.
+
+use std::{collections::BTreeMap, net::Ipv6Addr};
+
+use hextet_address::{ClusterPrefix, GroupId, SubnetId};
+use rand::{SeedableRng as _, rngs::StdRng};
+use scheduler_core::{
+    change::Revision,
+    cluster::Cluster,
+    event::{Claim, Enroll, Event, Refusal},
+    node::Hello,
+    pod::Pod,
+    quantity::Resources,
+    state::State,
+    time::WallTime,
+    token::{Role, Token},
+    transition::{Context, Origin, handle},
+};
+
+pub(crate) struct World {
+    pub(crate) state: State,
+    pub(crate) rng: StdRng,
+    pub(crate) wall: WallTime,
+    pub(crate) watched: bool,
+    nodes_made: u16,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> World {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let prefix = ClusterPrefix::generate(&mut rng);
+        let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
+        let cluster = Cluster { prefix, pod_ipv4, id_key: seed, created: WallTime(0) };
+        let mut world =
+            World { state: State::default(), rng, wall: WallTime(0), watched: false, nodes_made: 0 };
+        world.event("scheduler", Event::ClusterCreated(cluster)).unwrap();
+        world
+    }
+
+    pub(crate) fn event(&mut self, changer: &str, event: Event) -> Result<Option<Revision>, Refusal> {
+        let watched = self.watched;
+        let is_watched = |_: &Pod| watched;
+        let mut context = Context { wall: self.wall, rng: &mut self.rng, is_watched: &is_watched };
+        let origin = Origin { changer: changer.to_owned(), message: String::new() };
+        handle(&mut self.state, &event, &origin, &mut context)
+    }
+
+    /// A node gets a token, a certificate and attaches.
+    pub(crate) fn join(
+        &mut self,
+        name: &str,
+        capacity: Resources,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Option<Revision>, Refusal> {
+        self.nodes_made += 1;
+        let number = self.nodes_made;
+        let expires = WallTime(self.wall.0 + 1000);
+        let token = Token { role: Role::Node, name: None, expires, used_by: None };
+        let id = format!("token-{number}");
+        self.event("user:root", Event::CreateToken(id.clone(), token))?;
+        let prefix = self.state.cluster().unwrap().prefix.subnet(SubnetId(number));
+        let claim = Claim { prefix, group_id: GroupId::new(u32::from(number)).unwrap() };
+        let key = format!("key-{number}");
+        let enroll = Enroll { token: id, name: Some(name.to_owned()), key, node: Some(claim) };
+        self.event(&format!("node:{name}"), Event::Enroll(enroll))?;
+        let underlay = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number);
+        let agent_version = "test".to_owned();
+        let hello = Hello { underlay, underlay_v4: None, labels, capacity, agent_version };
+        self.event(&format!("node:{name}"), Event::NodeHello(name.to_owned(), hello))
+    }
+}

@@ -1,0 +1,159 @@
+//! What every part of the server shares: the newest state, the stream of revisions, leases and drains.
+//!
+//! Readers never wait for the disk: the state is a snapshot behind an [`Arc`], and leases are renewed in
+//! memory, past the writer.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use scheduler_core::{
+    change::{Key, Revision, Value},
+    cluster::Cluster,
+    drain::Drains,
+    event::Event,
+    lease::Leases,
+    node::NodePhase,
+    state::State,
+    transition::Origin,
+};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+
+use crate::{
+    clock::Clock,
+    logs::Relays,
+    pki::Pki,
+    session::Sessions,
+    store::Store,
+    writer::{Command, Committed, Request, WriteError},
+};
+
+/// Revisions that a slow reader may be behind before it gets the net change instead.
+const REVISIONS_KEPT: usize = 1024;
+
+/// What every part of the server shares.
+pub(crate) struct Hub {
+    pub(crate) clock: Clock,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) pki: Pki,
+    /// Facts that never change.
+    pub(crate) cluster: Arc<Cluster>,
+    /// Where nodes and people reach this server, `host:port`.
+    pub(crate) servers: Vec<String>,
+    pub(crate) sessions: Sessions,
+    pub(crate) relays: Relays,
+    /// Told when a drain may have come to its end.
+    pub(crate) drains_changed: Notify,
+    state: watch::Sender<Arc<State>>,
+    revisions: broadcast::Sender<Arc<Revision>>,
+    leases: Mutex<Leases>,
+    drains: Mutex<Drains>,
+    writer: mpsc::Sender<Command>,
+    closing: watch::Sender<bool>,
+}
+
+/// What a [`Hub`] is made of.
+pub(crate) struct Parts {
+    pub(crate) clock: Clock,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) pki: Pki,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) servers: Vec<String>,
+    pub(crate) state: State,
+    pub(crate) leases: Leases,
+    pub(crate) writer: mpsc::Sender<Command>,
+}
+
+impl Hub {
+    pub(crate) fn new(parts: Parts) -> Hub {
+        let drains = Drains::resume(&parts.state, parts.clock.now());
+        Hub {
+            clock: parts.clock,
+            store: parts.store,
+            pki: parts.pki,
+            cluster: parts.cluster,
+            servers: parts.servers,
+            sessions: Sessions::default(),
+            relays: Relays::default(),
+            drains_changed: Notify::new(),
+            state: watch::Sender::new(Arc::new(parts.state)),
+            revisions: broadcast::Sender::new(REVISIONS_KEPT),
+            leases: Mutex::new(parts.leases),
+            drains: Mutex::new(drains),
+            writer: parts.writer,
+            closing: watch::Sender::new(false),
+        }
+    }
+
+    /// The newest state.
+    pub(crate) fn state(&self) -> Arc<State> {
+        self.state.borrow().clone()
+    }
+
+    /// Revisions from now on. To miss none, subscribe first and take the state after.
+    pub(crate) fn revisions(&self) -> broadcast::Receiver<Arc<Revision>> {
+        self.revisions.subscribe()
+    }
+
+    pub(crate) fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn drains(&self) -> MutexGuard<'_, Drains> {
+        self.drains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the writer to bring `event` about. When this returns a revision, it is durable.
+    pub(crate) async fn write(&self, origin: Origin, event: Event) -> Result<Committed, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request { event, origin, reply };
+        self.writer.send(Command::Write(request)).await.map_err(|_| WriteError::Closed)?;
+        answer.await.map_err(|_| WriteError::Closed)?
+    }
+
+    /// Ends the writer when it has written what waits.
+    pub(crate) async fn stop_writer(&self) {
+        // A writer that has ended already needs no telling.
+        let _ = self.writer.send(Command::Stop).await;
+    }
+
+    /// Shows a revision that is durable: leases and drains first, so that nobody who sees it is ahead of them.
+    pub(crate) fn publish(&self, revision: Arc<Revision>) {
+        let now = self.clock.now();
+        self.follow_leases(&revision);
+        self.drains().committed(&revision, now);
+        self.state.send_modify(|state| Arc::make_mut(state).advance(&revision));
+        self.drains_changed.notify_one();
+        // Without readers there is nobody to tell.
+        let _ = self.revisions.send(revision);
+    }
+
+    /// A node that is ready has a lease; one that is lost or deleted has none.
+    fn follow_leases(&self, revision: &Revision) {
+        let mut leases = self.leases();
+        for change in &revision.changes {
+            let Key::Node(name) = &change.key else { continue };
+            match &change.new {
+                Some(Value::Node(node)) if node.phase == NodePhase::Ready => {
+                    leases.renew(name, self.clock.now());
+                }
+                _ => leases.forget(name),
+            }
+        }
+    }
+
+    /// Ends streams: the server stops.
+    pub(crate) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Resolves when the server stops.
+    pub(crate) async fn closed(&self) {
+        let mut closing = self.closing.subscribe();
+        // The sender lives as long as `self`.
+        let _ = closing.wait_for(|closing| *closing).await;
+    }
+}
+
+/// The scheduler itself as the origin of an event.
+pub(crate) fn scheduler() -> Origin {
+    Origin { changer: "scheduler".to_owned(), message: String::new() }
+}

@@ -1,0 +1,361 @@
+//! The cluster's certificate authority: made at the first start, and never seen by anybody but the server.
+//!
+//! Certificates are valid from a fixed day far in the past, so that a machine whose clock is off still gets
+//! as far as being told so. Names inside a signing request are ignored: the server writes them.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
+};
+use ring::digest::{SHA256, digest};
+use scheduler_core::{event::Enrolled, time::WallTime};
+use x509_parser::{
+    certification_request::X509CertificationRequest, pem::parse_x509_pem, prelude::FromDer as _,
+};
+
+/// The DNS name in the server's certificate, wherever it listens.
+pub const SERVER_NAME: &str = "hextet-server";
+
+/// How long certificates of the server and its clients are good for, from the day on which they are made.
+const CERTIFICATE_VALID: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const CSR_LEN_MAX: usize = 8 * 1024;
+
+/// The CA and the server's own certificate.
+pub struct Pki {
+    ca_der: Vec<u8>,
+    ca_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    server_chain_pem: String,
+    server_key_pem: String,
+}
+
+/// A public key whose holder has proved to have the private one.
+pub struct SigningRequest {
+    params: CertificateSigningRequestParams,
+    /// SHA-256 of the public key, in hex.
+    pub key: String,
+}
+
+/// Why there are no certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file or folder cannot be read or written.
+    #[error("cannot {what} {path}")]
+    Io {
+        /// `read` or `write`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} is damaged: put the folder back as it was; without its CA no node can reach the server")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: rcgen::Error,
+    },
+    /// The certificates and the store do not belong together.
+    #[error(
+        "the certificates in {path} are of cluster {found}, the store is of cluster {expected}: put back the one \
+         that is missing, or move the whole state directory away to begin a new cluster"
+    )]
+    AnotherCluster {
+        /// The folder.
+        path: PathBuf,
+        /// Whose certificates are there.
+        found: String,
+        /// Whose store is there.
+        expected: String,
+    },
+    /// The store is there and the folder is not.
+    #[error(
+        "the certificates in {0} are missing and the store is there: put the folder back; without its CA no node can reach the server"
+    )]
+    Missing(PathBuf),
+    /// Making or signing failed.
+    #[error("cannot make a certificate")]
+    Make(#[source] rcgen::Error),
+    /// Not a signing request with a good signature.
+    #[error("the certificate request is not one that is signed with its own key")]
+    Request,
+}
+
+impl Pki {
+    /// Reads the folder `dir`, or makes it when `is_new`. It remembers the `epoch` of its store.
+    ///
+    /// # Errors
+    /// One sentence that says what is wrong and what to do.
+    pub fn open(dir: &Path, epoch: &str, is_new: bool, now: WallTime) -> Result<Pki, PkiError> {
+        if !dir.exists() {
+            if !is_new {
+                return Err(PkiError::Missing(dir.to_owned()));
+            }
+            make(dir, epoch, now)?;
+        }
+        let found = read(&dir.join("epoch"))?.trim().to_owned();
+        if found != epoch {
+            let (path, expected) = (dir.to_owned(), epoch.to_owned());
+            return Err(PkiError::AnotherCluster { path, found, expected });
+        }
+        load(dir)
+    }
+
+    /// SHA-256 of the CA's certificate.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        digest(&SHA256, &self.ca_der).as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+
+    /// The CA's certificate.
+    #[must_use]
+    pub fn ca_der(&self) -> &[u8] {
+        &self.ca_der
+    }
+
+    /// The CA's certificate.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// The server's certificate and the CA's, and the server's key.
+    #[must_use]
+    pub fn server_identity_pem(&self) -> (&str, &str) {
+        (&self.server_chain_pem, &self.server_key_pem)
+    }
+
+    /// A client certificate for the request's public key, in DER.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub fn sign(
+        &self,
+        request: SigningRequest,
+        enrolled: &Enrolled,
+        now: WallTime,
+    ) -> Result<Vec<u8>, PkiError> {
+        let mut csr = request.params;
+        csr.params = leaf(&enrolled.name, now).map_err(PkiError::Make)?;
+        let uri = enrolled.uri().try_into().map_err(PkiError::Make)?;
+        csr.params.subject_alt_names = vec![SanType::URI(uri)];
+        csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        Ok(csr.signed_by(&self.issuer).map_err(PkiError::Make)?.der().to_vec())
+    }
+}
+
+impl SigningRequest {
+    /// Reads a PKCS #10 request and checks its signature.
+    ///
+    /// # Errors
+    /// [`PkiError::Request`].
+    pub fn parse(der: &[u8]) -> Result<SigningRequest, PkiError> {
+        if der.len() > CSR_LEN_MAX {
+            return Err(PkiError::Request);
+        }
+        let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|_| PkiError::Request)?;
+        if !rest.is_empty() {
+            return Err(PkiError::Request);
+        }
+        let key = sha256_hex(csr.certification_request_info.subject_pki.raw);
+        // This checks the signature.
+        let params = CertificateSigningRequestParams::from_der(&der.into()).map_err(|_| PkiError::Request)?;
+        Ok(SigningRequest { params, key })
+    }
+}
+
+/// SHA-256, in hex.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes all files in a folder beside `dir` and then gives it its name: a crash leaves all or nothing.
+fn make(dir: &Path, epoch: &str, now: WallTime) -> Result<(), PkiError> {
+    let ca_key = KeyPair::generate().map_err(PkiError::Make)?;
+    let ca_params = ca_params(epoch).map_err(PkiError::Make)?;
+    let ca = ca_params.self_signed(&ca_key).map_err(PkiError::Make)?;
+    let issuer = Issuer::from_params(&ca_params, &ca_key);
+
+    let server_key = KeyPair::generate().map_err(PkiError::Make)?;
+    let mut params = leaf(SERVER_NAME, now).map_err(PkiError::Make)?;
+    let name = SERVER_NAME.to_owned().try_into().map_err(PkiError::Make)?;
+    params.subject_alt_names = vec![SanType::DnsName(name)];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let server = params.signed_by(&server_key, &issuer).map_err(PkiError::Make)?;
+
+    let temporary = dir.with_extension("new");
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| PkiError::Io { what: "write", path, source }
+    };
+    if temporary.exists() {
+        fs::remove_dir_all(&temporary).map_err(failed(&temporary))?;
+    }
+    fs::DirBuilder::new().mode(0o700).create(&temporary).map_err(failed(&temporary))?;
+    let files = [
+        ("ca.key", ca_key.serialize_pem()),
+        ("ca.crt", ca.pem()),
+        ("server.key", server_key.serialize_pem()),
+        ("server.crt", server.pem()),
+        ("epoch", format!("{epoch}\n")),
+    ];
+    for (name, text) in files {
+        let path = temporary.join(name);
+        write_private(&path, &text).map_err(failed(&path))?;
+    }
+    sync_folder(&temporary).map_err(failed(&temporary))?;
+    fs::rename(&temporary, dir).map_err(failed(dir))?;
+    dir.parent().map_or(Ok(()), sync_folder).map_err(failed(dir))
+}
+
+fn ca_params(epoch: &str) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name.push(DnType::CommonName, format!("hextet cluster {}", &epoch[..8]));
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2070, 1, 1);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.serial_number = Some(serial());
+    Ok(params)
+}
+
+/// What certificates of servers and clients have in common.
+fn leaf(name: &str, now: WallTime) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = date_time_ymd(2020, 1, 1);
+    let end = date_time_ymd(1970, 1, 1) + Duration::from_millis(now.0) + CERTIFICATE_VALID;
+    params.not_after = end.clamp(date_time_ymd(2030, 1, 1), date_time_ymd(2070, 1, 1));
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(serial());
+    Ok(params)
+}
+
+/// RFC 5280 section 4.1.2.2: positive, at most 20 octets, and not to be guessed.
+fn serial() -> SerialNumber {
+    let mut bytes = [0; 16];
+    rand::RngCore::fill_bytes(&mut rand::rng(), &mut bytes);
+    bytes[0] &= 0x7F;
+    SerialNumber::from_slice(&bytes)
+}
+
+fn load(dir: &Path) -> Result<Pki, PkiError> {
+    let damaged = |name: &str| {
+        let path = dir.join(name);
+        move |source| PkiError::Damaged { path, source }
+    };
+    let ca_pem = read(&dir.join("ca.crt"))?;
+    let not_pem = |_| rcgen::Error::CouldNotParseCertificate;
+    let ca_der = parse_x509_pem(ca_pem.as_bytes()).map_err(not_pem).map_err(damaged("ca.crt"))?.1.contents;
+    let ca_key = KeyPair::from_pem(&read(&dir.join("ca.key"))?).map_err(damaged("ca.key"))?;
+    let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).map_err(damaged("ca.crt"))?;
+    let server_key_pem = read(&dir.join("server.key"))?;
+    KeyPair::from_pem(&server_key_pem).map_err(damaged("server.key"))?;
+    let server_crt = read(&dir.join("server.crt"))?;
+    parse_x509_pem(server_crt.as_bytes()).map_err(not_pem).map_err(damaged("server.crt"))?;
+    let server_chain_pem = format!("{server_crt}{ca_pem}");
+    Ok(Pki { ca_der, ca_pem, issuer, server_chain_pem, server_key_pem })
+}
+
+fn read(path: &Path) -> Result<String, PkiError> {
+    fs::read_to_string(path).map_err(|source| PkiError::Io { what: "read", path: path.to_owned(), source })
+}
+
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use x509_parser::prelude::X509Certificate;
+
+    use super::*;
+
+    const EPOCH: &str = "0123456789abcdef0123456789abcdef";
+    const NOW: WallTime = WallTime(1_795_265_640_000);
+
+    #[test]
+    fn the_authority_is_made_once_and_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pki");
+        let made = Pki::open(&path, EPOCH, true, NOW).unwrap();
+        let again = Pki::open(&path, EPOCH, false, NOW).unwrap();
+        assert_eq!(made.fingerprint(), again.fingerprint());
+        let mode = |name: &str| fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode("ca.key"), mode("server.key"), mode("")), (0o600, 0o600, 0o700));
+    }
+
+    #[test]
+    fn certificates_of_another_cluster_and_missing_ones_are_said_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pki");
+        let open = |epoch, is_new| Pki::open(&path, epoch, is_new, NOW).err().map(|error| error.to_string());
+        assert!(open(EPOCH, false).unwrap().contains("are missing and the store is there"));
+        assert_eq!(open(EPOCH, true), None);
+        assert!(open("ffff", true).unwrap().contains("are of cluster 0123456789abcdef"));
+        fs::write(path.join("ca.key"), "not a key").unwrap();
+        assert!(open(EPOCH, true).unwrap().contains("ca.key is damaged"));
+    }
+
+    #[test]
+    fn a_client_is_named_by_the_server_and_not_by_its_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(&dir.path().join("pki"), EPOCH, true, NOW).unwrap();
+        let der = pki.sign(request(), &Enrolled::from_uri("hextet:node/n1").unwrap(), NOW).unwrap();
+        let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+        let names = &certificate.subject_alternative_name().unwrap().unwrap().value.general_names;
+        assert_eq!(format!("{names:?}"), "[URI(\"hextet:node/n1\")]");
+        assert!(!certificate.is_ca());
+        let (_, ca) = X509Certificate::from_der(pki.ca_der()).unwrap();
+        assert!(ca.is_ca());
+        certificate.verify_signature(Some(ca.public_key())).unwrap();
+        let years = |time: x509_parser::time::ASN1Time| time.to_datetime().year();
+        assert_eq!(years(certificate.validity().not_before), 2020);
+        assert_eq!(years(certificate.validity().not_after), 2036);
+    }
+
+    #[test]
+    fn a_request_with_a_wrong_signature_is_refused() {
+        let mut der = request_der();
+        assert_eq!(SigningRequest::parse(&der).unwrap().key.len(), 64);
+        let last = der.len() - 1;
+        der[last] ^= 1;
+        assert!(SigningRequest::parse(&der).is_err());
+        assert!(SigningRequest::parse(b"").is_err());
+        assert!(SigningRequest::parse(&vec![0x30; CSR_LEN_MAX + 1]).is_err());
+    }
+
+    fn request() -> SigningRequest {
+        SigningRequest::parse(&request_der()).unwrap()
+    }
+
+    /// Asks to be a CA and somebody else.
+    fn request_der() -> Vec<u8> {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["hextet-server".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.serialize_request(&key).unwrap().der().to_vec()
+    }
+}

@@ -1,0 +1,315 @@
+//! The control plane as one future: [`run`].
+
+use std::{
+    fs, future::Future, net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::PathBuf, sync::Arc,
+    thread::JoinHandle, time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use hextet_address::ClusterPrefix;
+use hextet_api::v1::{
+    agent_server::AgentServer, cluster_server::ClusterServer, endpoints_server::EndpointsServer,
+    enrollment_server::EnrollmentServer,
+};
+use ipnetwork::Ipv4Network;
+use rand::Rng as _;
+use scheduler_core::{
+    cluster::Cluster,
+    event::Event,
+    lease::Leases,
+    node::NodePhase,
+    state::State,
+    token::Role,
+    transition::{Context, Origin, handle},
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinSet,
+    time,
+};
+use tonic::{
+    service::Routes,
+    transport::{Certificate, Identity, Server, ServerTlsConfig},
+};
+use tracing::{info, warn};
+
+use crate::{
+    auth::AuthLayer,
+    clock::Clock,
+    hub::{Hub, Parts},
+    net,
+    pki::Pki,
+    service::{self, AgentService, ClusterService, EndpointsService, EnrollmentService},
+    store::{RedbStore, Store},
+    timers, writer,
+};
+
+/// How long the token is good that a server without nodes prints.
+const FIRST_TOKEN_VALID: Duration = Duration::from_secs(24 * 3600);
+/// How many leases a node has time to come back after the server has started.
+const LEASES_AT_START: u32 = 3;
+/// Streams end by themselves when the server stops; those that do not are cut after this.
+const STOP_MAX: Duration = Duration::from_secs(3);
+/// How long a connection may take to prove who it is.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls and streams of one connection at a time.
+const STREAMS_MAX: u32 = 1000;
+const HEADER_LEN_MAX: u32 = 16 * 1024;
+/// Shorter leases end while a node waits for its turn on a busy machine.
+const LEASE_MIN: Duration = Duration::from_millis(100);
+
+/// How a server runs.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where the store and the certificates are. Made if it is not there.
+    pub state_dir: PathBuf,
+    /// Where it listens with mutual TLS.
+    pub listen: Vec<SocketAddr>,
+    /// Where root on this machine reaches it without a certificate.
+    pub socket: PathBuf,
+    /// `host:port` for tokens to name; empty to take the machine's own addresses.
+    pub advertise: Vec<String>,
+    /// A node that has not reported for this long is lost.
+    pub lease: Duration,
+    /// The private range that every node hands out to its pods. The first start decides; later ones keep it.
+    pub pod_ipv4: Ipv4Network,
+}
+
+/// What a server says when it can be reached.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// Where it listens, with the ports that the system chose.
+    pub addresses: Vec<SocketAddr>,
+    /// Where root reaches it.
+    pub socket: PathBuf,
+    /// A token for a node, as long as no node has joined: `netctl node --join TOKEN`.
+    pub join_token: Option<String>,
+}
+
+/// Runs a server until `shutdown` resolves. `ready` is called once, when it can be reached.
+///
+/// # Errors
+/// It cannot start, or a part of it that it cannot be without has ended.
+pub async fn run(
+    config: ServerConfig,
+    shutdown: impl Future<Output = ()>,
+    ready: impl FnOnce(&Ready),
+) -> anyhow::Result<()> {
+    check(&config)?;
+    let clock = Clock::start();
+    let (store, pki, state) = open(&config, clock)?;
+    let (listeners, socket) = listen(&config).await?;
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
+    let servers =
+        if config.advertise.is_empty() { net::advertised(&addresses) } else { config.advertise.clone() };
+
+    let (requests, queue) = mpsc::channel(writer::QUEUE_MAX);
+    let cluster = state.cluster().context("the store has no cluster")?.clone();
+    let leases = leases(&state, config.lease, clock);
+    let parts = Parts { clock, store, pki, cluster, servers, state: state.clone(), leases, writer: requests };
+    let hub = Arc::new(Hub::new(parts));
+    let (writer, mut writer_ended) = start_writer(&hub, state, queue)?;
+
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut servers = serve(&hub, listeners, socket, &stopped)?;
+    let mut timers = JoinSet::new();
+    timers.spawn(timers::end_leases(hub.clone()));
+    timers.spawn(timers::finish_drains(hub.clone()));
+
+    let join_token = first_token(&hub).await;
+    ready(&Ready { addresses: addresses.clone(), socket: config.socket.clone(), join_token });
+    info!(?addresses, socket = %config.socket.display(), revision = hub.state().revision(), "server ready");
+
+    let result = tokio::select! {
+        () = shutdown => Ok(()),
+        _ = &mut writer_ended => Err(anyhow::anyhow!("the writer has ended: see the log above")),
+        Some(ended) = servers.join_next() => {
+            ended.map_err(anyhow::Error::from).and_then(|result| result).and_then(|()| bail!("a listener has ended"))
+        }
+        Some(_) = timers.join_next() => Err(anyhow::anyhow!("a timer has ended: see the log above")),
+    };
+
+    info!("server stops");
+    hub.close();
+    stop.send_replace(true);
+    if time::timeout(STOP_MAX, async { while servers.join_next().await.is_some() {} }).await.is_err() {
+        warn!("some streams did not end by themselves");
+    }
+    servers.shutdown().await;
+    timers.shutdown().await;
+    let _ = fs::remove_file(&config.socket);
+    finish_writer(&hub, writer).await;
+    result
+}
+
+fn check(config: &ServerConfig) -> anyhow::Result<()> {
+    ensure!(config.lease >= LEASE_MIN, "--lease is at least {} ms", LEASE_MIN.as_millis());
+    let (bits, network) = (config.pod_ipv4.prefix(), config.pod_ipv4.network());
+    ensure!((8..=28).contains(&bits), "--pod-ipv4 is a network of /8 to /28, such as 10.254.0.0/20");
+    ensure!(network == config.pod_ipv4.ip(), "--pod-ipv4: did you mean {network}/{bits}?");
+    ensure!(network.is_private(), "--pod-ipv4 is a private network (RFC 1918), such as 10.254.0.0/20");
+    for address in &config.advertise {
+        let good = hextet_api::token::is_host_and_port(address);
+        ensure!(good, "--advertise {address}: write host:port, such as 192.0.2.1:4679 or [2001:db8::1]:4679");
+    }
+    Ok(())
+}
+
+/// Opens or makes the store, the certificates and the cluster, in this order, so that a crash in between
+/// leaves nothing that the next start does not finish.
+fn open(config: &ServerConfig, clock: Clock) -> anyhow::Result<(Arc<dyn Store>, Pki, State)> {
+    let dir = &config.state_dir;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make {}", dir.display()))?;
+    let store: Arc<dyn Store> = Arc::new(RedbStore::open(&dir.join("server.redb"))?);
+    let (revision, values) = store.load()?;
+    let mut state = State::load(revision, values);
+    let is_new = state.cluster().is_none();
+    let pki = Pki::open(&dir.join("pki"), store.epoch(), is_new, clock.wall())?;
+    if is_new {
+        create_cluster(&mut state, store.as_ref(), config.pod_ipv4, clock)?;
+    }
+    let kept = state.cluster().map(|cluster| cluster.pod_ipv4);
+    if let Some(kept) = kept.filter(|kept| *kept != config.pod_ipv4) {
+        warn!(%kept, asked = %config.pod_ipv4, "the cluster keeps the --pod-ipv4 of its first start");
+    }
+    Ok((store, pki, state))
+}
+
+fn create_cluster(
+    state: &mut State,
+    store: &dyn Store,
+    pod_ipv4: Ipv4Network,
+    clock: Clock,
+) -> anyhow::Result<()> {
+    let mut rng = rand::rng();
+    let prefix = ClusterPrefix::generate(&mut rng);
+    let cluster = Cluster { prefix, pod_ipv4, id_key: rng.random(), created: clock.wall() };
+    let origin = Origin { changer: "scheduler".to_owned(), message: String::new() };
+    let mut context = Context { wall: clock.wall(), rng: &mut rng, is_watched: &|_| false };
+    let revision = handle(state, &Event::ClusterCreated(cluster), &origin, &mut context)?;
+    let revision = revision.context("a new cluster is a change")?;
+    Ok(store.commit(&[revision])?)
+}
+
+/// Every node that was there has time to come back.
+fn leases(state: &State, lease: Duration, clock: Clock) -> Leases {
+    let now = clock.now();
+    let mut leases = Leases::new(lease, now);
+    for node in state.nodes().values().filter(|node| node.phase == NodePhase::Ready) {
+        leases.extend(&node.name, now + lease * LEASES_AT_START);
+    }
+    leases
+}
+
+type Listeners = (Vec<(TcpListener, SocketAddr)>, UnixListener);
+
+async fn listen(config: &ServerConfig) -> anyhow::Result<Listeners> {
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        listeners.push(net::bind_tcp(*address).await?);
+    }
+    Ok((listeners, net::bind_unix(&config.socket)?))
+}
+
+fn start_writer(
+    hub: &Arc<Hub>,
+    state: State,
+    queue: mpsc::Receiver<writer::Command>,
+) -> anyhow::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
+    let (ends, ended) = oneshot::channel();
+    let writer = writer::start(hub.clone(), state, queue, ends).context("cannot start the writer")?;
+    Ok((writer, ended))
+}
+
+/// What waits in the queue is still written.
+async fn finish_writer(hub: &Hub, writer: JoinHandle<()>) {
+    hub.stop_writer().await;
+    let joined = tokio::task::spawn_blocking(move || writer.join());
+    if time::timeout(STOP_MAX, joined).await.is_err() {
+        warn!("the store is still busy with its last write");
+    }
+}
+
+async fn first_token(hub: &Hub) -> Option<String> {
+    if !hub.state().nodes().is_empty() {
+        return None;
+    }
+    let made = service::make_token(hub, "scheduler".to_owned(), Role::Node, None, FIRST_TOKEN_VALID).await;
+    match made {
+        Ok(token) => Some(token.to_string()),
+        Err(error) => {
+            warn!(%error, "cannot make a token for the first node");
+            None
+        }
+    }
+}
+
+fn serve(
+    hub: &Arc<Hub>,
+    listeners: Vec<(TcpListener, SocketAddr)>,
+    socket: UnixListener,
+    stopped: &tokio::sync::watch::Receiver<bool>,
+) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
+    let routes = routes(hub)?;
+    let tls = tls(&hub.pki);
+    let bound = Arc::new(Semaphore::new(net::CONNECTIONS_MAX));
+    let mut servers = JoinSet::new();
+    for (listener, _) in listeners {
+        let server =
+            limits(Server::builder()).tls_config(tls.clone()).context("cannot use the certificates")?;
+        let router = server.layer(AuthLayer::Tls).add_routes(routes.clone());
+        let incoming = net::accept(listener, bound.clone());
+        let stop = until(stopped.clone());
+        servers.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stop).await?) });
+    }
+    let router = limits(Server::builder()).layer(AuthLayer::Socket).add_routes(routes);
+    let incoming = net::accept(socket, Arc::new(Semaphore::new(net::SOCKET_CONNECTIONS_MAX)));
+    let stop = until(stopped.clone());
+    servers.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stop).await?) });
+    Ok(servers)
+}
+
+fn limits(server: Server) -> Server {
+    server
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADER_LEN_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// A client without a certificate gets as far as enrollment; one with a certificate of another CA does not
+/// get a connection.
+fn tls(pki: &Pki) -> ServerTlsConfig {
+    let (chain, key) = pki.server_identity_pem();
+    ServerTlsConfig::new()
+        .identity(Identity::from_pem(chain, key))
+        .client_ca_root(Certificate::from_pem(pki.ca_pem()))
+        .client_auth_optional(true)
+        .timeout(HANDSHAKE_MAX)
+}
+
+fn routes(hub: &Arc<Hub>) -> anyhow::Result<Routes> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(hextet_api::DESCRIPTORS)
+        .build_v1()
+        .context("the contract's descriptors are not readable")?;
+    let (_, health) = tonic_health::server::health_reporter();
+    Ok(Routes::new(EnrollmentServer::new(EnrollmentService(hub.clone())))
+        .add_service(ClusterServer::new(ClusterService(hub.clone())))
+        .add_service(EndpointsServer::new(EndpointsService(hub.clone())))
+        .add_service(AgentServer::new(AgentService(hub.clone())))
+        .add_service(health)
+        .add_service(reflection))
+}
+
+async fn until(mut stopped: tokio::sync::watch::Receiver<bool>) {
+    // An error means that the server has gone: that is a stop, too.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}

@@ -1,0 +1,59 @@
+//! The gRPC services. They read messages, ask the core or the writer, and answer; they decide nothing.
+
+use scheduler_core::event::Refusal;
+use tonic::Status;
+
+use crate::{
+    convert::ConvertError,
+    writer::{WriteError, chain},
+};
+
+mod agent;
+mod cluster;
+mod endpoints;
+mod enrollment;
+
+pub(crate) use self::{
+    agent::AgentService,
+    cluster::{ClusterService, make_token},
+    endpoints::EndpointsService,
+    enrollment::EnrollmentService,
+};
+
+/// The key under which an answer says what is taken: `name` or `subnet`.
+pub(crate) const REASON: &str = "hextet-reason";
+
+/// Why a write failed, as a client sees it.
+pub(crate) fn status(error: WriteError) -> Status {
+    match error {
+        WriteError::Refused(refusal) => refused(&refusal),
+        WriteError::Store(error) => Status::unavailable(chain(&error)),
+        WriteError::Closed => Status::unavailable(error.to_string()),
+    }
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::Job(_) | Refusal::Hello(_) | Refusal::Name(_) | Refusal::Claim => {
+            Status::invalid_argument(text)
+        }
+        Refusal::NoJob(_) | Refusal::NoNode(_) => Status::not_found(text),
+        Refusal::NodeReports(_) => Status::failed_precondition(text),
+        Refusal::Token(_) => Status::permission_denied(text),
+        Refusal::NameTaken(_) => with_reason(Status::already_exists(text), "name"),
+        Refusal::SubnetTaken { .. } => with_reason(Status::already_exists(text), "subnet"),
+        Refusal::TooManyPods { .. } | Refusal::TooManyTokens(_) => Status::resource_exhausted(text),
+        Refusal::ClusterExists => Status::internal(text),
+    }
+}
+
+fn with_reason(mut status: Status, reason: &'static str) -> Status {
+    status.metadata_mut().insert(REASON, tonic::metadata::MetadataValue::from_static(reason));
+    status
+}
+
+/// A message that breaks the contract.
+pub(crate) fn malformed(error: ConvertError) -> Status {
+    Status::invalid_argument(chain(&error))
+}

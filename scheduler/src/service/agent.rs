@@ -1,0 +1,62 @@
+//! What node agents call. A node speaks for itself alone.
+
+use std::sync::Arc;
+
+use hextet_api::v1::{NodeCommand, NodeReport, SendLogsRequest, SendLogsResponse, agent_server::Agent};
+use scheduler_core::token::Role;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{auth, hub::Hub, identity::Identity, logs, session};
+
+/// Commands between the session and the connection.
+const OUT_MAX: usize = 16;
+
+pub(crate) struct AgentService(pub(crate) Arc<Hub>);
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    type AttachStream = ReceiverStream<Result<NodeCommand, Status>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<NodeReport>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let node = self.node(&auth::caller(&request))?;
+        let (out, commands) = mpsc::channel(OUT_MAX);
+        tokio::spawn(session::run(self.0.clone(), node, request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(commands)))
+    }
+
+    async fn send_logs(
+        &self,
+        request: Request<Streaming<SendLogsRequest>>,
+    ) -> Result<Response<SendLogsResponse>, Status> {
+        let node = self.node(&auth::caller(&request))?;
+        let mut chunks = request.into_inner();
+        let first =
+            chunks.message().await?.ok_or_else(|| Status::invalid_argument("the first chunk is missing"))?;
+        let reader = self.0.relays.answer(first.request_id, &node);
+        let reader = reader.ok_or_else(|| Status::not_found("nobody waits for these logs any more"))?;
+        logs::carry(reader, first, chunks).await?;
+        Ok(Response::new(SendLogsResponse {}))
+    }
+}
+
+impl AgentService {
+    /// The name of the node that calls. A certificate is good for a name as long as the name is its key's.
+    fn node(&self, caller: &Identity) -> Result<String, Status> {
+        let Identity::Enrolled { enrolled, key } = caller else {
+            return Err(Status::permission_denied("this needs the role node"));
+        };
+        let state = self.0.state();
+        match state.nodes().get(&enrolled.name) {
+            Some(node) if enrolled.role == Role::Node && node.key == *key => Ok(node.name.clone()),
+            _ => Err(Status::permission_denied(format!(
+                "node {} was deleted here, or its name is another machine's now: join again with a new token",
+                enrolled.name
+            ))),
+        }
+    }
+}

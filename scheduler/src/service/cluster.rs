@@ -1,0 +1,242 @@
+//! What people and their tools call.
+
+use std::{sync::Arc, time::Duration};
+
+use hextet_api::{
+    token::{Fingerprint, Role as TokenRole, Token as JoinToken},
+    v1::{self, cluster_server::Cluster, node_command::Command},
+};
+use rand::RngCore as _;
+use scheduler_core::{
+    endpoint::Selector,
+    event::Event,
+    pod::{Pod, PodId},
+    token::{Role, Token},
+    transition::Origin,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{malformed, status};
+use crate::{
+    auth, convert,
+    hub::Hub,
+    logs,
+    pki::sha256_hex,
+    writer::{Committed, WriteError},
+};
+
+/// How long a token is good when nothing is said.
+const TOKEN_VALID: Duration = Duration::from_secs(3600);
+/// How long a token can be good at all.
+const TOKEN_VALID_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The most bytes in the message of a revision.
+const MESSAGE_LEN_MAX: usize = 4096;
+
+pub(crate) struct ClusterService(pub(crate) Arc<Hub>);
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    type ReadLogsStream = ReceiverStream<Result<v1::LogChunk, Status>>;
+
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Ok(Response::new(v1::GetStatusResponse {
+            prefix: Some(self.0.cluster.prefix.network().into()),
+            pod_ipv4: Some(self.0.cluster.pod_ipv4.into()),
+            epoch: self.0.store.epoch().to_owned(),
+            revision: self.0.state().revision(),
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn apply_job(
+        &self,
+        request: Request<v1::ApplyJobRequest>,
+    ) -> Result<Response<v1::ApplyJobResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let v1::ApplyJobRequest { job, message } = request.into_inner();
+        let job = job.ok_or_else(|| Status::invalid_argument("job is missing"))?;
+        let job = convert::job_from_message(job).map_err(malformed)?;
+        let name = job.job.clone();
+        let Committed { revision, changed } = self.write(changer, message, Event::ApplyJob(job)).await?;
+        let state = self.0.state();
+        let version = state.job_record(&name).map_or(0, |record| record.version);
+        Ok(Response::new(v1::ApplyJobResponse { revision, version, changed }))
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<v1::GetJobRequest>,
+    ) -> Result<Response<v1::GetJobResponse>, Status> {
+        let name = request.into_inner().name;
+        let job = convert::job_status(&self.0.state(), &name);
+        let job = job.ok_or_else(|| status(scheduler_core::event::Refusal::NoJob(name).into()))?;
+        Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
+    }
+
+    async fn list_jobs(
+        &self,
+        _request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let state = self.0.state();
+        let jobs = state.jobs().filter_map(|(name, _)| convert::job_status(&state, name)).collect();
+        Ok(Response::new(v1::ListJobsResponse { jobs }))
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<v1::DeleteJobRequest>,
+    ) -> Result<Response<v1::DeleteJobResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let v1::DeleteJobRequest { name, message } = request.into_inner();
+        let Committed { revision, .. } = self.write(changer, message, Event::DeleteJob(name)).await?;
+        Ok(Response::new(v1::DeleteJobResponse { revision }))
+    }
+
+    async fn list_pods(
+        &self,
+        request: Request<v1::ListPodsRequest>,
+    ) -> Result<Response<v1::ListPodsResponse>, Status> {
+        let v1::ListPodsRequest { job, group } = request.into_inner();
+        let state = self.0.state();
+        let selected = |pod: &&Arc<Pod>| group.is_empty() || pod.group == group;
+        let pods = if job.is_empty() {
+            state.pods().values().filter(selected).map(|pod| convert::pod(pod)).collect()
+        } else {
+            state.pods_of_job(&job).filter(selected).map(|pod| convert::pod(pod)).collect()
+        };
+        Ok(Response::new(v1::ListPodsResponse { pods, revision: state.revision() }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let state = self.0.state();
+        let nodes = state.nodes().values().map(|node| convert::node(&state, node)).collect();
+        Ok(Response::new(v1::ListNodesResponse { nodes, revision: state.revision() }))
+    }
+
+    async fn delete_node(
+        &self,
+        request: Request<v1::DeleteNodeRequest>,
+    ) -> Result<Response<v1::DeleteNodeResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let name = request.into_inner().name;
+        let event = Event::DeleteNode(name.clone());
+        let Committed { revision, .. } = self.write(changer, String::new(), event).await?;
+        self.0.sessions.end(&name);
+        Ok(Response::new(v1::DeleteNodeResponse { revision }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let request = request.into_inner();
+        let role = role(&request)?;
+        let name = Some(request.name).filter(|name| !name.is_empty());
+        let valid = match request.valid_seconds {
+            0 => TOKEN_VALID,
+            seconds => Duration::from_secs(seconds.into()),
+        };
+        if valid > TOKEN_VALID_MAX {
+            return Err(Status::invalid_argument("a token is good for at most 30 days"));
+        }
+        let token = make_token(&self.0, changer, role, name, valid).await.map_err(status)?;
+        Ok(Response::new(v1::CreateTokenResponse { token: token.to_string() }))
+    }
+
+    async fn read_logs(
+        &self,
+        request: Request<v1::ReadLogsRequest>,
+    ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let v1::ReadLogsRequest { pod, task, tail_lines, follow } = request.into_inner();
+        let (node, task) = self.locate(&pod, task)?;
+        let (request_id, chunks) = self.0.relays.ask(&node)?;
+        let command = v1::ReadLogs { request_id, pod, task, tail_lines, follow };
+        if !self.0.sessions.send(&node, Command::ReadLogs(command)) {
+            self.0.relays.give_up(request_id);
+            return Err(Status::unavailable(format!(
+                "node {node} is not attached: its logs cannot be read until its agent is back"
+            )));
+        }
+        tokio::spawn(logs::watch_over(self.0.clone(), request_id, node));
+        Ok(Response::new(ReceiverStream::new(chunks)))
+    }
+}
+
+impl ClusterService {
+    async fn write(&self, changer: String, message: String, event: Event) -> Result<Committed, Status> {
+        if message.len() > MESSAGE_LEN_MAX {
+            return Err(Status::invalid_argument(format!("a message has at most {MESSAGE_LEN_MAX} bytes")));
+        }
+        self.0.write(Origin { changer, message }, event).await.map_err(status)
+    }
+
+    /// The node of a pod and the name of the task that is meant.
+    fn locate(&self, id: &str, task: String) -> Result<(String, String), Status> {
+        let state = self.0.state();
+        let pod = state.pods().get(&PodId(id.to_owned()));
+        let pod = pod
+            .ok_or_else(|| Status::not_found(format!("there is no pod `{id}`; `netctl pods` lists them")))?;
+        let node = pod.node.clone();
+        let node =
+            node.ok_or_else(|| Status::failed_precondition(format!("{id} runs nowhere: {}", pod.message)))?;
+        let group = state.job_of(pod).and_then(|job| job.groups.get(&pod.group));
+        let tasks: Vec<&str> =
+            group.map(|group| group.tasks.keys().map(String::as_str).collect()).unwrap_or_default();
+        match tasks.as_slice() {
+            [only] if task.is_empty() => Ok((node, (*only).to_owned())),
+            known if known.contains(&task.as_str()) => Ok((node, task)),
+            known => {
+                let known = known.join(", ");
+                let problem = match task.is_empty() {
+                    true => format!("{id} has several tasks, say which: {known}"),
+                    false => format!("{id} has no task `{task}`; it has: {known}"),
+                };
+                Err(Status::invalid_argument(problem))
+            }
+        }
+    }
+}
+
+fn role(request: &v1::CreateTokenRequest) -> Result<Role, Status> {
+    match request.role() {
+        v1::TokenRole::Node => Ok(Role::Node),
+        v1::TokenRole::User => Ok(Role::User),
+        v1::TokenRole::Lb => {
+            let selector: Selector = request.selector.parse().map_err(|error| {
+                Status::invalid_argument(format!("selector, `job` or `job/group`: {error}"))
+            })?;
+            Ok(Role::Lb(selector))
+        }
+        v1::TokenRole::Unspecified => Err(Status::invalid_argument("role is missing: node, user or lb")),
+    }
+}
+
+/// Makes a token. Its secret leaves the server in it and is kept nowhere.
+pub(crate) async fn make_token(
+    hub: &Hub,
+    changer: String,
+    role: Role,
+    name: Option<String>,
+    valid: Duration,
+) -> Result<JoinToken, WriteError> {
+    let mut secret = [0; 16];
+    rand::rng().fill_bytes(&mut secret);
+    let word = match role {
+        Role::Node => TokenRole::Node,
+        Role::User => TokenRole::User,
+        Role::Lb(_) => TokenRole::Lb,
+    };
+    let token = Token { role, name, expires: hub.clock.wall() + valid, used_by: None };
+    let origin = Origin { changer, message: String::new() };
+    hub.write(origin, Event::CreateToken(sha256_hex(&secret), token)).await?;
+    let (fingerprint, servers) = (Fingerprint(hub.pki.fingerprint()), hub.servers.clone());
+    Ok(JoinToken { role: word, fingerprint, secret, servers })
+}

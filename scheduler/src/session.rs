@@ -1,0 +1,321 @@
+//! One attached node: its reports come in, what it must run goes out.
+//!
+//! Three things go on at once and none waits for another: reading reports, which renews the lease at once;
+//! writing them down, which may wait for the disk; and telling the node what has changed.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use hextet_api::v1::{self, node_command::Command, node_report::Report};
+use scheduler_core::{
+    assignment::{self, View},
+    event::{Event, PodReport},
+    node::NodePhase,
+    pod::PodId,
+    state::State,
+    transition::Origin,
+};
+use tokio::{
+    sync::{Notify, broadcast::error::RecvError, mpsc, oneshot},
+    time,
+};
+use tonic::{Status, Streaming};
+use tracing::{debug, info};
+
+use crate::{convert, hub::Hub, service, writer::WriteError};
+
+/// How long a node may take to say hello.
+const HELLO_MAX: Duration = Duration::from_secs(10);
+/// How long a node may take to read what it is told.
+const SEND_MAX: Duration = Duration::from_secs(30);
+/// Reports of different pods that wait for the disk.
+const REPORTS_MAX: usize = 10_000;
+/// Commands that wait for their node.
+const COMMANDS_MAX: usize = 64;
+/// After the store took nothing.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Where a node reads its commands.
+pub(crate) type Out = mpsc::Sender<Result<v1::NodeCommand, Status>>;
+
+/// The attached nodes by name.
+#[derive(Default)]
+pub(crate) struct Sessions(Mutex<Attached>);
+
+#[derive(Default)]
+struct Attached {
+    last: u64,
+    nodes: BTreeMap<String, Handle>,
+}
+
+struct Handle {
+    number: u64,
+    commands: mpsc::Sender<Command>,
+    /// Dropped when another stream takes over, or the node is deleted.
+    _end: oneshot::Sender<()>,
+}
+
+/// One stream's place among [`Sessions`]; it is given up on drop.
+struct Place {
+    hub: Arc<Hub>,
+    node: String,
+    number: u64,
+    commands: mpsc::Receiver<Command>,
+    end: oneshot::Receiver<()>,
+}
+
+impl Sessions {
+    /// Sends `node` a command if it is attached and keeps up.
+    pub(crate) fn send(&self, node: &str, command: Command) -> bool {
+        self.lock().nodes.get(node).is_some_and(|handle| handle.commands.try_send(command).is_ok())
+    }
+
+    /// Ends the stream of `node`, if there is one.
+    pub(crate) fn end(&self, node: &str) {
+        self.lock().nodes.remove(node);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Attached> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    fn take(hub: &Arc<Hub>, node: &str) -> Place {
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (ends, end) = oneshot::channel();
+        let mut attached = hub.sessions.lock();
+        attached.last += 1;
+        let number = attached.last;
+        attached.nodes.insert(node.to_owned(), Handle { number, commands: sender, _end: ends });
+        drop(attached);
+        Place { hub: hub.clone(), node: node.to_owned(), number, commands, end }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut attached = self.hub.sessions.lock();
+        if attached.nodes.get(&self.node).is_some_and(|handle| handle.number == self.number) {
+            attached.nodes.remove(&self.node);
+        }
+    }
+}
+
+/// Serves a node's stream until it ends, and says why.
+pub(crate) async fn run(hub: Arc<Hub>, node: String, reports: Streaming<v1::NodeReport>, out: Out) {
+    let status = tokio::select! {
+        status = serve(&hub, &node, reports, &out) => status,
+        () = hub.closed() => Status::unavailable("the server is stopping"),
+        () = out.closed() => return,
+    };
+    info!(%node, reason = status.message(), "node detached");
+    let _ = time::timeout(SEND_MAX, out.send(Err(status))).await;
+}
+
+async fn serve(hub: &Arc<Hub>, node: &str, mut reports: Streaming<v1::NodeReport>, out: &Out) -> Status {
+    if let Err(status) = greet(hub, node, &mut reports).await {
+        return status;
+    }
+    let mut place = Place::take(hub, node);
+    let inbox = Inbox::default();
+    let end = async {
+        let (commands, end) = (&mut place.commands, &mut place.end);
+        tokio::select! {
+            status = read_reports(hub, node, reports, &inbox) => status,
+            status = tell(hub, node, commands, out) => status,
+            status = write_down(hub, node, &inbox) => status,
+            _ = end => Status::aborted(format!("another stream of node {node} took over, or it was deleted")),
+        }
+    };
+    end.await
+}
+
+async fn greet(hub: &Hub, node: &str, reports: &mut Streaming<v1::NodeReport>) -> Result<(), Status> {
+    let first = time::timeout(HELLO_MAX, reports.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("the node did not say hello"))??;
+    let Some(Report::Hello(hello)) = first.and_then(|report| report.report) else {
+        return Err(Status::invalid_argument("a node says hello first"));
+    };
+    hub.leases().renew(node, hub.clock.now());
+    let hello = convert::hello(hello).map_err(service::malformed)?;
+    let event = Event::NodeHello(node.to_owned(), hello);
+    hub.write(origin(node), event).await.map_err(service::status)?;
+    info!(%node, "node attached");
+    Ok(())
+}
+
+fn origin(node: &str) -> Origin {
+    Origin { changer: format!("node:{node}"), message: String::new() }
+}
+
+/// What a node has reported and is not written down yet: the newest word on each pod.
+#[derive(Default)]
+struct Inbox {
+    waiting: Mutex<Waiting>,
+    came: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    reports: BTreeMap<PodId, PodReport>,
+    /// It has reported although it counts as lost.
+    returned: bool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, report: PodReport) -> Result<(), Status> {
+        let mut waiting = self.lock();
+        if waiting.reports.len() >= REPORTS_MAX {
+            return Err(Status::resource_exhausted("more pods are reported than a node can have"));
+        }
+        waiting.reports.insert(report.id.clone(), report);
+        self.came.notify_one();
+        Ok(())
+    }
+
+    /// Reports that came in the meantime are newer.
+    fn put_back(&self, reports: Vec<PodReport>) {
+        let mut waiting = self.lock();
+        for report in reports {
+            waiting.reports.entry(report.id.clone()).or_insert(report);
+        }
+        waiting.returned = true;
+        self.came.notify_one();
+    }
+
+    fn take(&self) -> Option<Vec<PodReport>> {
+        let waiting = std::mem::take(&mut *self.lock());
+        let any = waiting.returned || !waiting.reports.is_empty();
+        any.then(|| waiting.reports.into_values().collect())
+    }
+}
+
+async fn read_reports(
+    hub: &Hub,
+    node: &str,
+    mut reports: Streaming<v1::NodeReport>,
+    inbox: &Inbox,
+) -> Status {
+    loop {
+        let report = match reports.message().await {
+            Ok(Some(report)) => report,
+            Ok(None) => return Status::cancelled("the node has ended its stream"),
+            Err(status) => return status,
+        };
+        if let Err(status) = take_report(hub, node, report, inbox) {
+            return status;
+        }
+    }
+}
+
+fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> Result<(), Status> {
+    hub.leases().renew(node, hub.clock.now());
+    match report.report {
+        Some(Report::Pods(pods)) => {
+            for pod in pods.pods {
+                inbox.put(convert::pod_report(pod).map_err(service::malformed)?)?;
+            }
+        }
+        Some(Report::Heartbeat(_)) => {}
+        Some(Report::Hello(_)) | None => {
+            return Err(Status::invalid_argument("a node says hello once, first"));
+        }
+    }
+    if hub.state().nodes().get(node).is_some_and(|node| node.phase == NodePhase::Lost) {
+        inbox.lock().returned = true;
+        inbox.came.notify_one();
+    }
+    Ok(())
+}
+
+async fn write_down(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
+    loop {
+        inbox.came.notified().await;
+        let Some(reports) = inbox.take() else { continue };
+        // Without reports this says that the node has returned.
+        let event = Event::PodReports(node.to_owned(), reports.clone());
+        match hub.write(origin(node), event).await {
+            Ok(_) => {}
+            Err(WriteError::Refused(refusal)) => return service::status(WriteError::Refused(refusal)),
+            Err(error) => {
+                debug!(%node, %error, "reports wait for the store");
+                inbox.put_back(reports);
+                time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out: &Out) -> Status {
+    let mut revisions = hub.revisions();
+    let mut told = Told { hub, node, view: View::default(), revision: 0, out };
+    let mut result = told.all(&hub.state()).await;
+    while result.is_ok() {
+        result = tokio::select! {
+            revision = revisions.recv() => match revision {
+                Ok(revision) if revision.revision <= told.revision => Ok(()),
+                Ok(revision) if !assignment::concerns(&revision, node) => Ok(()),
+                Ok(_) | Err(RecvError::Lagged(_)) => told.what_changed(&hub.state()).await,
+                Err(RecvError::Closed) => Err(Status::unavailable("the server is stopping")),
+            },
+            Some(command) = commands.recv() => told.send(command).await,
+        };
+    }
+    result.expect_err("the loop ends with an error")
+}
+
+/// What the node knows.
+struct Told<'a> {
+    hub: &'a Hub,
+    node: &'a str,
+    view: View,
+    revision: u64,
+    out: &'a Out,
+}
+
+impl Told<'_> {
+    async fn all(&mut self, state: &State) -> Result<(), Status> {
+        let view = assignment::view(state, self.node);
+        self.tell(assignment::full(&view), view, state.revision(), true).await
+    }
+
+    async fn what_changed(&mut self, state: &State) -> Result<(), Status> {
+        let view = assignment::view(state, self.node);
+        let diff = assignment::diff(&self.view, &view);
+        if diff.is_empty() {
+            self.revision = state.revision();
+            return Ok(());
+        }
+        self.tell(diff, view, state.revision(), false).await
+    }
+
+    async fn tell(
+        &mut self,
+        diff: assignment::Diff,
+        view: View,
+        revision: u64,
+        full: bool,
+    ) -> Result<(), Status> {
+        let lease_ms = u32::try_from(self.hub.leases().length().as_millis()).unwrap_or(u32::MAX);
+        let assignment = convert::assignment(diff, revision, self.hub.store.epoch(), full, lease_ms);
+        (self.view, self.revision) = (view, revision);
+        self.send(Command::Assignment(assignment)).await
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Status> {
+        let sent = self.out.send(Ok(v1::NodeCommand { command: Some(command) }));
+        match time::timeout(SEND_MAX, sent).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the node has gone")),
+            Err(_) => Err(Status::deadline_exceeded("the node does not read what it is told")),
+        }
+    }
+}

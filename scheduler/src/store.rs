@@ -1,0 +1,129 @@
+//! Where revisions are made durable.
+//!
+//! A store holds every revision ever committed (the log) and what they add up to (the current values). It
+//! knows nothing of what the values mean, but for one thing: an address that was given to a pod is never
+//! given to another, and only the store remembers all of them.
+
+use std::{io, net::Ipv6Addr, path::PathBuf};
+
+use scheduler_core::change::{Key, Revision, Value};
+
+mod redb;
+
+pub use redb::RedbStore;
+
+/// Where revisions are made durable.
+pub trait Store: Send + Sync + 'static {
+    /// Names this store for ever: 128 random bits in hex, drawn when it was made.
+    fn epoch(&self) -> &str;
+
+    /// The current values, and the revision that they are of.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn load(&self) -> Result<(u64, Vec<(Key, Value)>), StoreError>;
+
+    /// Makes revisions durable, all or none: when it returns, no crash can undo them. They must follow the
+    /// last one that is stored.
+    ///
+    /// # Errors
+    /// [`StoreError::AddressUsed`] leaves the store as it was and usable. After any other error it takes no
+    /// more commits until [`Store::recover`] has succeeded.
+    fn commit(&self, revisions: &[Revision]) -> Result<(), StoreError>;
+
+    /// At most `max` revisions after `revision`, in order.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn log_after(&self, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError>;
+
+    /// The oldest revision that is in the log.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn oldest(&self) -> Result<u64, StoreError>;
+
+    /// After a failed commit: opens the store anew and finds out what it holds. The failed revisions may
+    /// have reached it; the caller reads the log to know.
+    ///
+    /// # Errors
+    /// It is still unusable.
+    fn recover(&self) -> Result<(), StoreError>;
+}
+
+/// Why a store does not do what it should; each says what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened or made.
+    #[error("cannot open the store {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("the store {0} is in use: another `netctl server` runs on this state directory")]
+    InUse(PathBuf),
+    /// The file is not what was written.
+    #[error(
+        "the store {path} is damaged ({what}): put back a copy of the file, or move the state directory away to begin a new cluster"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// The file is of another program or a later version.
+    #[error(
+        "the store {path} has format {found:?}, this program reads {expected:?}: use the version of netctl that wrote it"
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+        /// What it should say.
+        expected: &'static str,
+    },
+    /// No room. Writing is tried again once there may be some.
+    #[error("the disk of the store {path} is full: nothing was changed; free some space and try again")]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The disk failed. What it holds is not known, and a second try would not tell.
+    #[error(
+        "writing the store {path} failed ({cause}): nothing is written any more; check the disk, then start the server again"
+    )]
+    Stopped {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: String,
+    },
+    /// Reading failed.
+    #[error("reading the store {path} failed ({cause})")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: String,
+    },
+    /// The store has lost what it had acknowledged.
+    #[error(
+        "the store is at revision {stored}, but {acknowledged} was acknowledged: nothing is written any more; check the disk and put back a copy of the store"
+    )]
+    GoneBack {
+        /// The last revision that it holds.
+        stored: u64,
+        /// The last revision that it had said it holds.
+        acknowledged: u64,
+    },
+    /// Another pod had the address once. The caller draws another.
+    #[error("the address {0} was another pod's")]
+    AddressUsed(Ipv6Addr),
+}

@@ -1,0 +1,251 @@
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+};
+
+use redb::StorageBackend;
+use scheduler_core::{
+    pod::{Pod, PodId, PodPhase},
+    quantity::Resources,
+    time::WallTime,
+};
+
+use super::*;
+
+#[test]
+fn what_was_committed_is_there_after_opening_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!(store.load().unwrap(), (0, vec![]));
+    store.commit(&[revision(1, Some("fd00::1")), revision(2, None)]).unwrap();
+    store.commit(&[revision(3, Some("fd00::3"))]).unwrap();
+    let epoch = store.epoch().to_owned();
+    drop(store);
+
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!(store.epoch(), epoch);
+    let (last, values) = store.load().unwrap();
+    assert_eq!((last, values.len()), (3, 3));
+    assert_eq!(store.log_after(1, 10).unwrap(), [revision(2, None), revision(3, Some("fd00::3"))]);
+    assert_eq!(store.log_after(0, 1).unwrap(), [revision(1, Some("fd00::1"))]);
+    assert_eq!(store.oldest().unwrap(), 1);
+}
+
+#[test]
+fn an_address_is_never_given_to_a_second_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
+    store.commit(&[revision(1, Some("fd00::1"))]).unwrap();
+    let mut gone = revision(2, None);
+    gone.changes[0] = Change { key: Key::Pod(id(1)), old: None, new: None };
+    store.commit(&[gone]).unwrap();
+    let refused = store.commit(&[revision(3, Some("fd00::1"))]);
+    assert!(matches!(refused, Err(StoreError::AddressUsed(address)) if address.to_string() == "fd00::1"));
+    assert_eq!(store.load().unwrap(), (2, vec![]));
+    store.commit(&[revision(3, Some("fd00::2"))]).unwrap();
+    assert_eq!(store.load().unwrap().0, 3);
+}
+
+#[test]
+fn a_second_server_is_told_that_the_store_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let _first = RedbStore::open(&path).unwrap();
+    let error = RedbStore::open(&path).err().unwrap().to_string();
+    assert!(error.ends_with("is in use: another `netctl server` runs on this state directory"), "{error}");
+}
+
+#[test]
+fn damage_is_named_and_nothing_is_invented() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let store = RedbStore::open(&path).unwrap();
+    (1..200)
+        .for_each(|number| store.commit(&[revision(number, Some(&format!("fd00::{number:x}")))]).unwrap());
+    let whole = store.load().unwrap();
+    drop(store);
+    let good = fs::read(&path).unwrap();
+
+    let mut texts = vec![];
+    let mut hurt = |what: &str, bytes: Vec<u8>| {
+        fs::write(&path, bytes).unwrap();
+        match RedbStore::open(&path).and_then(|store| store.load()) {
+            // Damage to pages that are not in use is none.
+            Ok(read) => assert_eq!(read, whole, "{what}"),
+            Err(error @ (StoreError::Damaged { .. } | StoreError::Format { .. })) => {
+                texts.push(error.to_string())
+            }
+            Err(other) => panic!("{what}: {other}"),
+        }
+    };
+    hurt("not a store", b"hello, this is a text".repeat(400));
+    hurt("cut off", good[..good.len() / 2].to_vec());
+    for at in (0..good.len()).step_by(good.len() / 60) {
+        let mut bytes = good.clone();
+        let end = (at + 2000).min(bytes.len());
+        bytes[at..end].fill(0xA5);
+        hurt(&format!("overwritten at {at}"), bytes);
+    }
+    assert!(texts.len() > 3, "{texts:#?}");
+    assert!(texts.iter().all(|text| text.contains("put back a copy of the file") || text.contains("format")));
+}
+
+#[test]
+fn a_disk_that_fails_at_the_nth_write_loses_nothing_that_was_acknowledged() {
+    for kind in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
+        for nth in 0..60 {
+            fail_at(nth, kind);
+        }
+    }
+}
+
+/// Commits until the disk fails, then checks what is left.
+fn fail_at(nth: u64, kind: io::ErrorKind) {
+    let disk = Disk::default();
+    let opener = {
+        let disk = disk.clone();
+        move || Database::builder().create_with_backend(disk.clone())
+    };
+    let store = RedbStore::with_opener(Path::new("test"), opener.clone()).unwrap();
+    disk.fail_after(nth, kind);
+    let mut acknowledged = 0;
+    let error = loop {
+        let number = acknowledged + 1;
+        match store.commit(&[revision(number, Some(&format!("fd00::{number:x}")))]) {
+            Ok(()) => acknowledged = number,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 1000, "the disk never failed");
+    };
+    let full = kind == io::ErrorKind::StorageFull;
+    assert_eq!(matches!(error, StoreError::Full { .. }), full, "{nth}: {error}");
+    assert!(
+        store.commit(&[revision(acknowledged + 1, None)]).is_err(),
+        "{nth}: a failed store took a commit"
+    );
+
+    disk.heal();
+    if full {
+        store.recover().unwrap();
+        check_whole(&store, acknowledged, nth);
+        let next = store.load().unwrap().0 + 1;
+        store.commit(&[revision(next, None)]).unwrap();
+        assert_eq!(store.load().unwrap().0, next);
+    } else {
+        let error = store.recover().unwrap_err().to_string();
+        assert!(error.contains("then start the server again"), "{error}");
+        drop(store);
+        check_whole(&RedbStore::with_opener(Path::new("test"), opener).unwrap(), acknowledged, nth);
+    }
+}
+
+/// All that was acknowledged is there, and the one that was not is there whole or not at all.
+fn check_whole(store: &RedbStore, acknowledged: u64, nth: u64) {
+    let (last, values) = store.load().unwrap();
+    assert!(last == acknowledged || last == acknowledged + 1, "{nth}: {last}, not {acknowledged}");
+    assert_eq!(values.len() as u64, last, "{nth}");
+    let log: Vec<u64> = store.log_after(0, 2000).unwrap().iter().map(|entry| entry.revision).collect();
+    assert_eq!(log, (1..=last).collect::<Vec<_>>(), "{nth}");
+}
+
+/// A disk in memory whose writes and syncs fail from the n-th on, until it is healed.
+#[derive(Clone, Default)]
+struct Disk {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    left: Arc<AtomicU64>,
+    kind: Arc<AtomicU8>,
+}
+
+const HEALTHY: u8 = 0;
+const FULL: u8 = 1;
+const BROKEN: u8 = 2;
+
+impl Disk {
+    fn fail_after(&self, writes: u64, kind: io::ErrorKind) {
+        self.left.store(writes, Ordering::SeqCst);
+        self.kind.store(if kind == io::ErrorKind::StorageFull { FULL } else { BROKEN }, Ordering::SeqCst);
+    }
+
+    fn heal(&self) {
+        self.kind.store(HEALTHY, Ordering::SeqCst);
+    }
+
+    fn spend(&self) -> io::Result<()> {
+        let kind = self.kind.load(Ordering::SeqCst);
+        if kind == HEALTHY {
+            return Ok(());
+        }
+        let one_less = |left: u64| left.checked_sub(1);
+        match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) {
+            Ok(_) => Ok(()),
+            Err(_) if kind == FULL => Err(io::ErrorKind::StorageFull.into()),
+            Err(_) => Err(io::Error::other("the cable is out")),
+        }
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Disk")
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes.lock().unwrap().len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let bytes = self.bytes.lock().unwrap();
+        let offset = offset as usize;
+        out.copy_from_slice(bytes.get(offset..offset + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.spend()?;
+        self.bytes.lock().unwrap().resize(len as usize, 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.spend()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.spend()?;
+        let offset = offset as usize;
+        self.bytes.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+fn id(number: u64) -> PodId {
+    PodId(format!("a-b-{number}"))
+}
+
+/// Makes the pod of that number.
+fn revision(number: u64, address: Option<&str>) -> Revision {
+    let pod = Pod {
+        id: id(number),
+        job: "a".to_owned(),
+        group: "b".to_owned(),
+        job_version: 1,
+        serial: number,
+        resources: Resources::default(),
+        node: None,
+        address: address.map(|address| address.parse().unwrap()),
+        phase: PodPhase::Starting,
+        message: "text that fills a page sooner".repeat(20),
+        created: WallTime(0),
+        restarts: 0,
+        stop: false,
+    };
+    let change = Change { key: Key::Pod(id(number)), old: None, new: Some(Value::Pod(Arc::new(pod))) };
+    let (changer, message) = ("test".to_owned(), "a test".to_owned());
+    Revision { revision: number, time: WallTime(number), changer, message, changes: vec![change] }
+}

@@ -1,0 +1,227 @@
+//! The one thread that changes the state: event in, revision to the disk, then to everybody.
+//!
+//! Events that wait are committed together, each as its own revision, with one sync of the disk. When that
+//! fails, the state in memory is taken back to what it was, the callers are told, and the store is opened
+//! anew before the next commit.
+
+use std::{
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use rand::{SeedableRng as _, rngs::StdRng};
+use scheduler_core::{
+    change::Revision,
+    event::{Event, Refusal},
+    state::State,
+    transition::{Context, Origin, handle},
+};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use crate::{hub::Hub, store::StoreError};
+
+/// Events that may wait for the writer; a caller beyond them waits before it is let in.
+pub(crate) const QUEUE_MAX: usize = 1024;
+/// Events that share one sync of the disk.
+const BATCH_MAX: usize = 64;
+/// How often addresses are drawn again because others had them before. One in 2^40 is a collision.
+const DRAWS_MAX: usize = 8;
+/// How long a failed store is left alone.
+const RECOVER_INTERVAL: Duration = Duration::from_secs(1);
+/// Revisions read at a time while catching up.
+const CATCH_UP_CHUNK: usize = 256;
+
+/// An event, and where to tell what came of it.
+pub(crate) struct Request {
+    pub(crate) event: Event,
+    pub(crate) origin: Origin,
+    pub(crate) reply: oneshot::Sender<Result<Committed, WriteError>>,
+}
+
+/// What the writer is told.
+pub(crate) enum Command {
+    Write(Request),
+    /// Everything before it is written, and nothing after it.
+    Stop,
+}
+
+/// What came of an event.
+#[derive(Clone, Debug)]
+pub(crate) struct Committed {
+    /// The number of its revision, or of the last one when there was nothing to change.
+    pub(crate) revision: u64,
+    /// Whether there was something to change.
+    pub(crate) changed: bool,
+}
+
+/// Why an event was not brought about.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    #[error("the server is stopping")]
+    Closed,
+}
+
+/// Starts the thread. `_ends` is dropped when it ends, also when it panics.
+pub(crate) fn start(
+    hub: Arc<Hub>,
+    state: State,
+    queue: mpsc::Receiver<Command>,
+    _ends: oneshot::Sender<()>,
+) -> std::io::Result<JoinHandle<()>> {
+    let rng = StdRng::from_rng(&mut rand::rng());
+    let mut writer = Writer { hub, state, rng, failed: None };
+    thread::Builder::new().name("writer".to_owned()).spawn(move || {
+        let _ends = _ends;
+        writer.run(queue);
+    })
+}
+
+struct Writer {
+    hub: Arc<Hub>,
+    state: State,
+    rng: StdRng,
+    /// Why the store takes nothing, and when that was last looked at.
+    failed: Option<(Arc<StoreError>, Instant)>,
+}
+
+type Outcome = Result<Option<Revision>, Refusal>;
+
+impl Writer {
+    fn run(&mut self, mut queue: mpsc::Receiver<Command>) {
+        while let Some(Command::Write(first)) = queue.blocking_recv() {
+            let mut batch = vec![first];
+            let mut stops = false;
+            while batch.len() < BATCH_MAX && !stops {
+                match queue.try_recv() {
+                    Ok(Command::Write(next)) => batch.push(next),
+                    Ok(Command::Stop) => stops = true,
+                    Err(_) => break,
+                }
+            }
+            self.write(batch);
+            if stops {
+                return;
+            }
+        }
+    }
+
+    fn write(&mut self, batch: Vec<Request>) {
+        self.recover();
+        let mut draws = 0;
+        let error = loop {
+            let outcomes: Vec<Outcome> = batch.iter().map(|request| self.handle(request)).collect();
+            let Err(error) = self.commit(&outcomes) else { return self.tell(batch, outcomes) };
+            self.take_back(outcomes);
+            draws += 1;
+            // Drawing again gives other addresses.
+            if !matches!(*error, StoreError::AddressUsed(_)) || draws == DRAWS_MAX {
+                break error;
+            }
+        };
+        for request in batch {
+            // A caller that has gone needs no answer.
+            let _ = request.reply.send(Err(WriteError::Store(error.clone())));
+        }
+    }
+
+    fn handle(&mut self, request: &Request) -> Outcome {
+        let event = self.still_so(&request.event);
+        let drains = self.hub.drains();
+        let is_watched = |pod: &_| drains.is_watched(pod);
+        let wall = self.hub.clock.wall();
+        let mut context = Context { wall, rng: &mut self.rng, is_watched: &is_watched };
+        handle(&mut self.state, &event, &request.origin, &mut context)
+    }
+
+    /// A node that has reported while its end waited in the queue is not lost.
+    fn still_so(&self, event: &Event) -> Event {
+        let Event::LeaseEnded(nodes) = event else { return event.clone() };
+        let (leases, now) = (self.hub.leases(), self.hub.clock.now());
+        Event::LeaseEnded(nodes.iter().filter(|node| !leases.runs(node, now)).cloned().collect())
+    }
+
+    fn commit(&mut self, outcomes: &[Outcome]) -> Result<(), Arc<StoreError>> {
+        let revisions: Vec<Revision> = outcomes.iter().flatten().flatten().cloned().collect();
+        if revisions.is_empty() {
+            return Ok(());
+        }
+        if let Some((error, _)) = &self.failed {
+            return Err(error.clone());
+        }
+        self.hub.store.commit(&revisions).map_err(|error| {
+            let error = Arc::new(error);
+            if !matches!(*error, StoreError::AddressUsed(_)) {
+                error!(error = %chain(&error), "a commit failed");
+                self.failed = Some((error.clone(), Instant::now()));
+            }
+            error
+        })
+    }
+
+    fn take_back(&mut self, outcomes: Vec<Outcome>) {
+        for revision in outcomes.into_iter().flatten().flatten().rev() {
+            self.state.undo(&revision);
+        }
+    }
+
+    fn tell(&self, batch: Vec<Request>, outcomes: Vec<Outcome>) {
+        let mut last = self.hub.state().revision();
+        for (request, outcome) in batch.into_iter().zip(outcomes) {
+            let changed = matches!(outcome, Ok(Some(_)));
+            if let Ok(Some(revision)) = &outcome {
+                info!(revision = revision.revision, changer = %revision.changer, "{}", revision.message);
+                last = revision.revision;
+                self.hub.publish(Arc::new(revision.clone()));
+            }
+            let answer = outcome.map(|_| Committed { revision: last, changed }).map_err(WriteError::from);
+            let _ = request.reply.send(answer);
+        }
+    }
+
+    /// After a failed commit: finds out what the store holds. A revision that reached it although the
+    /// commit failed is taken over; one that was acknowledged and is missing is never passed over.
+    fn recover(&mut self) {
+        let Some((_, looked)) = &self.failed else { return };
+        if looked.elapsed() < RECOVER_INTERVAL {
+            return;
+        }
+        match self.hub.store.recover().and_then(|()| self.catch_up()) {
+            Ok(()) => {
+                warn!("the store takes commits again");
+                self.failed = None;
+            }
+            Err(error) => self.failed = Some((Arc::new(error), Instant::now())),
+        }
+    }
+
+    fn catch_up(&mut self) -> Result<(), StoreError> {
+        let stored = self.hub.store.load()?.0;
+        if stored < self.state.revision() {
+            return Err(StoreError::GoneBack { stored, acknowledged: self.state.revision() });
+        }
+        while self.state.revision() < stored {
+            for revision in self.hub.store.log_after(self.state.revision(), CATCH_UP_CHUNK)? {
+                self.state.advance(&revision);
+                self.hub.publish(Arc::new(revision));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,161 @@
+//! `bench`: measures Hextet side by side with the same paths made by hand, in one run. `cargo xtask bench`
+//! builds it for release and starts it; `docs/benchmarks.md` says how each number comes about.
+//!
+//! Two testbeds of the same shape are up at the same time: one with a cluster, one without, on which pods,
+//! masquerade and NDP proxy are made with `ip`, `nft` and the kernel alone. Rounds alternate between them,
+//! so that whatever else the machine does meets both. There are no thresholds: a number is not a test.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use hextet_tests::{
+    Options, Testbed,
+    command::Run,
+    progress::{Progress, write_now},
+    testbed::down,
+    topology::Prefix,
+};
+
+mod batch;
+mod by_hand;
+mod footprint;
+mod lifecycle;
+mod masquerade;
+mod ndp;
+mod pods;
+mod report;
+mod traffic;
+
+use by_hand::ByHand;
+use report::Report;
+
+/// The testbed with the cluster.
+const CLUSTER: &str = "hxb";
+/// The testbed on which everything is made by hand.
+const REFERENCE: &str = "hxr";
+
+/// Measures Hextet side by side with paths made by hand
+#[derive(Parser)]
+#[command(name = "bench", bin_name = "cargo xtask bench")]
+struct Cli {
+    /// How many times each measurement is repeated; medians are shown
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long one measurement of a rate takes
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// Only this group; may be given again
+    #[arg(long)]
+    only: Vec<Group>,
+    /// Where the raw numbers go
+    #[arg(long, default_value = "target/bench")]
+    results: PathBuf,
+}
+
+/// Measurements that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Pod to pod across nodes
+    Pods,
+    /// From a pod to an IPv4 host
+    Masquerade,
+    /// Neighbour discovery for pods
+    Ndp,
+    /// From `apply` to the first reply, and 100 pods
+    Lifecycle,
+    /// Memory and idle processor time
+    Footprint,
+}
+
+/// Adds the numbers of one group to the report.
+type Measure = fn(&mut Bench) -> Result<()>;
+
+/// What all measurements share.
+struct Bench {
+    /// With the cluster.
+    cluster: Testbed,
+    /// Made by hand.
+    by_hand: ByHand,
+    rounds: u32,
+    span: Duration,
+    report: Report,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let started = Instant::now();
+    let mut bench = Bench::set_up(cli)?;
+    let wanted = |group| cli.only.is_empty() || cli.only.contains(&group);
+    let groups: [(Group, Measure); 5] = [
+        (Group::Footprint, footprint::measure),
+        (Group::Pods, pods::measure),
+        (Group::Masquerade, masquerade::measure),
+        (Group::Lifecycle, lifecycle::measure),
+        (Group::Ndp, ndp::measure),
+    ];
+    for (group, measure) in groups.into_iter().filter(|(group, _)| wanted(*group)) {
+        measure(&mut bench).with_context(|| format!("cannot measure {group:?}"))?;
+    }
+    println!("{}", bench.report);
+    let path = save(&bench.report, &cli.results)?;
+    say(&format!("{} s; raw numbers: {}", started.elapsed().as_secs(), path.display()));
+    Ok(())
+}
+
+impl Bench {
+    fn set_up(cli: &Cli) -> Result<Self> {
+        let (cluster, reference) = (Prefix::new(CLUSTER)?, Prefix::new(REFERENCE)?);
+        for prefix in [&cluster, &reference] {
+            // What an interrupted run left behind; there is nothing to say when there is none.
+            down(prefix);
+        }
+        say("two testbeds: one with a cluster, one for what is made by hand");
+        let options = |cluster| Options { nodes: 3, cluster, ..Options::default() };
+        let by_hand = Testbed::up(reference, options(false), Progress::Quiet)?.down_on_drop();
+        Ok(Self {
+            by_hand: ByHand::make(by_hand)?,
+            cluster: Testbed::up(cluster, options(true), Progress::Quiet)?.down_on_drop(),
+            rounds: cli.rounds,
+            span: Duration::from_secs(cli.seconds),
+            report: Report::new(cli.rounds, machine()),
+        })
+    }
+}
+
+/// Says what is being done, on stderr.
+fn say(line: &str) {
+    write_now(&format!("{line}\n"));
+}
+
+/// Kernel and processors, for whoever reads the numbers later.
+fn machine() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = model.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let model = model.trim_start_matches([' ', '\t', ':']);
+    format!("kernel {}, {processors} processors ({model})", kernel.trim())
+}
+
+fn save(report: &Report, folder: &std::path::Path) -> Result<PathBuf> {
+    let time = Run::new(&["date", "-u", "+%Y%m%dT%H%M%SZ"]).success()?;
+    let path = folder.join(format!("{}.json", time.trim()));
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::write(&path, serde_json::to_vec_pretty(report)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}

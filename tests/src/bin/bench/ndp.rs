@@ -1,0 +1,301 @@
+//! Neighbour discovery for pods: how many solicitations a node answers, and how soon, with 10 addresses and
+//! with 10,000. Hextet's BPF program against the kernel's `proxy_ndp`.
+//!
+//! 10,000 real pods do not fit on the machine. The addresses are put into the table that the program reads:
+//! copies of a real pod's entry, written into the pinned map with bpftool while the agent is stopped, so that
+//! it does not take them out again. The kernel gets the same addresses by `ip neigh add proxy`.
+
+use std::{
+    net::Ipv6Addr,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use hextet_tests::{
+    Testbed,
+    command::{Run, ip_batch},
+    frame::{Frame, Mac, NEIGHBOR_ADVERTISEMENT, mac_of},
+    machine,
+    netns::NetNs,
+    topology::Place,
+    wait_until,
+};
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::{TimeVal, TimeValLike},
+};
+
+use crate::{
+    Bench,
+    batch::{BATCH, Receiver, Sender, packet_socket},
+    report::{Better, Metric, OURS, median, percentile},
+    say,
+    traffic::enlarge,
+};
+
+const FEW: usize = 10;
+const MANY: usize = 10_000;
+/// Solicitations of one sample of latency.
+const PROBES: usize = 1000;
+/// Lines of one bpftool batch: the largest one is read whole.
+const BPFTOOL_BATCH: usize = 2000;
+
+const TABLE: &str = "neighbour discovery";
+
+/// A number of addresses and the rows it fills.
+struct Size {
+    count: usize,
+    rate: Metric,
+    p50: Metric,
+    p99: Metric,
+}
+
+const SIZES: [Size; 2] = [
+    Size {
+        count: FEW,
+        rate: metric("answers, 10 addresses", "1/s", Better::More),
+        p50: metric("answer, 10 addresses, median", "us", Better::Less),
+        p99: metric("answer, 10 addresses, 99 %", "us", Better::Less),
+    },
+    Size {
+        count: MANY,
+        rate: metric("answers, 10,000 addresses", "1/s", Better::More),
+        p50: metric("answer, 10,000 addresses, median", "us", Better::Less),
+        p99: metric("answer, 10,000 addresses, 99 %", "us", Better::Less),
+    },
+];
+
+const fn metric(name: &'static str, unit: &'static str, better: Better) -> Metric {
+    Metric { table: TABLE, name, unit, better }
+}
+
+/// Measures both ways at both sizes.
+pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
+    let pods = crate::pods::pods(bench)?;
+    let pod = pods.iter().find(|pod| pod.node == "n1").context("no pod on n1")?.address();
+    let addresses = addresses(pod, MANY);
+    bench.report.note(format!(
+        "neighbour discovery: {MANY} addresses are one real pod's and copies of its entry in the pinned map, \
+         written with bpftool while the agent is stopped"
+    ));
+    // The rest of the cluster goes on without it.
+    bench.cluster.agent("n1").kill9()?;
+    let measured = SIZES.iter().try_for_each(|size| {
+        fill_table(&bench.cluster, pod, &addresses[..size.count])?;
+        fill_kernel(&bench.by_hand.testbed, &addresses[..size.count])?;
+        rounds(bench, size, &addresses[..size.count])
+    });
+    bench.cluster.agent("n1").start_until_ready()?;
+    measured
+}
+
+fn rounds(bench: &mut Bench, size: &Size, addresses: &[Ipv6Addr]) -> Result<()> {
+    for round in 1..=bench.rounds {
+        say(&format!("{TABLE}, {} addresses: round {round} of {}", size.count, bench.rounds));
+        for (variant, testbed) in [(OURS, &bench.cluster), ("proxy_ndp", &bench.by_hand.testbed)] {
+            let asker = Asker::new(testbed, addresses).with_context(|| format!("asking on {variant}"))?;
+            let rate = asker.flood(bench.span).with_context(|| format!("asking {variant} many times"))?;
+            let times = asker.probe().with_context(|| format!("asking {variant} once"))?;
+            bench.report.add(size.rate, variant, rate);
+            bench.report.add(size.p50, variant, median(&times).context("no answer")?);
+            bench.report.add(size.p99, variant, percentile(&times, 99.0).context("no answer")?);
+        }
+    }
+    Ok(())
+}
+
+/// Addresses of the same /64 that share their low 24 bits, as all pods of a node do; the pod's own is first.
+fn addresses(pod: Ipv6Addr, count: usize) -> Vec<Ipv6Addr> {
+    let step = 1_u128 << 24;
+    (0..count as u128).map(|number| Ipv6Addr::from_bits(pod.to_bits() ^ (number * step))).collect()
+}
+
+/// A LAN host that asks for addresses.
+struct Asker {
+    netns: NetNs,
+    frames: Vec<Vec<u8>>,
+}
+
+impl Asker {
+    fn new(testbed: &Testbed, addresses: &[Ipv6Addr]) -> Result<Self> {
+        let netns = testbed.netns("client");
+        let own: Mac = mac_of(&netns, "eth0")?;
+        let source = Place::Client.addresses().expect("the client has addresses").v6;
+        let frames =
+            addresses.iter().map(|target| Frame::solicitation(own, source, *target).bytes()).collect();
+        let asker = Self { netns, frames };
+        asker.wait_for_answer()?;
+        Ok(asker)
+    }
+
+    /// The switch learns by MLD who listens to the group.
+    fn wait_for_answer(&self) -> Result<()> {
+        let socket = self.socket()?;
+        wait_until(Duration::from_secs(10), "the first and the last address are answered for", || {
+            [self.frames.first(), self.frames.last()]
+                .into_iter()
+                .flatten()
+                .all(|frame| ask(&socket, frame).is_some())
+        })?;
+        Ok(())
+    }
+
+    fn socket(&self) -> Result<OwnedFd> {
+        self.netns.run(|| -> Result<OwnedFd> {
+            let socket = packet_socket("eth0").context("cannot open a packet socket")?;
+            setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(100))?;
+            enlarge(&socket, 64 << 20)?;
+            Ok(socket)
+        })?
+    }
+
+    /// Answers per second when one thread asks as fast as it can, for all addresses in turn.
+    fn flood(&self, span: Duration) -> Result<f64> {
+        let (socket, done) = (self.socket()?, AtomicBool::new(false));
+        // Whole rounds of all addresses, and at least one batch.
+        let repeats = BATCH.div_ceil(self.frames.len());
+        let frames = self.frames.iter().cycle().take(self.frames.len() * repeats).cloned().collect();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut sender = Sender::new(frames);
+                while !done.load(Ordering::Relaxed) {
+                    // A full queue: what is answered is what counts.
+                    sender.send(socket.as_fd()).ok();
+                }
+            });
+            let rate = count_answers(&socket, span);
+            done.store(true, Ordering::SeqCst);
+            rate
+        })
+    }
+
+    /// Microseconds from a solicitation to its answer, one at a time.
+    fn probe(&self) -> Result<Vec<f64>> {
+        let socket = self.socket()?;
+        // A step that has no divisor in common with 10 or 10,000 visits all of them.
+        let order = (0..PROBES).map(|number| &self.frames[number * 7919 % self.frames.len()]);
+        let times: Vec<f64> = order.filter_map(|frame| ask(&socket, frame)).collect();
+        if times.len() < PROBES * 9 / 10 {
+            bail!("only {} of {PROBES} solicitations were answered", times.len());
+        }
+        Ok(times)
+    }
+}
+
+/// Asks once and waits for the answer: microseconds, or nothing.
+fn ask(socket: &OwnedFd, frame: &[u8]) -> Option<f64> {
+    let mut sender = Sender::new(vec![frame.to_vec()]);
+    let mut receiver = Receiver::new();
+    let start = Instant::now();
+    sender.send(socket.as_fd()).ok()?;
+    while start.elapsed() < Duration::from_millis(100) {
+        let mut answers = receiver.receive(socket.as_fd()).ok()?;
+        if answers.any(is_advertisement) {
+            return Some(start.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    None
+}
+
+fn count_answers(socket: &OwnedFd, span: Duration) -> Result<f64> {
+    let mut receiver = Receiver::new();
+    let start = Instant::now();
+    let mut answers = 0;
+    while start.elapsed() < span {
+        // The limit of the socket passes when nobody answers.
+        if let Ok(batch) = receiver.receive(socket.as_fd()) {
+            answers += batch.filter(|frame| is_advertisement(frame)).count();
+        }
+    }
+    if answers == 0 {
+        bail!("not one answer came");
+    }
+    Ok(answers as f64 / start.elapsed().as_secs_f64())
+}
+
+/// An Ethernet frame with an IPv6 header and a Neighbor Advertisement right behind it.
+fn is_advertisement(frame: &[u8]) -> bool {
+    frame.get(14 + 40) == Some(&NEIGHBOR_ADVERTISEMENT)
+}
+
+/// Makes the kernel answer for the addresses.
+fn fill_kernel(testbed: &Testbed, addresses: &[Ipv6Addr]) -> Result<()> {
+    let n1 = testbed.netns("n1");
+    n1.set_sysctls(&[
+        ("net/ipv6/conf/all/proxy_ndp".to_owned(), "1"),
+        ("net/ipv6/conf/eth0/proxy_ndp".to_owned(), "1"),
+        // Answers at once; by default it waits up to 0.8 s.
+        ("net/ipv6/neigh/eth0/proxy_delay".to_owned(), "0"),
+    ])?;
+    let lines: Vec<String> =
+        addresses.iter().map(|address| format!("neigh replace proxy {address} dev eth0")).collect();
+    ip_batch(Some(&n1), &lines)
+}
+
+/// Puts copies of the pod's entry under the other addresses into the table of the BPF program.
+fn fill_table(testbed: &Testbed, pod: Ipv6Addr, addresses: &[Ipv6Addr]) -> Result<()> {
+    let map = table(testbed)?;
+    let entry = bpftool(&["map", "lookup", "pinned", &map, "key", "hex"], &hex(&pod.octets()))?;
+    let value: serde_json::Value = serde_json::from_str(&entry).context("bpftool printed no JSON")?;
+    let value: Vec<&str> =
+        value["value"].as_array().into_iter().flatten().filter_map(|byte| byte.as_str()).collect();
+    let value = value.iter().map(|byte| byte.trim_start_matches("0x")).collect::<Vec<_>>().join(" ");
+    if value.is_empty() {
+        bail!("the pod {pod} has no entry in {map}");
+    }
+    for part in addresses.chunks(BPFTOOL_BATCH) {
+        let key = |address: &Ipv6Addr| hex(&address.octets()).join(" ");
+        let lines = part
+            .iter()
+            .map(|address| format!("map update pinned {map} key hex {} value hex {value}\n", key(address)));
+        Run::new(&["bpftool", "batch", "file", "-"]).stdin(lines.collect::<String>()).success()?;
+    }
+    Ok(())
+}
+
+fn bpftool(words: &[&str], key: &[String]) -> Result<String> {
+    let line: Vec<&str> = ["bpftool", "-j"]
+        .into_iter()
+        .chain(words.iter().copied())
+        .chain(key.iter().map(String::as_str))
+        .collect();
+    Run::new(&line).success()
+}
+
+fn hex(bytes: &[u8]) -> Vec<String> {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The pin of the table of addresses that `n1` answers for, below the folder of its layout's version.
+fn table(testbed: &Testbed) -> Result<String> {
+    let folder = PathBuf::from(machine::PINS).join(testbed.netns("n1").name());
+    let layouts = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut pins = layouts.flatten().map(|layout| layout.path().join(NDP_TABLE)).filter(|path| path.exists());
+    let pin = pins.next().with_context(|| format!("there is no {NDP_TABLE} below {}", folder.display()))?;
+    Ok(pin.to_string_lossy().into_owned())
+}
+
+/// The name of that table's pin.
+const NDP_TABLE: &str = "NDP_PODS";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_distinct_and_share_the_low_bits() {
+        let pod: Ipv6Addr = "fd00:1:2:3:4567:89ab:cdef:1234".parse().unwrap();
+        let all = addresses(pod, MANY);
+        assert_eq!(all[0], pod);
+        assert!(all.iter().all(|address| address.to_bits() & 0xff_ffff == pod.to_bits() & 0xff_ffff));
+        assert!(all.iter().all(|address| address.segments()[..4] == pod.segments()[..4]));
+        let mut distinct = all.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), MANY);
+    }
+}

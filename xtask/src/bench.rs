@@ -1,0 +1,31 @@
+//! `cargo xtask bench`: builds for release and becomes the benchmark program of `tests/`.
+
+use std::{
+    ffi::OsString,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{process, setup, workspace::Workspace};
+
+/// Arguments that are handed over as they are.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Args {
+    /// What the benchmark program is given; `--help` shows its own help
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<OsString>,
+}
+
+/// Makes the machine ready, builds and measures.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    if !process::is_root() {
+        bail!("the benchmarks make network namespaces and load BPF programs: run this as root");
+    }
+    setup::ensure(workspace)?;
+    process::run(workspace.cargo_host("build").args(["--release", "--bins"]))?;
+    let results = workspace.target().join("bench");
+    let mut command = Command::new(workspace.target().join("release/bench"));
+    process::become_program(command.arg("--results").arg(results).args(&args.rest))
+}
