@@ -83,7 +83,10 @@ fn compile(top: &Path, out_dir: &Path) -> Result<PathBuf, String> {
     }
     match cargo.status() {
         Ok(status) if status.success() => Ok(bpf_target.join(TARGET).join("release").join(BINARY)),
-        Ok(status) => Err(format!("the BPF object does not build with {} ({status}); if a tool is missing, run `cargo xtask setup`", compiler.rustc.display())),
+        Ok(status) => Err(format!(
+            "the BPF object does not build with {} ({status}); if a tool is missing, run `cargo xtask setup`",
+            compiler.rustc.display()
+        )),
         Err(e) => Err(format!("cannot run cargo for the BPF object: {e}")),
     }
 }
@@ -91,7 +94,10 @@ fn compile(top: &Path, out_dir: &Path) -> Result<PathBuf, String> {
 /// The workspace's target folder: `OUT_DIR` is `<target>/[<triple>/]<profile>/build/<package>/out`.
 fn target_dir(top: &Path, out_dir: &Path) -> PathBuf {
     let above = out_dir.ancestors().skip(4).take(2);
-    above.into_iter().find(|d| d.join("CACHEDIR.TAG").exists()).map_or_else(|| top.join("target"), Path::to_owned)
+    above
+        .into_iter()
+        .find(|d| d.join("CACHEDIR.TAG").exists())
+        .map_or_else(|| top.join("target"), Path::to_owned)
 }
 
 /// A compiler that can build core for the BPF target.
@@ -141,9 +147,9 @@ fn find_linker(target: &Path) -> Result<PathBuf, String> {
 
 fn rustflags(top: &Path, compiler: &Compiler) -> Result<Vec<String>, String> {
     let arch = variable("CARGO_CFG_TARGET_ARCH").into_string().map_err(|_| "strange target")?;
-    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| {
-        env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"))
-    });
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
     let real_source = fs::canonicalize(&compiler.source).unwrap_or_else(|_| compiler.source.clone());
     let mut flags = vec![
         format!("--cfg=bpf_target_arch=\"{arch}\""),

@@ -105,4 +105,13 @@ mod tests {
             assert_eq!(*counter as usize, i);
         }
     }
+
+    #[test]
+    fn the_page_of_the_maps_lists_every_counter() {
+        let page = include_str!("../../docs/map-layout.md");
+        for counter in Counter::ALL {
+            let row = format!("| `{}` | `{}` | {} |", counter.program(), counter.name(), counter.doc());
+            assert!(page.contains(&row), "docs/map-layout.md lacks: {row}");
+        }
+    }
 }

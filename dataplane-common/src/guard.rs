@@ -46,7 +46,6 @@ const _: () = assert!(size_of::<Entry>() == 40);
 
 /// What the guard does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "it lives on the stack for one packet")]
 pub enum Verdict {
     /// The pod may send it.
     Pass,

@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn a_header_that_contradicts_itself_is_none() {
-        for (offset, value) in [(VERSION_IHL, 0x65), (VERSION_IHL, 0x44), (TOTAL_LENGTH + 1, 19), (TOTAL_LENGTH, 1)]
+        for (offset, value) in
+            [(VERSION_IHL, 0x65), (VERSION_IHL, 0x44), (TOTAL_LENGTH + 1, 19), (TOTAL_LENGTH, 1)]
         {
             let mut f = frame();
             f[offset] = value;

@@ -85,8 +85,7 @@ impl Address {
     /// Whether it is of `ff02::1:ff00:0/104` (RFC 4291 section 2.7.1).
     #[inline(always)]
     pub const fn is_solicited_node(self) -> bool {
-        const PREFIX: [u64; 2] =
-            Address::new([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0]).0;
+        const PREFIX: [u64; 2] = Address::new([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0]).0;
         const MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]);
         self.0[0] == PREFIX[0] && self.0[1] & MASK == PREFIX[1]
     }

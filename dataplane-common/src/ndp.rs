@@ -73,7 +73,6 @@ impl Flags {
 
 /// What a program does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "it lives on the stack for one packet")]
 pub enum Verdict {
     /// Not for us.
     Pass,
@@ -190,7 +189,7 @@ fn validate<P: Packet + ?Sized>(packet: &P) -> Result<Asker, Counter> {
     }
     let wire_length = packet.wire16(ipv6::PAYLOAD_LENGTH).ok_or(cut)?;
     let length = u16::from_be(wire_length) as usize;
-    if length < LENGTH_MIN || length % 8 != 0 || ipv6::PAYLOAD + length > packet.length() {
+    if length < LENGTH_MIN || !length.is_multiple_of(8) || ipv6::PAYLOAD + length > packet.length() {
         return Err(cut);
     }
     if length > LENGTH_MIN + OPTION_UNITS_MAX * 8 {

@@ -45,8 +45,7 @@ pub(crate) static NAT_PORTS: Array<u64> = Array::pinned(PORTS_MAX, BPF_F_MMAPABL
 
 /// Where the later fragments of a datagram go.
 #[map]
-pub(crate) static NAT_FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
-    LruHashMap::pinned(FRAGMENTS_MAX, 0);
+pub(crate) static NAT_FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::pinned(FRAGMENTS_MAX, 0);
 
 /// One number per verdict and per reason of a drop.
 #[map]

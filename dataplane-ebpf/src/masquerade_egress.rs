@@ -1,9 +1,7 @@
 //! Uplink egress: gives packets of pods the node's IPv4 address.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use dataplane_common::{
-    masquerade::{self, Verdict},
-};
+use dataplane_common::masquerade::{self, Verdict};
 
 use crate::{DROP, NEXT, maps::MASQUERADE, skb::Skb, tables::Maps};
 

@@ -1,6 +1,6 @@
 //! The masquerade's tables: maps, clock and the host's sockets behind the trait of `dataplane-common`.
 
-use core::mem::{size_of, zeroed};
+use core::mem::zeroed;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -73,7 +73,9 @@ impl Tables for Maps<'_> {
     #[inline(always)]
     fn session(&mut self, key: &SessionKey) -> Option<&mut Session> {
         // SAFETY: the element stays allocated while the program runs. Other CPUs may write it too; each
-        // field is one aligned integer, so that a reader sees an old or a new value.
+        // field is one aligned integer, so that a reader sees an old or a new value. An element that is
+        // removed meanwhile may already hold another flow, whose time or state is then refreshed in vain:
+        // only flows that have ended are removed, so their next packet is the first for a long time.
         NAT_SESSIONS.get_ptr_mut(key).map(|p| unsafe { &mut *p })
     }
 
@@ -127,13 +129,10 @@ impl Tables for Maps<'_> {
         // The size says that it is IPv4.
         // SAFETY: the variant was written just above.
         let size = size_of_val(unsafe { &tuple.__bindgen_anon_1.ipv4 }) as u32;
-        let _ = size_of::<bpf_sock_tuple>();
         // SAFETY: the context is valid, and `tuple` has at least `size` bytes.
         let sock = unsafe {
             match key.protocol {
-                ipv4::TCP => {
-                    bpf_skc_lookup_tcp(self.skb().cast(), &mut tuple, size, CURRENT_NETNS, 0).cast()
-                }
+                ipv4::TCP => bpf_skc_lookup_tcp(self.skb().cast(), &mut tuple, size, CURRENT_NETNS, 0).cast(),
                 ipv4::UDP => bpf_sk_lookup_udp(self.skb().cast(), &mut tuple, size, CURRENT_NETNS, 0),
                 _ => return false,
             }
@@ -154,7 +153,7 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn insert_fragment(&mut self, key: &FragmentKey, address: Address) {
-        let _ = NAT_FRAGMENTS.insert(key, &Fragment { address }, 0);
+        let _ = NAT_FRAGMENTS.insert(key, Fragment { address }, 0);
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 
 use dataplane_core::{
     Address, Desired, Guard, Mac, Masquerade, MasqueradeBackend, Observed, ObservedBpf, ObservedPod,
-    ObservedUplink, POD_IF, PROTOCOL, PROTOCOL_NAME, Program, Stack, node_sysctl_keys, pod_sysctl_keys,
-    veth_sysctl_keys,
+    ObservedUplink, POD_IF, PROTOCOL, PROTOCOL_NAME, Program, ProtocolName, Stack, node_sysctl_keys,
+    pod_sysctl_keys, veth_sysctl_keys,
 };
 use hextet_address::PodLink;
 use thiserror::Error;
@@ -96,7 +96,7 @@ impl Dataplane {
         let insides = self.visit_pods(&devices).await?;
         let links = own_links(&devices, &insides);
         let mut observed = Observed {
-            protocol_named: self.protocol_named(),
+            protocol_name: self.protocol_name(),
             force_forwarding: self.features.force_forwarding,
             uplink: devices.iter().find(|device| Some(device.name.as_str()) == uplink).map(observed_uplink),
             host: self.host_stack(&names, &links).await?,
@@ -188,8 +188,13 @@ impl Dataplane {
         Ok(table)
     }
 
-    fn protocol_named(&self) -> bool {
-        fs::read_to_string(self.protocol_file()).is_ok_and(|text| text == protocol_file_content())
+    fn protocol_name(&self) -> ProtocolName {
+        let ours = protocol_file_content();
+        match fs::read_to_string(self.protocol_file()) {
+            Ok(text) if text == ours => ProtocolName::Ours,
+            Ok(text) if text.lines().any(|line| line == ours.trim_end()) => ProtocolName::Foreign,
+            _ => ProtocolName::Missing,
+        }
     }
 
     pub(crate) fn protocol_file(&self) -> PathBuf {

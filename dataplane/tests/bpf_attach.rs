@@ -93,7 +93,12 @@ fn programs_outlive_the_agent_and_are_found_again() {
         alone("attach-survives", |pins| {
             let mut bpf = open(pins, hook);
             assert_eq!(found(&bpf), []);
-            let all = [on(NdpProxy, "hxA-a"), on(MasqueradeIngress, "hxA-a"), on(MasqueradeEgress, "hxA-a"), on(PodGuard, "hxA-b")];
+            let all = [
+                on(NdpProxy, "hxA-a"),
+                on(MasqueradeIngress, "hxA-a"),
+                on(MasqueradeEgress, "hxA-a"),
+                on(PodGuard, "hxA-b"),
+            ];
             for (program, ifname) in &all {
                 attach(&mut bpf, *program, ifname);
             }

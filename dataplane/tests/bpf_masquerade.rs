@@ -78,7 +78,13 @@ fn source_port(frame: &[u8]) -> u16 {
 }
 
 /// Sends one packet of a flow and expects it translated.
-fn open_flow(bpf: &mut Bpf, protocol: u8, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), rest: Transport) -> Vec<u8> {
+fn open_flow(
+    bpf: &mut Bpf,
+    protocol: u8,
+    from: (Ipv4Addr, u16),
+    to: (Ipv4Addr, u16),
+    rest: Transport,
+) -> Vec<u8> {
     let (verdict, frame) = out(bpf, &ipv4(protocol, from, to, rest));
     assert_eq!(verdict, NEXT);
     assert_eq!(frame[26..30], NODE.octets());
@@ -146,7 +152,8 @@ fn what_is_not_of_a_pod_is_left_alone() {
         assert_eq!(out(bpf, &host), (NEXT, host.clone()));
         let beside = ipv4(UDP, ([10, 254, 16, 0].into(), 1), (REMOTE, 80), Transport::Udp);
         assert_eq!(out(bpf, &beside), (NEXT, beside.clone()));
-        let six = ipv6(([2; 6], [4; 6]), "fd00::1".parse().unwrap(), "fd00::2".parse().unwrap(), 6, 64, &[0; 20]);
+        let six =
+            ipv6(([2; 6], [4; 6]), "fd00::1".parse().unwrap(), "fd00::2".parse().unwrap(), 6, 64, &[0; 20]);
         assert_eq!(out(bpf, &six), (NEXT, six.clone()));
         assert_eq!(back(bpf, &six), (NEXT, six.clone()));
         let elsewhere = ipv4(TCP, (REMOTE, 80), ([192, 0, 2, 99].into(), 40_000), Transport::Tcp(ACK));
@@ -311,17 +318,18 @@ fn icmp_errors_about_a_flow_reach_its_pod() {
         open_flow(bpf, UDP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Udp);
         open_flow(bpf, TCP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Tcp(SYN));
         open_flow(bpf, ICMP, (OTHER_POD, 0), (REMOTE, 0), Transport::Icmp(8, 4000));
-        for (protocol, kind, port) in
-            [(UDP, Transport::Udp, 4000), (TCP, Transport::Tcp(SYN), 4000), (ICMP, Transport::Icmp(8, 4000), 0)]
-        {
+        for (protocol, kind, port) in [
+            (UDP, Transport::Udp, 4000),
+            (TCP, Transport::Tcp(SYN), 4000),
+            (ICMP, Transport::Icmp(8, 4000), 0),
+        ] {
             let inside = ipv4(protocol, (POD, port), (REMOTE, if port == 0 { 0 } else { 7 }), kind);
             let (_, sent) = out(bpf, &inside);
             // TCP's quote ends before its checksum, as RFC 792 allows.
             let length = if protocol == TCP { 28 } else { sent.len() - 14 };
             for error in [3, 11, 12] {
-                let quote = |frame: &[u8]| {
-                    [&[error, 4, 0, 0, 0, 0, 5, 0][..], &frame[14..14 + length]].concat()
-                };
+                let quote =
+                    |frame: &[u8]| [&[error, 4, 0, 0, 0, 0, 5, 0][..], &frame[14..14 + length]].concat();
                 let frame = ipv4(ICMP, (ROUTER, 0), (NODE, 0), Transport::Raw(quote(&sent)));
                 let want = ipv4(ICMP, (ROUTER, 0), (POD, 0), Transport::Raw(quote(&inside)));
                 assert_eq!(back(bpf, &frame), (NEXT, want), "{protocol} type {error}: {:?}", pins.counters());
@@ -399,7 +407,10 @@ fn a_full_table_drops_new_flows_and_keeps_the_old() {
             let frame = ipv4(UDP, (POD, 4000 + port), (REMOTE, 7), Transport::Udp);
             match out(bpf, &frame).0 {
                 NEXT => opened.push(frame),
-                _ => assert_eq!(pins.count(MasqueradeEgress, "drop_table_full"), u64::from(port) + 1 - opened.len() as u64),
+                _ => assert_eq!(
+                    pins.count(MasqueradeEgress, "drop_table_full"),
+                    u64::from(port) + 1 - opened.len() as u64
+                ),
             }
         }
         assert!(opened.len() >= 4 && opened.len() < 64, "{} flows", opened.len());

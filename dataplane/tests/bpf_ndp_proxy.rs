@@ -107,11 +107,23 @@ fn answers() -> Vec<Case> {
             icmpv6((UPLINK, HOST), host(), pod(), 255, &solicitation(pod(), &[])),
             solicited.clone(),
         ),
-        answered("nonce before the link-layer address: the frame shrinks", ns(&[&nonce[..], &slla].concat()), solicited.clone()),
+        answered(
+            "nonce before the link-layer address: the frame shrinks",
+            ns(&[&nonce[..], &slla].concat()),
+            solicited.clone(),
+        ),
         answered("nonce after the link-layer address", ns(&[&slla[..], &nonce].concat()), solicited.clone()),
         answered("as many options as are looked at", ns(&long), solicited.clone()),
-        answered("the option wins over the frame's source", ns(&link_layer(1, other)), answer(other, host(), 0xc0)),
-        answered("bytes behind the message are not looked at", [ns(&slla), vec![0xee; 7]].concat(), solicited),
+        answered(
+            "the option wins over the frame's source",
+            ns(&link_layer(1, other)),
+            answer(other, host(), 0xc0),
+        ),
+        answered(
+            "bytes behind the message are not looked at",
+            [ns(&slla), vec![0xee; 7]].concat(),
+            solicited,
+        ),
         answered("DAD probe", dad(&[]), to_all.clone()),
         answered("DAD probe with a nonce (RFC 7527)", dad(&nonce), to_all),
     ];
@@ -139,13 +151,21 @@ fn drops() -> Vec<Case> {
         dropped("checksum", "drop_checksum", checksum),
         dropped("frame cut in the option", "drop_length", cut),
         dropped("ICMP length below 24", "drop_length", short),
-        dropped("length not in units of 8", "drop_length", icmpv6((GROUP, HOST), host(), group(), 255, &[solicitation(pod(), &slla), vec![0; 4]].concat())),
+        dropped(
+            "length not in units of 8",
+            "drop_length",
+            icmpv6((GROUP, HOST), host(), group(), 255, &[solicitation(pod(), &slla), vec![0; 4]].concat()),
+        ),
         dropped("option of length 0", "drop_option", but(|f| f[79] = 0)),
         dropped("option past the end", "drop_option", but(|f| f[79] = 2)),
         dropped("link-layer option of 16 bytes", "drop_option", ns(&[vec![1, 2], vec![2; 14]].concat())),
         dropped("link-layer address is a group", "drop_option", ns(&link_layer(1, [0x33, 0x33, 0, 0, 0, 1]))),
         dropped("more options than are looked at", "drop_too_long", ns(&too_many)),
-        dropped("multicast source", "drop_source", icmpv6((GROUP, HOST), addr("ff02::1"), group(), 255, &solicitation(pod(), &slla))),
+        dropped(
+            "multicast source",
+            "drop_source",
+            icmpv6((GROUP, HOST), addr("ff02::1"), group(), 255, &solicitation(pod(), &slla)),
+        ),
         dropped("DAD probe with a link-layer option", "drop_source", dad(group(), &slla)),
         dropped("DAD probe to the pod itself", "drop_destination", dad(pod(), &[])),
         dropped("DAD probe to all nodes", "drop_destination", dad(addr("ff02::1"), &[])),
@@ -156,16 +176,28 @@ fn passes() -> Vec<Case> {
     let slla = link_layer(1, HOST);
     let foreign = addr("fd12:3456:789a:1:aaaa:bbbb:cd12:3456");
     vec![
-        passed("another's address", icmpv6((GROUP, HOST), host(), group(), 255, &solicitation(foreign, &slla))),
-        passed("the node's own link-local", icmpv6((GROUP, HOST), host(), group(), 255, &solicitation(addr("fe80::11"), &slla))),
+        passed(
+            "another's address",
+            icmpv6((GROUP, HOST), host(), group(), 255, &solicitation(foreign, &slla)),
+        ),
+        passed(
+            "the node's own link-local",
+            icmpv6((GROUP, HOST), host(), group(), 255, &solicitation(addr("fe80::11"), &slla)),
+        ),
         passed("malformed, for another's address", {
             let mut f = icmpv6((GROUP, HOST), host(), group(), 1, &solicitation(foreign, &slla));
             f[57] ^= 1;
             f
         }),
-        passed("flooded frame for another MAC address", icmpv6(([2, 7, 7, 7, 7, 7], HOST), host(), pod(), 255, &solicitation(pod(), &slla))),
+        passed(
+            "flooded frame for another MAC address",
+            icmpv6(([2, 7, 7, 7, 7, 7], HOST), host(), pod(), 255, &solicitation(pod(), &slla)),
+        ),
         passed("advertisement", but(|f| f[54] = 136)),
-        passed("echo request to the pod", icmpv6((UPLINK, HOST), host(), pod(), 64, &[128, 0, 0, 0, 0, 1, 0, 1])),
+        passed(
+            "echo request to the pod",
+            icmpv6((UPLINK, HOST), host(), pod(), 64, &[128, 0, 0, 0, 0, 1, 0, 1]),
+        ),
         passed("behind a hop-by-hop header", but(|f| f[20] = 0)),
         passed("version 4 with the EtherType of IPv6", but(|f| f[14] = 0x40)),
         passed("IPv4", ipv4(17, ([10, 0, 0, 1].into(), 1), ([10, 0, 0, 2].into(), 2), Transport::Udp)),

@@ -93,7 +93,11 @@ fn passes() -> Vec<Case> {
         ("IPv6 UDP", "pass", udp6(546)),
         ("IPv4 TCP", "pass", v4(6, me, outside(), Transport::Tcp(2))),
         ("IPv4 UDP", "pass", v4(17, me, outside(), Transport::Udp)),
-        ("IPv4 beside the range of the pods", "pass", v4(17, me, ([10, 254, 16, 1].into(), 1), Transport::Udp)),
+        (
+            "IPv4 beside the range of the pods",
+            "pass",
+            v4(17, me, ([10, 254, 16, 1].into(), 1), Transport::Udp),
+        ),
         ("a later fragment whose data looks like port 67", "pass", {
             let mut f = v4(17, (POD4, 67), outside(), Transport::Udp);
             f[21] = 1;
@@ -105,35 +109,62 @@ fn passes() -> Vec<Case> {
 fn drops() -> Vec<Case> {
     let me = (POD4, 40_000);
     let other = addr("fd12:3456:789a:1:aaaa:bbbb:cd12:3456");
-    let ns = |source, to, target, options: &[u8]| {
-        icmpv6(MACS, source, to, 255, &solicitation(target, options))
-    };
+    let ns =
+        |source, to, target, options: &[u8]| icmpv6(MACS, source, to, 255, &solicitation(target, options));
     vec![
         ("another's MAC address, IPv6", "drop_source_mac", with(tcp(peer()), 11, 1)),
-        ("another's MAC address, IPv4", "drop_source_mac", with(v4(6, me, outside(), Transport::Tcp(2)), 6, 1)),
+        (
+            "another's MAC address, IPv4",
+            "drop_source_mac",
+            with(v4(6, me, outside(), Transport::Tcp(2)), 6, 1),
+        ),
         ("another's IPv6 address", "drop_source_address", with(tcp(peer()), 37, 1)),
         ("a link-local source", "drop_source_address", ipv6(MACS, addr("fe80::9"), peer(), 6, 64, &[0; 20])),
         ("no source", "drop_source_address", ipv6(MACS, addr("::"), addr("ff02::16"), 0, 1, &[0; 8])),
-        ("another's IPv4 address", "drop_source_address", v4(6, ([10, 254, 1, 8].into(), 1), outside(), Transport::Tcp(2))),
+        (
+            "another's IPv4 address",
+            "drop_source_address",
+            v4(6, ([10, 254, 1, 8].into(), 1), outside(), Transport::Tcp(2)),
+        ),
         ("router advertisement", "drop_router_advertisement", icmp(addr("ff02::1"), 134)),
         ("unicast router advertisement", "drop_router_advertisement", icmp(peer(), 134)),
         ("redirect", "drop_redirect", icmp(peer(), 137)),
         ("neighbour advertisement", "drop_neighbour_advertisement", icmp(peer(), 136)),
         ("router solicitation", "drop_multicast", icmp(addr("ff02::2"), 133)),
         ("solicitation for another", "drop_solicitation", ns(pod(), peer(), peer(), &link_layer(1, POD_MAC))),
-        ("solicitation for the gateway, malformed", "drop_solicitation", with(ns(pod(), gateway(), gateway(), &[]), 57, 0)),
-        ("what could hide an advertisement", "drop_extension_header", ipv6(MACS, pod(), gateway(), 60, 255, &[58, 0, 1, 4, 0, 0, 0, 0, 134, 0])),
+        (
+            "solicitation for the gateway, malformed",
+            "drop_solicitation",
+            with(ns(pod(), gateway(), gateway(), &[]), 57, 0),
+        ),
+        (
+            "what could hide an advertisement",
+            "drop_extension_header",
+            ipv6(MACS, pod(), gateway(), 60, 255, &[58, 0, 1, 4, 0, 0, 0, 0, 134, 0]),
+        ),
         ("IPv6 multicast", "drop_multicast", tcp(addr("ff02::fb"))),
         ("IPv4 multicast", "drop_multicast", v4(17, me, ([224, 0, 0, 251].into(), 5353), Transport::Udp)),
         ("IPv4 broadcast", "drop_multicast", v4(17, me, (Ipv4Addr::BROADCAST, 67), Transport::Udp)),
-        ("IPv4 to another pod", "drop_ipv4_between_pods", v4(6, me, ([10, 254, 1, 10].into(), 80), Transport::Tcp(2))),
+        (
+            "IPv4 to another pod",
+            "drop_ipv4_between_pods",
+            v4(6, me, ([10, 254, 1, 10].into(), 80), Transport::Tcp(2)),
+        ),
         ("DHCP server", "drop_dhcp_server", v4(17, (POD4, 67), outside(), Transport::Udp)),
         ("DHCPv6 server", "drop_dhcp_server", udp6(547)),
         ("ARP", "drop_arp", [&[0xff; 6][..], &POD_MAC, &[8, 6], &[0; 42]].concat()),
         ("VLAN", "drop_ether_type", [&HOST_MAC[..], &POD_MAC, &[0x81, 0], &[0; 46]].concat()),
-        ("version 6 with the EtherType of IPv4", "drop_header", with(v4(6, me, outside(), Transport::Tcp(2)), 14, 0x65)),
+        (
+            "version 6 with the EtherType of IPv4",
+            "drop_header",
+            with(v4(6, me, outside(), Transport::Tcp(2)), 14, 0x65),
+        ),
         ("version 4 with the EtherType of IPv6", "drop_header", with(tcp(peer()), 14, 0x45)),
-        ("another of that source, own address spoofed in the middle", "drop_source_address", ipv6(MACS, other, peer(), 6, 64, &[0; 20])),
+        (
+            "another of that source, own address spoofed in the middle",
+            "drop_source_address",
+            ipv6(MACS, other, peer(), 6, 64, &[0; 20]),
+        ),
     ]
 }
 
@@ -164,9 +195,11 @@ fn the_gateway_is_answered_for() {
     message.extend(gateway().octets());
     message.extend(link_layer(2, HOST_MAC));
     let answer = icmpv6((POD_MAC, HOST_MAC), gateway(), pod(), 255, &message);
-    for (to, options) in
-        [(addr("ff02::1:ff00:1"), link_layer(1, POD_MAC)), (gateway(), link_layer(1, POD_MAC)), (gateway(), vec![])]
-    {
+    for (to, options) in [
+        (addr("ff02::1:ff00:1"), link_layer(1, POD_MAC)),
+        (gateway(), link_layer(1, POD_MAC)),
+        (gateway(), vec![]),
+    ] {
         let packet = icmpv6(MACS, pod(), to, 255, &solicitation(gateway(), &options));
         assert_eq!(run(&mut bpf, PodGuard, &packet), (REDIRECT, answer.clone()), "to {to}");
     }

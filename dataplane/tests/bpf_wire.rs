@@ -209,7 +209,9 @@ fn a_lan_host_finds_a_pod_by_neighbour_discovery() {
     // A host that wants the address for itself learns that it is taken.
     wires.on("host", || shell(&format!("ip addr add {POD}/64 dev eth0")));
     until("DAD fails on the host", || {
-        let output = wires.on("host", || Command::new("ip").args(["-6", "addr", "show", "dev", "eth0", "dadfailed"]).output().unwrap());
+        let output = wires.on("host", || {
+            Command::new("ip").args(["-6", "addr", "show", "dev", "eth0", "dadfailed"]).output().unwrap()
+        });
         String::from_utf8(output.stdout).unwrap().contains(POD).then_some(())
     });
     assert!(pins.count(NdpProxy, "answered_dad") >= 1, "{:?}", pins.counters());
@@ -244,14 +246,17 @@ fn a_pods_connection_leaves_with_the_nodes_address_and_outlives_the_agent() {
     transfer(&mut connection);
     let counters = pins.counters();
     assert_eq!(counters.get(&(MasqueradeEgress, "new_flow")), Some(&1), "{counters:?}");
-    assert!(!counters.keys().any(|(_, name)| name.starts_with("drop_") && *name != "drop_multicast"), "{counters:?}");
+    assert!(
+        !counters.keys().any(|(_, name)| name.starts_with("drop_") && *name != "drop_multicast"),
+        "{counters:?}"
+    );
     drop(bpf);
 }
 
 /// Sends four megabytes and expects them back.
 fn transfer(connection: &mut TcpStream) {
     const BYTES: usize = 4 << 20;
-    let sent: Vec<u8> = (0..BYTES).map(|i| (i * 31 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..BYTES).map(|i| ((i * 31) >> 3) as u8).collect();
     let mut writer = connection.try_clone().unwrap();
     let copy = sent.clone();
     let write = thread::spawn(move || writer.write_all(&copy));
@@ -314,7 +319,9 @@ fn a_pod_with_another_address_gets_nowhere() {
     let wires = Wires::new("guard");
     wires.know_gateway();
     let bpf = wires.on("node", || agent(&pins));
-    wires.on("pod", || shell("ip addr add 10.254.0.6/32 dev eth0; ip addr add fd12:3456:789a:1::bad/128 dev eth0 nodad"));
+    wires.on("pod", || {
+        shell("ip addr add 10.254.0.6/32 dev eth0; ip addr add fd12:3456:789a:1::bad/128 dev eth0 nodad")
+    });
     wires.on("pod", || {
         let v4 = UdpSocket::bind("10.254.0.6:5000").unwrap();
         let _ = v4.send_to(b"?", (HOST_V4, 7));

@@ -50,7 +50,7 @@ Logs of `server` and `node` go to stderr; HEXTET_LOG=debug shows more of them.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Server(server::Args),
-    Node(node::Args),
+    Node(Box<node::Args>),
     Apply(apply::Args),
     Rm(rm::Args),
     Jobs(jobs::Args),
@@ -77,7 +77,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let format = chosen.unwrap_or(Format::Table);
     match cli.command {
         Command::Server(args) => server::run(args),
-        Command::Node(args) => node::run(args, format),
+        Command::Node(args) => node::run(*args, format),
         Command::Apply(args) => block_on(apply::run(args, format)),
         Command::Rm(args) => block_on(rm::run(args, format)),
         Command::Jobs(args) => block_on(jobs::run(args, format)),

@@ -24,8 +24,6 @@ pub(crate) enum JobFileError {
     Read { file: String, source: io::Error },
     #[error("{file} is larger than {FILE_LEN_MAX} bytes, which no job file is")]
     TooLarge { file: String },
-    #[error("{file} is not text: byte {at} is not UTF-8")]
-    NotText { file: String, at: usize },
     #[error("{file} holds no job; a job starts with `job: NAME`")]
     Empty { file: String },
     #[error("{}: {message}", Place { file, mark: *mark })]
@@ -44,13 +42,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Job>, JobFileError> {
 
 /// Reads the jobs in `bytes`; `file` is its name in errors.
 pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Job>, JobFileError> {
-    let text = std::str::from_utf8(bytes)
-        .map_err(|error| JobFileError::NotText { file: file.to_owned(), at: error.valid_up_to() })?;
     let content = |YamlError { message, mark }: YamlError| JobFileError::Content {
         file: file.to_owned(),
         mark,
         message,
     };
+    let text = std::str::from_utf8(bytes).map_err(|error| content(not_text(bytes, error.valid_up_to())))?;
     let documents = yaml::parse(text).map_err(content)?;
     if documents.is_empty() {
         return Err(JobFileError::Empty { file: file.to_owned() });
@@ -58,6 +55,16 @@ pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Job>, JobFileError> 
     let jobs: Vec<Job> = documents.iter().map(read_job).collect::<Result<_, _>>().map_err(content)?;
     refuse_twins(&documents, &jobs).map_err(content)?;
     Ok(jobs)
+}
+
+/// The byte that is not UTF-8, as line and column.
+fn not_text(bytes: &[u8], at: usize) -> YamlError {
+    let before = String::from_utf8_lossy(&bytes[..at]);
+    let mark = Mark {
+        line: before.matches('\n').count() + 1,
+        column: before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1,
+    };
+    YamlError { mark: Some(mark), message: "not text: the file has to be in UTF-8".to_owned() }
 }
 
 fn bounded(file: &str, reader: &mut impl Read) -> Result<Vec<u8>, JobFileError> {
@@ -156,7 +163,8 @@ mod tests {
     #[test]
     fn what_is_no_text_or_no_job_is_refused() {
         assert!(error("# nothing\n").contains("holds no job"));
-        assert!(parse("f", b"a: \xff").unwrap_err().to_string().contains("byte 3"));
+        let latin = parse("f", b"a: b\nc: \xff").unwrap_err().to_string();
+        assert!(latin.starts_with("f:2:4: not text"), "{latin}");
         assert_eq!(error("groups: {}\n"), "hello.yaml:1:1: field `job` is missing");
     }
 

@@ -27,11 +27,11 @@ fn folder() -> PathBuf {
 /// A command as it would be typed, and all that came of it.
 fn transcript(args: &[&str]) -> String {
     let output = netctl(args).output().expect("netctl starts");
-    let mut text = format!("$ netctl {}\n", args.join(" "));
+    let mut text = format!("$ {}\n", [&["netctl"], args].concat().join(" "));
     let (stdout, stderr) = (utf8(output.stdout), utf8(output.stderr));
     for (name, part) in [("", stdout), ("stderr:\n", stderr)] {
         if !part.is_empty() {
-            write!(text, "{name}{}\n", part.trim_end()).expect("a String takes all");
+            writeln!(text, "{name}{}", part.trim_end()).expect("a String takes all");
         }
     }
     text + &format!("exit {}\n\n", output.status.code().expect("netctl was not killed"))

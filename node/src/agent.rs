@@ -158,7 +158,7 @@ impl Agent {
                 }
                 Some(message) = inbox.server.recv() => self.hear_server(message).await,
                 Some((pod, news)) = inbox.keepers.recv() => self.hear_keeper(&pod, news).await,
-                Some(pod) = inbox.retries.recv() => self.happen(&pod, Event::RetryDue).await,
+                Some(pod) = inbox.retries.recv() => self.happen(vec![(pod, Event::RetryDue)]).await,
                 Some((request, answer)) = inbox.calls.recv() => {
                     if self.hear_root(request, answer, &mut inbox).await {
                         return Ok(());
@@ -197,16 +197,22 @@ impl Agent {
         for complaint in &merged.complaints {
             warn!(complaint, "a part of the assignment is not followed");
         }
-        if !self.commit(merged.next).await {
+        let Some(old) = self.commit(merged.next).await else {
             // Only a whole assignment can be followed after one that is lost.
             self.hello.send_modify(|hello| hello.resets += 1);
             return;
+        };
+        let duties = self.pods.assign(&old, &self.assignment, false);
+        self.fulfil(duties).await;
+        for pod in self.assignment.pods.keys() {
+            self.reports.pod(pod, self.pods.report(pod));
         }
         merged.unknown.iter().for_each(|pod| self.reports.gone(pod));
     }
 
-    /// Replaces the assignment in the store and then here; false when the store cannot be written.
-    async fn commit(&mut self, next: Assignment) -> bool {
+    /// Replaces the assignment in the store and then here; the one before, or none when the store cannot be
+    /// written.
+    async fn commit(&mut self, next: Assignment) -> Option<Assignment> {
         let old = self.assignment.clone();
         let store = self.store.clone();
         let written =
@@ -215,7 +221,7 @@ impl Agent {
             Ok(both) => both,
             Err(error) => {
                 error!(error = format!("{error:#}"), "the assignment is not followed: it cannot be kept");
-                return false;
+                return None;
             }
         };
         let head = next.head.clone();
@@ -223,9 +229,7 @@ impl Agent {
             (hello.rest.epoch, hello.rest.revision) = (head.epoch, head.revision);
         });
         self.assignment = next;
-        let duties = self.pods.assign(&old, &self.assignment, false);
-        Box::pin(self.fulfil(duties)).await;
-        true
+        Some(old)
     }
 
     async fn hear_keeper(&mut self, pod: &str, news: News) {
@@ -235,37 +239,57 @@ impl Agent {
         self.reports.pod(pod, self.pods.report(pod));
     }
 
-    async fn happen(&mut self, pod: &str, event: Event) {
-        let Some(record) = self.assignment.pods.get(pod) else { return };
-        let duties = self.pods.happen(pod, record, event);
+    async fn happen(&mut self, events: Vec<(String, Event)>) {
+        let mut duties = Vec::new();
+        for (pod, event) in events {
+            if let Some(record) = self.assignment.pods.get(&pod) {
+                duties.extend(self.pods.happen(&pod, record, event));
+                self.reports.pod(&pod, self.pods.report(&pod));
+            }
+        }
         self.fulfil(duties).await;
-        self.reports.pod(pod, self.pods.report(pod));
     }
 
     async fn fulfil(&mut self, duties: Vec<Duty>) {
-        for duty in duties {
-            match duty {
-                Duty::Reconcile => self.schedule.now(),
-                Duty::Finish(pod) => self.finish(&pod).await,
+        if duties.contains(&Duty::Reconcile) {
+            self.schedule.now();
+        }
+        let finished = duties.into_iter().filter_map(|duty| match duty {
+            Duty::Finish(pod) => Some(pod),
+            Duty::Reconcile => None,
+        });
+        self.finish(finished.collect()).await;
+    }
+
+    /// Nothing of these pods runs and nothing is in the kernel: their folders and their records go, in this
+    /// order, and they are reported gone. What fails is tried again with the next look at the kernel.
+    async fn finish(&mut self, pods: Vec<String>) {
+        let mut gone = Vec::new();
+        for pod in pods {
+            let again = self.assignment.pods.get(&pod).is_some_and(|record| !record.removing);
+            match self.pods.remove_folders(&pod) {
+                Err(error) => warn!(pod, %error, "the folder of a removed pod cannot be removed"),
+                Ok(()) if again => {
+                    self.pods.begin_anew(&pod);
+                    self.schedule.now();
+                }
+                Ok(()) => gone.push(pod),
             }
+        }
+        if !gone.is_empty() {
+            self.forget(&gone).await;
         }
     }
 
-    /// Nothing of the pod runs and nothing is in the kernel: its folders and its record go, in this order, and
-    /// it is reported gone. What fails is tried again with the next look at the kernel.
-    async fn finish(&mut self, pod: &str) {
-        let again = self.assignment.pods.get(pod).is_some_and(|record| !record.removing);
-        if let Err(error) = self.pods.finish(pod, again) {
-            warn!(pod, %error, "the folder of a removed pod cannot be removed");
-            return;
-        }
-        if again {
+    async fn forget(&mut self, gone: &[String]) {
+        let next = assignment::forget(&self.identity, &self.assignment, gone);
+        let Some(old) = self.commit(next).await else { return };
+        if is_ipv4_given(&old, &self.assignment) {
             self.schedule.now();
-        } else {
-            let next = assignment::forget(&self.identity, &self.assignment, pod);
-            if self.commit(next).await {
-                self.reports.gone(pod);
-            }
+        }
+        for pod in gone {
+            self.pods.forget(pod);
+            self.reports.gone(pod);
         }
     }
 
@@ -298,9 +322,7 @@ impl Agent {
         }
         let mut events = self.network_events(&desired, &failures_by_pod(&reconciled.failures));
         events.extend(replaced(&reconciled.ops).map(|pod| (pod, Event::NetworkReplaced)));
-        for (pod, event) in events {
-            self.happen(&pod, event).await;
-        }
+        self.happen(events).await;
     }
 
     /// What the reconciliation means for each pod that waits for it.
@@ -493,6 +515,11 @@ async fn changed(changes: &mut Option<Changes>) {
         Some(changes) => changes.changed().await,
         None => std::future::pending().await,
     }
+}
+
+/// Whether a pod that had to wait for an IPv4 address has one now.
+fn is_ipv4_given(old: &Assignment, new: &Assignment) -> bool {
+    new.pods.iter().any(|(id, pod)| pod.ipv4 != old.pods.get(id).and_then(|before| before.ipv4))
 }
 
 /// Pods whose network namespace was made.

@@ -108,10 +108,10 @@ pub(crate) fn merge(identity: &Identity, now: &Assignment, message: v1::Assignme
     merged
 }
 
-/// Removes the record of a pod of which nothing is left; its IPv4 address may go to one that waits for it.
-pub(crate) fn forget(identity: &Identity, now: &Assignment, pod: &str) -> Assignment {
+/// Removes the records of pods of which nothing is left; their IPv4 addresses may go to others that wait.
+pub(crate) fn forget(identity: &Identity, now: &Assignment, gone: &[String]) -> Assignment {
     let mut next = now.clone();
-    next.pods.remove(pod);
+    next.pods.retain(|id, _| !gone.contains(id));
     give_ipv4(identity.pod_ipv4, &mut next.pods);
     next
 }
@@ -334,7 +334,7 @@ pub(crate) mod tests {
         let one = after(&Assignment::default(), full(vec![pod("a", 1)]));
         let two = after(&one, full(vec![pod("b", 2)]));
         assert_eq!(two.pods["b"].ipv4, Some("10.254.0.2".parse().unwrap()));
-        let three = after(&forget(&identity(), &two, "a"), full(vec![pod("b", 2), pod("c", 3)]));
+        let three = after(&forget(&identity(), &two, &["a".into()]), full(vec![pod("b", 2), pod("c", 3)]));
         assert_eq!(three.pods["c"].ipv4, Some("10.254.0.1".parse().unwrap()));
     }
 
@@ -344,7 +344,7 @@ pub(crate) mod tests {
         let pods = vec![pod("a", 1), pod("b", 2), pod("c", 3)];
         let one = merge(&identity, &Assignment::default(), full(pods)).next;
         assert_eq!(one.pods["c"].ipv4, None);
-        assert_eq!(forget(&identity, &one, "a").pods["c"].ipv4, Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(forget(&identity, &one, &["a".into()]).pods["c"].ipv4, Some("10.0.0.1".parse().unwrap()));
     }
 
     #[test]

@@ -54,7 +54,11 @@ pub async fn down(paths: &NodePaths) -> Result<Vec<String>> {
     require_root("take a node down")?;
     let paths = paths.absolute()?;
     match ask(&paths, Request::Down).await? {
-        Some(Answer::Lines(lines)) => Ok(lines),
+        Some(Answer::Lines(lines)) => {
+            // The agent's lock is free when the agent has ended.
+            NodeLock::take(&paths.state_dir).await?;
+            Ok(lines)
+        }
         Some(_) => bail!("the agent answered something else: is it of this version?"),
         None => down_without_agent(&paths).await,
     }
@@ -79,7 +83,7 @@ async fn ask(paths: &NodePaths, request: Request) -> Result<Option<Answer>> {
 
 /// Works also when the store is damaged or gone: the kernel and the run folder say what is there.
 async fn down_without_agent(paths: &NodePaths) -> Result<Vec<String>> {
-    let _lock = if paths.state_dir.is_dir() { Some(NodeLock::take(&paths.state_dir)?) } else { None };
+    let _lock = if paths.state_dir.is_dir() { Some(NodeLock::take(&paths.state_dir).await?) } else { None };
     let planned = match Offline::open(paths).await {
         Ok(mut offline) => offline.planned_teardown().await,
         Err(_) => Vec::new(),

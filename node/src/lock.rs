@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -36,9 +37,26 @@ pub(crate) enum LockError {
     },
 }
 
+/// How long a holder that is ending is waited for. A child that a killed agent had forked holds the lock, too,
+/// until its exec.
+const ENDING_MAX: Duration = Duration::from_secs(2);
+
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(20);
+
 impl NodeLock {
-    /// Takes the lock of the node in `state_dir`.
-    pub(crate) fn take(state_dir: &Path) -> Result<NodeLock, LockError> {
+    /// Takes the lock of the node in `state_dir`; one that is held is waited for a little.
+    pub(crate) async fn take(state_dir: &Path) -> Result<NodeLock, LockError> {
+        let end = Instant::now() + ENDING_MAX;
+        loop {
+            match Self::try_take(state_dir) {
+                Err(LockError::Held { .. }) if Instant::now() < end => tokio::time::sleep(RETRY).await,
+                result => return result,
+            }
+        }
+    }
+
+    fn try_take(state_dir: &Path) -> Result<NodeLock, LockError> {
         let path = state_dir.join(LOCK_FILE);
         let failed = |source| LockError::Io { path: path.clone(), source };
         let mut options = OpenOptions::new();
@@ -66,10 +84,10 @@ mod tests {
     #[test]
     fn a_second_agent_is_told_who_the_first_is() {
         let folder = tempfile::tempdir().unwrap();
-        let first = NodeLock::take(folder.path()).unwrap();
-        let text = NodeLock::take(folder.path()).unwrap_err().to_string();
+        let first = NodeLock::try_take(folder.path()).unwrap();
+        let text = NodeLock::try_take(folder.path()).unwrap_err().to_string();
         assert!(text.starts_with(&format!("process {} runs the node", std::process::id())), "{text}");
         drop(first);
-        NodeLock::take(folder.path()).unwrap();
+        NodeLock::try_take(folder.path()).unwrap();
     }
 }

@@ -131,16 +131,21 @@ impl Pods {
         actions.into_iter().filter_map(|action| self.act(id, record, action)).collect()
     }
 
-    /// Nothing is left of the pod; when it is wanted again it begins anew.
-    pub(crate) fn finish(&mut self, id: &str, again: bool) -> std::io::Result<()> {
+    /// Removes what a pod left on disk.
+    pub(crate) fn remove_folders(&self, id: &str) -> std::io::Result<()> {
         files::remove_folder(&self.paths.pod_run_dir(id))?;
-        files::remove_folder(&self.paths.pod_state_dir(id))?;
-        self.all.remove(id);
-        if again {
-            self.all.insert(id.to_owned(), LocalPod { state: PodState::new(false), keeper: None });
-        }
+        files::remove_folder(&self.paths.pod_state_dir(id))
+    }
+
+    /// Nothing is left of the pod.
+    pub(crate) fn forget(&mut self, id: &str) {
         info!(pod = id, "pod removed");
-        Ok(())
+        self.all.remove(id);
+    }
+
+    /// Nothing is left of the pod, and it is wanted again.
+    pub(crate) fn begin_anew(&mut self, id: &str) {
+        self.all.insert(id.to_owned(), LocalPod { state: PodState::new(false), keeper: None });
     }
 
     /// Ends supervisors and removes folders of pods that nobody assigned, as a removed store leaves them.

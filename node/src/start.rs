@@ -25,7 +25,9 @@ use crate::{
         supervisor_program,
     },
     desired::Backends,
-    files, join, local,
+    files,
+    identity::Identity,
+    join, local,
     lock::NodeLock,
     log_sender::LogSender,
     pods::{NETNS_DIR, Pods},
@@ -46,22 +48,24 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let paths = config.paths.clone();
     require_root("run a node")?;
     make_folders(&paths)?;
-    let _lock = NodeLock::take(&paths.state_dir)?;
+    let _lock = NodeLock::take(&paths.state_dir).await?;
     raise_open_files();
     let store = Arc::new(Store::open(&paths.store())?);
-    let dataplane = open_dataplane(&paths).await?;
-    let backends = choose(&config, dataplane.features())?;
     let known = store.identity()?.is_some();
+    let mut dataplane = open_dataplane(&paths).await?;
     let uplink = UplinkChoice { device: config.uplink.clone(), address: config.underlay };
-    if !known {
-        // Later it may be missing for a while, as at boot; a new node is better told at once.
-        underlay(&dataplane, &uplink).await?;
-    }
-    let identity = tokio::select! {
-        identity = join::identity(&store, &config) => identity?,
+    let identified = tokio::select! {
+        identified = identify(&config, &store, &dataplane, &uplink) => identified.map(Some),
         // Joining can be interrupted, and is taken up again by the next start.
-        _ = &mut shutdown => return Ok(()),
+        _ = &mut shutdown => Ok(None),
     };
+    if !known && !matches!(identified, Ok(Some(_))) {
+        // Opening the dataplane has pinned its maps.
+        for (op, error) in dataplane.teardown().await? {
+            warn!(%op, %error, "left behind");
+        }
+    }
+    let Some((identity, backends)) = identified? else { return Ok(()) };
     store.save_settings(&Settings {
         uplink: config.uplink.clone(),
         underlay: config.underlay,
@@ -104,6 +108,21 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     attach.abort();
     local.abort();
     result
+}
+
+/// Who the node is, and what it does its work with; joins the cluster if that is to be done yet.
+async fn identify(
+    config: &NodeConfig,
+    store: &Store,
+    dataplane: &Dataplane,
+    uplink: &UplinkChoice,
+) -> Result<(Identity, Backends)> {
+    let backends = choose(config, dataplane.features())?;
+    if store.identity()?.is_none() {
+        // Later it may be missing for a while, as at boot; a new node is better told at once.
+        underlay(dataplane, uplink).await?;
+    }
+    Ok((join::identity(store, config).await?, backends))
 }
 
 /// Ends with a sentence when this process may not do what it was asked to.

@@ -1,7 +1,7 @@
 //! The control plane: store, certificates, gRPC services.
 //!
 //! The shell around `scheduler-core`: it holds the file, the sockets, the clock and the tasks, and decides
-//! nothing about jobs, pods or nodes. One thread ([`writer`]) owns the state and makes each revision durable
+//! nothing about jobs, pods or nodes. One thread (`writer`) owns the state and makes each revision durable
 //! before anybody sees it; everything else reads snapshots.
 #![forbid(unsafe_code)]
 

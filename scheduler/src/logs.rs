@@ -6,13 +6,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use hextet_api::v1::{LogChunk, SendLogsRequest};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
+
+use crate::hub::Hub;
 
 /// Requests that wait for their node's answer at a time.
 const WAITING_MAX: usize = 1000;
@@ -38,10 +40,7 @@ struct Waiting {
 
 impl Relays {
     /// A new request to `node`: its number, and where its answer comes out.
-    pub(crate) fn ask(
-        self: &Relays,
-        node: &str,
-    ) -> Result<(u64, mpsc::Receiver<Result<LogChunk, Status>>), Status> {
+    pub(crate) fn ask(&self, node: &str) -> Result<(u64, mpsc::Receiver<Result<LogChunk, Status>>), Status> {
         let mut waiting = self.lock();
         if waiting.readers.len() >= WAITING_MAX {
             return Err(Status::resource_exhausted(
@@ -73,9 +72,9 @@ impl Relays {
 }
 
 /// Tells the reader when its node does not begin to answer.
-pub(crate) async fn watch_over(hub: Arc<crate::hub::Hub>, number: u64, node: String) {
+pub(crate) async fn watch_over(hub: Weak<Hub>, number: u64, node: String) {
     tokio::time::sleep(ANSWER_MAX).await;
-    if let Some(reader) = hub.relays.give_up(number) {
+    if let Some(reader) = hub.upgrade().and_then(|hub| hub.relays.give_up(number)) {
         let _ = reader.try_send(Err(Status::deadline_exceeded(format!("node {node} does not answer"))));
     }
 }
@@ -119,4 +118,38 @@ async fn pass_on(reader: &Reader, chunk: SendLogsRequest) -> Result<(), Status> 
 
 fn gone() -> Status {
     Status::cancelled("the reader has gone")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_is_answered_once_and_by_its_node_alone() {
+        let relays = Relays::default();
+        let (number, mut chunks) = relays.ask("n1").unwrap();
+        assert!(relays.answer(number, "n2").is_none());
+        let reader = relays.answer(number, "n1").unwrap();
+        assert!(relays.answer(number, "n1").is_none());
+        assert!(relays.give_up(number).is_none(), "it is being answered");
+        let chunk = |data: &str| SendLogsRequest { data: data.into(), ..SendLogsRequest::default() };
+        pass_on(&reader, chunk("text")).await.unwrap();
+        assert_eq!(chunks.recv().await.unwrap().unwrap().data, b"text");
+        let long = pass_on(&reader, chunk(&"x".repeat(CHUNK_LEN_MAX + 1))).await.unwrap_err();
+        assert_eq!(long.code(), tonic::Code::InvalidArgument);
+        let error = SendLogsRequest { error: "no such task".into(), ..SendLogsRequest::default() };
+        pass_on(&reader, error).await.unwrap();
+        assert_eq!(chunks.recv().await.unwrap().unwrap_err().message(), "no such task");
+        drop(chunks);
+        assert_eq!(pass_on(&reader, chunk("more")).await.unwrap_err().code(), tonic::Code::Cancelled);
+    }
+
+    #[test]
+    fn requests_that_wait_have_a_bound() {
+        let relays = Relays::default();
+        let waiting: Vec<_> = (0..WAITING_MAX).map(|_| relays.ask("n1").unwrap()).collect();
+        assert_eq!(relays.ask("n1").unwrap_err().code(), tonic::Code::ResourceExhausted);
+        relays.give_up(waiting[0].0);
+        relays.ask("n1").unwrap();
+    }
 }

@@ -221,7 +221,9 @@ fn make(dir: &Path, epoch: &str, now: WallTime) -> Result<(), PkiError> {
 
 fn ca_params(epoch: &str) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name.push(DnType::CommonName, format!("hextet cluster {}", &epoch[..8]));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("hextet cluster {}", epoch.get(..8).unwrap_or(epoch)));
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2070, 1, 1);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

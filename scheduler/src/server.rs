@@ -303,7 +303,7 @@ fn routes(hub: &Arc<Hub>) -> anyhow::Result<Routes> {
     let (_, health) = tonic_health::server::health_reporter();
     Ok(Routes::new(EnrollmentServer::new(EnrollmentService(hub.clone())))
         .add_service(ClusterServer::new(ClusterService(hub.clone())))
-        .add_service(EndpointsServer::new(EndpointsService(hub.clone())))
+        .add_service(EndpointsServer::new(EndpointsService::new(hub.clone())))
         .add_service(AgentServer::new(AgentService(hub.clone())))
         .add_service(health)
         .add_service(reflection))

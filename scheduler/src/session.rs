@@ -11,11 +11,10 @@ use std::{
 
 use hextet_api::v1::{self, node_command::Command, node_report::Report};
 use scheduler_core::{
-    assignment::{self, View},
+    assignment::{self, Diff, View},
     event::{Event, PodReport},
     node::NodePhase,
     pod::PodId,
-    state::State,
     transition::Origin,
 };
 use tokio::{
@@ -257,13 +256,13 @@ async fn write_down(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
 async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out: &Out) -> Status {
     let mut revisions = hub.revisions();
     let mut told = Told { hub, node, view: View::default(), revision: 0, out };
-    let mut result = told.all(&hub.state()).await;
+    let mut result = told.all().await;
     while result.is_ok() {
         result = tokio::select! {
             revision = revisions.recv() => match revision {
                 Ok(revision) if revision.revision <= told.revision => Ok(()),
                 Ok(revision) if !assignment::concerns(&revision, node) => Ok(()),
-                Ok(_) | Err(RecvError::Lagged(_)) => told.what_changed(&hub.state()).await,
+                Ok(_) | Err(RecvError::Lagged(_)) => told.what_changed().await,
                 Err(RecvError::Closed) => Err(Status::unavailable("the server is stopping")),
             },
             Some(command) = commands.recv() => told.send(command).await,
@@ -282,28 +281,29 @@ struct Told<'a> {
 }
 
 impl Told<'_> {
-    async fn all(&mut self, state: &State) -> Result<(), Status> {
-        let view = assignment::view(state, self.node);
-        self.tell(assignment::full(&view), view, state.revision(), true).await
+    async fn all(&mut self) -> Result<(), Status> {
+        let (view, revision) = self.newest();
+        let diff = assignment::full(&view);
+        self.tell(diff, view, revision, true).await
     }
 
-    async fn what_changed(&mut self, state: &State) -> Result<(), Status> {
-        let view = assignment::view(state, self.node);
+    async fn what_changed(&mut self) -> Result<(), Status> {
+        let (view, revision) = self.newest();
         let diff = assignment::diff(&self.view, &view);
         if diff.is_empty() {
-            self.revision = state.revision();
+            self.revision = revision;
             return Ok(());
         }
-        self.tell(diff, view, state.revision(), false).await
+        self.tell(diff, view, revision, false).await
     }
 
-    async fn tell(
-        &mut self,
-        diff: assignment::Diff,
-        view: View,
-        revision: u64,
-        full: bool,
-    ) -> Result<(), Status> {
+    /// Lets go of the state before anything is sent: a snapshot that is held costs the writer a copy.
+    fn newest(&self) -> (View, u64) {
+        let state = self.hub.state();
+        (assignment::view(&state, self.node), state.revision())
+    }
+
+    async fn tell(&mut self, diff: Diff, view: View, revision: u64, full: bool) -> Result<(), Status> {
         let lease_ms = u32::try_from(self.hub.leases().length().as_millis()).unwrap_or(u32::MAX);
         let assignment = convert::assignment(diff, revision, self.hub.store.epoch(), full, lease_ms);
         (self.view, self.revision) = (view, revision);

@@ -88,7 +88,7 @@ pub enum StoreError {
         expected: &'static str,
     },
     /// No room. Writing is tried again once there may be some.
-    #[error("the disk of the store {path} is full: nothing was changed; free some space and try again")]
+    #[error("the disk of the store {path} is full: free some space and try again")]
     Full {
         /// The file.
         path: PathBuf,

@@ -18,7 +18,7 @@ use scheduler_core::{
     transition::{Context, Origin, handle},
 };
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{hub::Hub, store::StoreError};
 
@@ -175,7 +175,7 @@ impl Writer {
         for (request, outcome) in batch.into_iter().zip(outcomes) {
             let changed = matches!(outcome, Ok(Some(_)));
             if let Ok(Some(revision)) = &outcome {
-                info!(revision = revision.revision, changer = %revision.changer, "{}", revision.message);
+                log(&request.event, revision);
                 last = revision.revision;
                 self.hub.publish(Arc::new(revision.clone()));
             }
@@ -215,6 +215,15 @@ impl Writer {
     }
 }
 
+/// What an operator did or would notice, and apart from it what pods do all day.
+fn log(event: &Event, revision: &Revision) {
+    let (number, changer, message) = (revision.revision, &revision.changer, &revision.message);
+    match event {
+        Event::PodReports(..) | Event::Drained(_) => debug!(revision = number, %changer, "{message}"),
+        _ => info!(revision = number, %changer, "{message}"),
+    }
+}
+
 /// An error and its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -225,3 +234,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

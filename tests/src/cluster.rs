@@ -142,7 +142,8 @@ impl Agent {
     pub fn start_until_ready(&self) -> Result<()> {
         let before = self.daemon.log_len();
         self.start()?;
-        self.daemon.wait_ready(NODE_READY, before, || self.daemon.log_since(before).contains("node ready"))?;
+        self.daemon
+            .wait_ready(NODE_READY, before, || self.daemon.log_since(before).contains("node ready"))?;
         self.note_joined()
     }
 
@@ -353,7 +354,7 @@ impl Testbed {
         Ok(format!("{}/48", Ipv6Addr::new(s[0], s[1], s[2], 0, 0, 0, 0, 0)))
     }
 
-    /// What a node's programs have counted: (`program`, `name`) to number.
+    /// What a node's programs have counted: (program, counter) to number.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -361,7 +362,7 @@ impl Testbed {
         let json = self.netctl_on(node, &["node", "counters", "-o", "json"])?.success()?;
         let rows = json_rows(&json, "counters")?;
         let number = |row: &Value| row.get("count").and_then(Value::as_u64).unwrap_or_default();
-        let key = |row: &Value| (text(row, &["program"]), text(row, &["name"]));
+        let key = |row: &Value| (text(row, &["program"]), text(row, &["counter"]));
         Ok(rows.iter().map(|row| (key(row), number(row))).collect())
     }
 

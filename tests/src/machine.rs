@@ -116,8 +116,20 @@ pub fn borrow(prefix: &Prefix) -> Result<()> {
     write_note(&note)?;
     mount_netns_dir()?;
     mount_bpffs()?;
+    if note.protocol_name {
+        name_protocol()?;
+    }
     drop(lock);
     Ok(())
+}
+
+/// Names the nodes' route protocol for all of them: `netctl node down` on one of them must not take the name
+/// from the others, and takes only what a node has written.
+fn name_protocol() -> Result<()> {
+    let text = "# for every node of the testbeds on this machine\n118 hextet\n";
+    std::fs::create_dir_all(parent(PROTOCOL_NAME))
+        .and_then(|()| std::fs::write(PROTOCOL_NAME, text))
+        .with_context(|| format!("cannot write {PROTOCOL_NAME}"))
 }
 
 /// Removes the testbed's folder and lock and, when it was the last one, all that [`borrow`] made.

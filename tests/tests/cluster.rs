@@ -2,17 +2,22 @@
 //! users get wrong is told to them.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hextet_tests::cluster::Agent;
 use hextet_tests::netns::{self, NetNs};
 use hextet_tests::probe::{all_greet, greet, host_link};
-use hextet_tests::process::{describe, end_all_in, living_in};
-use hextet_tests::scenario::{BUSYBOX, CURL, Needs, check, scenario};
+use hextet_tests::process::{Daemon, describe, end_all_in, living_in};
+use hextet_tests::progress::Progress;
+use hextet_tests::scenario::{BUSYBOX, CURL, NFT, Needs, check, scenario};
+use hextet_tests::testbed::netctl_program;
 use hextet_tests::wait::wait_for;
 use hextet_tests::{Options, Pod, Testbed, jobs, machine, wait_until};
 
-const NEEDS: Needs = Needs { programs: &[CURL, BUSYBOX] };
+const NEEDS: Needs = Needs { programs: &[CURL, BUSYBOX, NFT] };
 const SOON: Duration = Duration::from_secs(20);
 
 fn ids(pods: &[Pod]) -> BTreeSet<&str> {
@@ -142,11 +147,7 @@ fn node_lost(testbed: &Testbed) -> Result<()> {
         let eth0 = ["ip", "link", "set", "eth0", "up"];
         testbed.run_in("n3", &eth0).success()?;
         // Its addresses and routes went with the interface; a machine's network configuration sets them again.
-        Testbed::up(
-            testbed.prefix().clone(),
-            testbed_options(testbed),
-            hextet_tests::progress::Progress::Quiet,
-        )?;
+        Testbed::up(testbed.prefix().clone(), testbed.options().clone(), Progress::Quiet)?;
         testbed.wait_node("n3", "ready", SOON)?;
         let again = testbed.wait_running("cat", 1, SOON)?.remove(0);
         ensure!(again == pet, "{again:?} is {pet:?}");
@@ -155,10 +156,6 @@ fn node_lost(testbed: &Testbed) -> Result<()> {
         wait_until(SOON, "the namespace of the replaced pod is gone", || !netns::list().contains(&lost.id))?;
         Ok(())
     })
-}
-
-fn testbed_options(testbed: &Testbed) -> Options {
-    testbed.options().clone()
 }
 
 /// A node whose cable is pulled and whose programs die.
@@ -217,9 +214,9 @@ fn wipe(testbed: &Testbed, node: &str, pods: &[Pod]) -> Result<()> {
         space.remove()?;
     }
     for family in ["-4", "-6"] {
-        testbed.in_ns(node, &["ip", family, "route", "flush", "proto", "hextet"])?;
+        testbed.in_ns(node, &["ip", family, "route", "flush", "proto", "118"])?;
     }
-    let pins = std::path::Path::new(machine::PINS).join(place.name());
+    let pins = machine_pins(testbed, node);
     std::fs::remove_dir_all(&pins).with_context(|| format!("cannot remove {}", pins.display()))?;
     std::fs::remove_dir_all(testbed.agent(node).dir().join("run")).context("cannot empty the run folder")?;
     let left = living_in(&[place.identity().context("the node's namespace is there")?].into());
@@ -240,26 +237,49 @@ fn mistakes(testbed: &Testbed) -> Result<()> {
         ensure!(jobs.trim() == "[]", "there are jobs: {jobs}");
         Ok(())
     })?;
-    check("a token is used once", || {
-        let token = node_token(testbed, "n9")?;
-        join_fails(testbed, "n2", "n9", &damaged(&token), &["token"])?;
-        let mut agent = testbed.agent("n1").daemon().log();
-        agent.retain(|c| !c.is_control());
-        ensure!(agent.contains("ready"), "n1's agent runs: {agent}");
-        Ok(())
+    let before = kernel_state(testbed, "client")?;
+    check("a token of another cluster", || {
+        let token = damaged(&node_token(testbed, "n9")?, FINGERPRINT_AT);
+        join_fails(testbed, "n9", &token, &["cluster"])
+    })?;
+    check("a token with a secret that the server does not know", || {
+        let token = damaged(&node_token(testbed, "n9")?, SECRET_AT);
+        join_fails(testbed, "n9", &token, &["token"])
     })?;
     check("a name that is taken", || {
         let token = node_token(testbed, "")?;
-        join_fails(testbed, "n2", "n1", &token, &["n1", "taken"])
+        join_fails(testbed, "n1", &token, &["n1", "taken"])
+    })?;
+    check("who was refused has nothing of ours in its kernel", || {
+        let after = kernel_state(testbed, "client")?;
+        ensure!(after == before, "it left something behind: {}", difference(&before, &after));
+        Ok(())
     })
+}
+
+#[test]
+fn a_token_is_used_once() {
+    scenario("a_token_is_used_once", NEEDS, Options { nodes: 1, ..Options::default() }, token_used);
+}
+
+fn token_used(testbed: &Testbed) -> Result<()> {
+    let token = node_token(testbed, "n9")?;
+    check("another machine joins with it", || {
+        let agent = Daemon::new("joiner", testbed.netns("client"), testbed.dir());
+        agent.start(joiner(testbed, "used", "n9", &token)?)?;
+        agent.wait_ready(SOON, 0, || agent.log().contains("node ready"))?;
+        testbed.wait_node("n9", "ready", SOON)?;
+        agent.kill9()
+    })?;
+    check("a second one does not", || join_fails(testbed, "n8", &token, &["token"]))
 }
 
 fn bad_yaml(testbed: &Testbed) -> Result<()> {
     let cases = [
         ("job: hello\ngruops:\n  web: {}\n", ":2:1", "groups"),
-        ("job: hello\ngroups:\n  web:\n    count: many\n", ":4:12", "count"),
-        ("job: [", ":1:", ""),
-        ("job: Hello_World\ngroups: {}\n", ":1:6", ""),
+        ("job: hello\ngroups:\n  web:\n    count: many\n", ":4:12", "whole number"),
+        ("job: [", ":2:1", "not YAML"),
+        ("job: Hello_World\ngroups: {}\n", ":1:", "a-z"),
     ];
     for (yaml, place, word) in cases {
         let path = testbed.dir().join("wrong.yaml");
@@ -278,37 +298,228 @@ fn node_token(testbed: &Testbed, name: &str) -> Result<String> {
     Ok(testbed.netctl(&args)?.success()?.trim().to_owned())
 }
 
-/// A token with another secret.
-fn damaged(token: &str) -> String {
+/// Where in a token the CA's fingerprint and the secret are: after `hx1-`, four characters for three bytes.
+const FINGERPRINT_AT: usize = 4 + 20;
+const SECRET_AT: usize = 4 + 56;
+
+/// A token with another character.
+fn damaged(token: &str, at: usize) -> String {
     let mut text: Vec<char> = token.chars().collect();
-    let at = text.len() / 2;
     text[at] = if text[at] == 'A' { 'B' } else { 'A' };
     text.into_iter().collect()
 }
 
-/// A second agent on `node` tries to join as `name` and is told why not, in a moment.
-fn join_fails(testbed: &Testbed, node: &str, name: &str, token: &str, words: &[&str]) -> Result<()> {
-    let dir = testbed.dir().join("joiner");
-    let folder = |what: &str| dir.join(what).to_string_lossy().into_owned();
-    let (state, run) = (folder("state"), folder("run"));
-    let pins = format!("{}/{}", machine::PINS, testbed.netns(node).name()) + "/joiner";
-    let output = testbed.netctl_on(
-        node,
-        &[
-            "node",
-            "--name",
-            name,
-            "--join",
-            token,
-            "--state-dir",
-            &state,
-            "--run-dir",
-            &run,
-            "--bpf-dir",
-            &pins,
-        ],
-    )?;
-    let said = output.failed_with(1)?;
+/// The client tries to become a node and is told why not, in a moment.
+fn join_fails(testbed: &Testbed, name: &str, token: &str, words: &[&str]) -> Result<()> {
+    let agent = Daemon::new("refused", testbed.netns("client"), testbed.dir());
+    let since = agent.log_len();
+    agent.start(joiner(testbed, "refused", name, token)?)?;
+    wait_until(SOON, "the agent has given up", || agent.pid().is_none())?;
+    let said = agent.log_since(since);
+    ensure!(said.contains("error: "), "it says that it is an error: {said}");
     ensure!(words.iter().all(|word| said.contains(word)), "{words:?} are not in: {said}");
+    Ok(())
+}
+
+/// An agent with a folder of its own.
+fn joiner(testbed: &Testbed, folder: &str, name: &str, token: &str) -> Result<Command> {
+    let dir = testbed.dir().join(folder);
+    let mut command = Command::new(netctl_program()?);
+    command.args(["node", "--name", name, "--join", token]);
+    command.arg("--state-dir").arg(dir.join("state")).arg("--run-dir").arg(dir.join("run"));
+    command.arg("--bpf-dir").arg(machine_pins(testbed, "client"));
+    Ok(command)
+}
+
+fn machine_pins(testbed: &Testbed, place: &str) -> PathBuf {
+    Path::new(machine::PINS).join(testbed.netns(place).name())
+}
+
+#[test]
+fn node_down_leaves_the_machine_as_it_was() {
+    let options = Options { nodes: 2, cluster: false, ..Options::default() };
+    scenario("node_down_leaves_the_machine_as_it_was", NEEDS, options, node_down);
+}
+
+fn node_down(network: &Testbed) -> Result<()> {
+    let before = kernel_state(network, "n2")?;
+    let options = Options { cluster: true, ..network.options().clone() };
+    let testbed = &Testbed::up(network.prefix().clone(), options, Progress::Quiet)?;
+    let client = testbed.netns("client");
+    testbed.apply(&jobs::hello_as("cat", 2, &["availability: pet", "constraints: {node: n2}"]))?;
+    let pods = testbed.wait_running("cat", 2, SOON)?;
+    all_greet(&client, &pods, SOON)?;
+    ensure!(kernel_state(testbed, "n2")? != before, "a node with pods can be seen in its kernel");
+    check("nothing is left of pods, interfaces, routes, rules, programs, settings", || {
+        testbed.netctl_on("n2", &["node", "down"])?.success()?;
+        wait_until(SOON, "the agent has ended", || testbed.agent("n2").pid().is_none())?;
+        ensure!(pods.iter().all(|pod| !netns::list().contains(&pod.id)), "a pod's namespace is left");
+        let after = kernel_state(testbed, "n2")?;
+        ensure!(after == before, "not as before: {}", difference(&before, &after));
+        let left = living_in(&testbed.netns("n2").identity().into_iter().collect());
+        ensure!(left.is_empty(), "still there: {:?}", left.into_iter().map(describe).collect::<Vec<_>>());
+        Ok(())
+    })?;
+    check("twice does no harm", || testbed.netctl_on("n2", &["node", "down"])?.success().map(drop))?;
+    check("the agent brings the same pods back", || {
+        testbed.agent("n2").start_until_ready()?;
+        let again = testbed.wait_running("cat", 2, SOON)?;
+        ensure!(again == pods, "{again:?} were {pods:?}");
+        all_greet(&client, &again, SOON)
+    })
+}
+
+/// What a node has in its kernel, without counters and what the kernel learns by itself.
+fn kernel_state(testbed: &Testbed, node: &str) -> Result<String> {
+    let commands: [&[&str]; 8] = [
+        &["ip", "-br", "link", "show"],
+        &["ip", "-br", "addr", "show"],
+        &["ip", "-4", "route", "show", "table", "all"],
+        &["ip", "-6", "route", "show", "table", "all"],
+        &["ip", "neigh", "show", "nud", "permanent"],
+        &["ip", "-6", "neigh", "show", "proxy"],
+        &["ip", "rule", "show"],
+        &["nft", "-s", "list", "ruleset"],
+    ];
+    let mut all = String::new();
+    for command in commands {
+        let said = testbed.run_in(node, command).success()?;
+        let mut lines: Vec<String> = said.lines().map(without_lifetime).collect();
+        lines.sort_unstable();
+        all += &format!("{}\n{}\n", command.join(" "), lines.join("\n"));
+    }
+    all += &testbed.netns(node).run(settings)?;
+    let pins = machine_pins(testbed, node);
+    Ok(all + if pins.exists() { "there are pins\n" } else { "" })
+}
+
+/// Lines that are in one of both only.
+fn difference(before: &str, after: &str) -> String {
+    let only = |here: &str, there: &str| {
+        here.lines()
+            .filter(|line| !there.lines().any(|other| other == *line))
+            .collect::<Vec<_>>()
+            .join("\n  ")
+    };
+    format!("gone:\n  {}\nnew:\n  {}", only(before, after), only(after, before))
+}
+
+/// Routes that a router advertised would have one; the rest of the line does not change.
+fn without_lifetime(line: &str) -> String {
+    line.split(" expires ").next().unwrap_or_default().trim_end().to_owned()
+}
+
+/// The settings of the namespace of the calling thread that have to do with forwarding.
+fn settings() -> String {
+    let names = ["forwarding", "force_forwarding", "accept_ra", "proxy_ndp", "rp_filter", "send_redirects"];
+    let mut lines = Vec::new();
+    for family in ["ipv4", "ipv6"] {
+        for device in ["all", "default", "eth0", "lo"] {
+            for name in names {
+                let path = format!("/proc/sys/net/{family}/conf/{device}/{name}");
+                let value = std::fs::read_to_string(&path).unwrap_or_else(|_| "none".to_owned());
+                lines.push(format!("{path} {}\n", value.trim()));
+            }
+        }
+    }
+    lines.concat()
+}
+
+#[test]
+fn an_agent_killed_while_it_makes_pods_goes_on() {
+    let name = "an_agent_killed_while_it_makes_pods_goes_on";
+    scenario(name, NEEDS, Options { nodes: 1, ..Options::default() }, killed_at_work);
+}
+
+/// The agent is killed at points that spread over the time in which it makes, then removes, its pods.
+fn killed_at_work(testbed: &Testbed) -> Result<()> {
+    const PODS: u32 = 12;
+    let (agent, client) = (testbed.agent("n1"), testbed.netns("client"));
+    for delay_ms in [20_u64, 60, 120, 250, 400] {
+        check(&format!("killed {delay_ms} ms after an apply, and after an rm"), || {
+            testbed.apply(&jobs::hello_as("work", PODS, &[]).replace("cpu: 50m", "cpu: 5m"))?;
+            kill_and_start(&agent, delay_ms)?;
+            let pods = testbed.wait_running("work", PODS as usize, SOON)?;
+            all_greet(&client, &pods, SOON)?;
+            wait_for(SOON, "nothing is planned", || plan(testbed, "n1"))?;
+            testbed.netctl(&["rm", "work"])?.success()?;
+            kill_and_start(&agent, delay_ms)?;
+            wait_for(SOON, "nothing of the pods is left", || nothing_left(testbed, &pods))?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn kill_and_start(agent: &Agent, delay_ms: u64) -> Result<()> {
+    // The point in time is what is tested; no condition could be waited for.
+    std::thread::sleep(Duration::from_millis(delay_ms));
+    agent.kill9()?;
+    // As a service manager does: a process that the agent was just making may hold its lock until its exec.
+    wait_for(SOON, "the agent starts", || agent.start_until_ready().map_err(|e| format!("{e:#}")))?;
+    Ok(())
+}
+
+fn plan(testbed: &Testbed, node: &str) -> Result<(), String> {
+    let said = testbed.netctl_on(node, &["node", "plan"]).and_then(|output| output.success());
+    let said = said.map_err(|e| format!("{e:#}"))?;
+    if said.trim().is_empty() { Ok(()) } else { Err(said) }
+}
+
+/// No pod is listed, and no namespace, interface or process of one is on n1.
+fn nothing_left(testbed: &Testbed, pods: &[Pod]) -> Result<(), String> {
+    let listed = testbed.pods("").map_err(|e| format!("{e:#}"))?;
+    let spaces: Vec<String> =
+        netns::list().into_iter().filter(|name| name.starts_with("work-web-")).collect();
+    let links: Vec<&str> =
+        pods.iter().filter(|pod| host_link(testbed, pod).is_ok()).map(|pod| pod.id.as_str()).collect();
+    let place = testbed.netns("n1").identity().into_iter().collect();
+    let living: Vec<String> = living_in(&place).into_iter().map(describe).collect();
+    let extra: Vec<&String> = living.iter().filter(|line| line.contains("supervise")).collect();
+    if listed.is_empty() && spaces.is_empty() && links.is_empty() && extra.is_empty() {
+        return Ok(());
+    }
+    Err(format!("pods {listed:?}, namespaces {spaces:?}, interfaces {links:?}, processes {extra:?}"))
+}
+
+#[test]
+fn damaged_files_are_named() {
+    scenario("damaged_files_are_named", NEEDS, Options { nodes: 1, ..Options::default() }, damaged_files);
+}
+
+/// Neither the server nor the agent goes on from a store that it cannot read, nor makes a new one over it.
+fn damaged_files(testbed: &Testbed) -> Result<()> {
+    testbed.apply(&jobs::hello(1))?;
+    testbed.wait_running("hello", 1, SOON)?;
+    let (server, agent) = (testbed.server(), testbed.agent("n1"));
+    server.kill9()?;
+    agent.kill9()?;
+    check("the server says which file, and leaves it", || {
+        let file = store(&testbed.dir().join("server"))?;
+        refuses(&file, || server.start().err())
+    })?;
+    check("the agent says which file, and leaves it", || {
+        let file = store(&agent.dir().join("state"))?;
+        let since = agent.daemon().log_len();
+        refuses(&file, || {
+            let failed = agent.start_until_ready().err();
+            failed.map(|e| e.context(agent.daemon().log_since(since)))
+        })
+    })
+}
+
+fn store(dir: &Path) -> Result<PathBuf> {
+    let mut paths = std::fs::read_dir(dir)?.flatten().map(|entry| entry.path());
+    paths.find(|path| path.extension().is_some_and(|end| end == "redb")).context("there is a store")
+}
+
+/// Overwrites a store with noise and starts its owner.
+fn refuses(file: &Path, start: impl FnOnce() -> Option<anyhow::Error>) -> Result<()> {
+    let noise: Vec<u8> = (0..std::fs::metadata(file)?.len()).map(|i| (i * 7919 % 251) as u8).collect();
+    std::fs::write(file, &noise)?;
+    let said = format!("{:#}", start().context("it starts from noise")?);
+    ensure!(said.contains(&*file.to_string_lossy()), "{} is not in: {said}", file.display());
+    ensure!(!said.contains("panicked"), "it panics: {said}");
+    ensure!(std::fs::read(file)? == noise, "the file was changed");
     Ok(())
 }

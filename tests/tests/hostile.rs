@@ -65,7 +65,7 @@ fn from_the_lan(testbed: &Testbed, pod: &Pod) -> Result<()> {
     let wrong = [
         ("drop_hop_limit", with(&|f| f.hop_limit = 64)),
         ("drop_code", with(&|f| f.message[1] = 1)),
-        ("drop_length", with(&|f| f.length_error = -16)),
+        ("drop_length", with(&|f| f.length_error = -4)),
         ("drop_too_long", with(&|f| f.message.extend([14, 1, 0, 0, 0, 0, 0, 0].repeat(20)))),
         ("drop_option", with(&|f| f.message[25] = 0)),
         ("drop_checksum", with(&|f| f.checksum_error = 1)),

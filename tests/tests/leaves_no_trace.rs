@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hextet_tests::command::Run;
+use hextet_tests::process::describe;
 use hextet_tests::scenario::{Needs, check, fresh_prefix, skipped};
 use hextet_tests::testbed::{Options, Testbed, down, exists};
-use hextet_tests::topology::Prefix;
+use hextet_tests::topology::{Place, Prefix};
 use hextet_tests::{jobs, machine, netns, wait};
+use nix::unistd::Pid;
 
 const TESTBED: &str = env!("CARGO_BIN_EXE_testbed");
 /// How often `up` is killed, at points spread over the time that it takes.
@@ -35,7 +37,7 @@ fn a_cluster_with_pods_leaves_no_trace() {
 
 fn run(options: Options) -> Result<()> {
     let prefix = fresh_prefix();
-    let before = Machine::look();
+    let before = Machine::look(&prefix);
     let _clear = Clear(prefix.clone());
     let took = check("up, up again, down, down again", || up_and_down(&prefix, &options, &before))?;
     for number in 1..=KILLS {
@@ -52,14 +54,18 @@ fn up_and_down(prefix: &Prefix, options: &Options, before: &Machine) -> Result<D
     let took = start.elapsed();
     if options.cluster {
         let testbed = Testbed::open(prefix.clone())?;
-        testbed.apply(jobs::HELLO)?;
-        let pods = testbed.wait_running("hello", 3, Duration::from_secs(20))?;
-        ensure!(pods.iter().all(|pod| netns::list().contains(&pod.id)), "each pod has a namespace: {pods:?}");
+        testbed.apply(&jobs::hello_as("trace", 3, &[]))?;
+        let pods = testbed.wait_running("trace", 3, Duration::from_secs(20))?;
+        let names = netns::list();
+        ensure!(pods.iter().all(|pod| is_pod(&pod.id) && names.contains(&pod.id)), "each has one: {pods:?}");
+        // That they are found shows that they would be found if they were left.
+        let tasks = processes(prefix).iter().filter(|line| line.contains("httpd")).count();
+        ensure!(tasks == 3, "{tasks} tasks are found: {:?}", processes(prefix));
     }
     let again = up(prefix, options).output()?;
     ensure!(again.ok() && again.stdout.contains("(it was)"), "the second up says that it was up: {again}");
     ensure!(exists(prefix), "the testbed is up");
-    ensure!(Machine::look() != *before, "a testbed that is up can be seen");
+    ensure!(Machine::look(prefix) != *before, "a testbed that is up can be seen");
     testbed_command(prefix, "down").success()?;
     before.is_back(prefix)?;
     let again = testbed_command(prefix, "down").output()?;
@@ -118,22 +124,33 @@ impl Drop for Clear {
     }
 }
 
-/// All that a testbed could leave behind.
+/// All that a testbed could leave behind, as far as it can be told from what others make at the same time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Machine {
     facts: BTreeSet<String>,
 }
 
 impl Machine {
-    fn look() -> Self {
+    /// What is there of a testbed, and what testbeds share.
+    fn look(prefix: &Prefix) -> Self {
         let mut facts = BTreeSet::new();
-        facts.extend(netns::list().into_iter().map(|name| format!("namespace {name}")));
+        facts.extend(
+            netns::list()
+                .into_iter()
+                .filter(|n| prefix.owns(n) || is_pod(n))
+                .map(|n| format!("namespace {n}")),
+        );
         facts.extend(links().into_iter().map(|name| format!("link {name}")));
-        facts.extend(mounts().into_iter().map(|path| format!("mount {path}")));
-        facts.extend(programs().into_iter().map(|line| format!("process {line}")));
-        for root in [netns::DIR, machine::ROOT, machine::PINS, "/etc/iproute2/rt_protos.d", "/run/hextet"] {
-            files(Path::new(root), &mut facts);
+        facts.extend(processes(prefix).into_iter().map(|line| format!("process {line}")));
+        for root in [machine::ROOT, machine::PINS] {
+            files(Path::new(root), prefix, &mut facts);
         }
+        let shared =
+            [netns::DIR, machine::ROOT, machine::PINS, PROTOCOL_NAME, "/run/hextet", "/var/lib/hextet"];
+        facts
+            .extend(shared.iter().filter(|path| Path::new(path).exists()).map(|path| format!("file {path}")));
+        let mounts = [netns::DIR, machine::BPFFS].into_iter().filter(|path| machine::is_mount(path));
+        facts.extend(mounts.map(|path| format!("mount {path}")));
         Self { facts }
     }
 
@@ -141,7 +158,7 @@ impl Machine {
     fn is_back(&self, prefix: &Prefix) -> Result<()> {
         let what = format!("nothing of {prefix} is left, and nothing is missing");
         wait::wait_for(Duration::from_secs(10), &what, || {
-            let now = Self::look();
+            let now = Self::look(prefix);
             let more: Vec<_> = now.facts.difference(&self.facts).collect();
             let less: Vec<_> = self.facts.difference(&now.facts).collect();
             if more.is_empty() && less.is_empty() {
@@ -154,36 +171,46 @@ impl Machine {
     }
 }
 
+const PROTOCOL_NAME: &str = "/etc/iproute2/rt_protos.d/hextet.conf";
+
+/// Whether it is the name of one of the pods that this file starts.
+fn is_pod(netns: &str) -> bool {
+    netns.starts_with("trace-web-")
+}
+
+/// Interfaces here with names that a testbed gives.
 fn links() -> Vec<String> {
     let names = nix::net::if_::if_nameindex().expect("the interfaces can be listed");
-    names.iter().map(|link| link.name().to_string_lossy().into_owned()).collect()
+    let names = names.iter().map(|link| link.name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("hx") || name == "br0" || Place::parse(name).is_some()).collect()
 }
 
-fn mounts() -> Vec<String> {
-    let all = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts can be read");
-    all.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
-}
-
-/// The programs that a testbed starts, and those that pods run, by what they were started with.
-fn programs() -> Vec<String> {
+/// Processes that have the prefix in their command line, their environment or their folder. Tasks of pods
+/// have it in the latter two.
+fn processes(prefix: &Prefix) -> Vec<String> {
     let entries = std::fs::read_dir("/proc").expect("processes can be listed");
-    let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
-    lines
-        .filter(|line| ["netctl", "testbed echo", "httpd -f"].iter().any(|word| line.contains(word)))
-        .collect()
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let others = pids.filter(|pid| *pid != std::process::id());
+    others.filter(|pid| is_of(*pid, prefix)).map(|pid| describe(Pid::from_raw(pid.cast_signed()))).collect()
 }
 
-fn files(dir: &Path, facts: &mut BTreeSet<String>) {
-    if !dir.exists() {
-        return;
-    }
-    facts.insert(format!("folder {}", dir.display()));
+fn is_of(pid: u32, prefix: &Prefix) -> bool {
+    let file = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let folder = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+    let all = [file("cmdline"), file("environ"), folder.into_os_string().into_encoded_bytes()];
+    all.iter()
+        .any(|bytes| bytes.windows(prefix.as_str().len()).any(|part| part == prefix.as_str().as_bytes()))
+}
+
+/// Files below `dir` whose path has the prefix in it.
+fn files(dir: &Path, prefix: &Prefix, facts: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.to_string_lossy().contains(prefix.as_str()) {
+            facts.insert(format!("file {}", path.display()));
+        }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            files(&entry.path(), facts);
-        } else {
-            facts.insert(format!("file {}", entry.path().display()));
+            files(&path, prefix, facts);
         }
     }
 }

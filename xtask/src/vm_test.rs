@@ -36,6 +36,9 @@ const SMOKE_SCENARIO: &str = "smoke";
 /// The package whose tests run BPF programs in the kernel.
 const BPF_TESTS: &str = "dataplane";
 
+/// How the names of those of its test files begin that need nothing but the programs.
+const BPF_FILES: &str = "bpf_";
+
 /// Arguments of `vm-test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -101,7 +104,7 @@ fn build(workspace: &Workspace, progress: &Progress, smoke: bool) -> Result<Vec<
         binaries
             .retain(|binary| binary.integration && [BPF_TESTS, SCENARIOS].contains(&binary.package.as_str()));
         if smoke {
-            binaries.retain(|binary| binary.package == BPF_TESTS || binary.target == SMOKE_SCENARIO);
+            binaries.retain(|binary| binary.target.starts_with(BPF_FILES) || binary.target == SMOKE_SCENARIO);
         }
         if binaries.is_empty() {
             bail!("there is no test that needs a kernel");

@@ -106,8 +106,7 @@ pub(super) fn translate_error<P: PacketMut + ?Sized, T: Tables>(
     };
     let now_ns = tables.now_ns();
     match tables.session(&key) {
-        Some(session)
-            if session.outside_port == quote.near_port && !expired(now_ns, &key, session) => {}
+        Some(session) if session.outside_port == quote.near_port && !expired(now_ns, &key, session) => {}
         _ => return Counter::IngressPassNoSession,
     }
     match restore(packet, header, &quote, config.node, inside, inside_port) {

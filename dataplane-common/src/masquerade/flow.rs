@@ -92,7 +92,8 @@ fn out<P: PacketMut + ?Sized, T: Tables>(
     if header.is_first_fragment() {
         tables.insert_fragment(&fragment_key(&header), config.node);
     }
-    translate(packet, &header, &segment, Direction::Out, config.node, port).ok_or(Counter::EgressDropError)?;
+    translate(packet, &header, &segment, Direction::Out, config.node, port)
+        .ok_or(Counter::EgressDropError)?;
     Ok(Counter::EgressTranslated)
 }
 
@@ -301,8 +302,7 @@ fn inward<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, conf
         }
         Err(_) => return Counter::IngressPass,
     };
-    let (inside, inside_port) =
-        owner_inside(tables.port(port_index(header.protocol, segment.near_port)));
+    let (inside, inside_port) = owner_inside(tables.port(port_index(header.protocol, segment.near_port)));
     if inside == 0 {
         return Counter::IngressPass;
     }

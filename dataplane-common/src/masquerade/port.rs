@@ -65,21 +65,12 @@ mod tests {
     use super::*;
 
     fn config(min: u16, max: u16) -> Config {
-        Config {
-            node: 0,
-            pod_network: 0,
-            pod_mask: 0,
-            host_ports_min: min,
-            host_ports_max: max,
-            enabled: 1,
-        }
+        Config { node: 0, pod_network: 0, pod_mask: 0, host_ports_min: min, host_ports_max: max, enabled: 1 }
     }
 
     fn ports(min: u16, max: u16) -> impl Iterator<Item = u16> {
         let config = config(min, max);
-        (0..=u16::MAX).map(move |i| {
-            u16::from_be(pool_port((i as u32) << 16 | 0xffff, &config))
-        })
+        (0..=u16::MAX).map(move |i| u16::from_be(pool_port((i as u32) << 16 | 0xffff, &config)))
     }
 
     #[test]
@@ -87,7 +78,9 @@ mod tests {
         let all: std::collections::BTreeSet<u16> = ports(32_768, 60_999).collect();
         assert!(all.iter().all(|p| *p >= 1024 && !(32_768..=60_999).contains(p)));
         assert_eq!(all.len(), 65_536 - 1024 - 28_232);
-        assert!(all.contains(&1024) && all.contains(&32_767) && all.contains(&61_000) && all.contains(&65_535));
+        assert!(
+            all.contains(&1024) && all.contains(&32_767) && all.contains(&61_000) && all.contains(&65_535)
+        );
     }
 
     #[test]

@@ -80,8 +80,7 @@ impl Segment {
         packet.wire16(payload + checksum).ok_or(short)?;
         let source = packet.wire16(payload).ok_or(short)?;
         let destination = packet.wire16(payload + 2).ok_or(short)?;
-        let flags =
-            if tcp { TcpFlags(packet.byte(payload + 13).ok_or(short)?) } else { TcpFlags::NONE };
+        let flags = if tcp { TcpFlags(packet.byte(payload + 13).ok_or(short)?) } else { TcpFlags::NONE };
         let (near_port, far_port, port_offset) = match direction {
             Direction::Out => (source, destination, payload),
             Direction::In => (destination, source, payload + 2),

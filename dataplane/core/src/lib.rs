@@ -20,7 +20,7 @@ mod wanted;
 
 pub use desired::{Desired, MasqueradeBackend, NdpBackend, Pod, Uplink};
 pub use object::{Address, Guard, Hop, Link, Mac, Masquerade, Neighbour, NftTable, Program, Route};
-pub use observed::{Observed, ObservedBpf, ObservedPod, ObservedUplink, Stack};
+pub use observed::{Observed, ObservedBpf, ObservedPod, ObservedUplink, ProtocolName, Stack};
 pub use op::{Action, Op, Place};
 pub use plan::{plan, plan_teardown};
 pub use wanted::{node_sysctl_keys, pod_sysctl_keys, veth_sysctl_keys};

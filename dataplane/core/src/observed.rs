@@ -10,8 +10,8 @@ use crate::{Address, Guard, Link, Mac, Masquerade, Neighbour, NftTable, Program,
 /// What the kernel holds that is Hextet's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// The protocol number has its name in the machine's `rt_protos.d`.
-    pub protocol_named: bool,
+    /// Whether the protocol number has its name in the machine's `rt_protos.d`.
+    pub protocol_name: ProtocolName,
     /// The kernel can forward IPv6 per interface (`force_forwarding`, Linux 6.17).
     pub force_forwarding: bool,
     /// The uplink, when it exists.
@@ -30,6 +30,18 @@ pub struct Observed {
     pub nft: Option<NftTable>,
     /// The BPF side; `None` when this machine or process cannot use it.
     pub bpf: Option<ObservedBpf>,
+}
+
+/// Who named the protocol number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProtocolName {
+    /// Nobody has.
+    #[default]
+    Missing,
+    /// A node, which takes the name away again.
+    Ours,
+    /// Somebody else, in words of their own.
+    Foreign,
 }
 
 /// What is read of the uplink.

@@ -14,8 +14,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Action, Address, Desired, Hop, Neighbour, Observed, ObservedBpf, ObservedPod, Op, Program, Route, Stack,
-    diff,
+    Action, Address, Desired, Hop, Neighbour, Observed, ObservedBpf, ObservedPod, Op, Program, ProtocolName,
+    Route, Stack, diff,
     wanted::{Wanted, WantedPod},
 };
 
@@ -61,13 +61,13 @@ impl Planner {
     }
 
     fn register_protocol(&mut self) {
-        if !self.observed.protocol_named {
+        if self.observed.protocol_name == ProtocolName::Missing {
             self.node(Action::ProtocolRegister);
         }
     }
 
     fn unregister_protocol(&mut self) {
-        if self.observed.protocol_named {
+        if self.observed.protocol_name == ProtocolName::Ours {
             self.node(Action::ProtocolUnregister);
         }
     }

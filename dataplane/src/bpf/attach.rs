@@ -111,7 +111,9 @@ fn on_interface(program: ProgramName, ifname: &str) -> Result<Vec<ProgramInfo>, 
         // No interface of that name.
         Err(ProgramError::TcError(TcError::IoError(_))) => Ok(Vec::new()),
         // Between the name's look-up and the question it went.
-        Err(ProgramError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENODEV) => Ok(Vec::new()),
+        Err(ProgramError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENODEV) => {
+            Ok(Vec::new())
+        }
         Err(e) => Err(e.into()),
     }
 }
@@ -175,10 +177,7 @@ pub(super) fn attached(
     Ok(attached)
 }
 
-fn attached_tcx(
-    pins: &Path,
-    tags: &BTreeMap<ProgramName, u64>,
-) -> Result<BTreeSet<Attachment>, BpfError> {
+fn attached_tcx(pins: &Path, tags: &BTreeMap<ProgramName, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
     let links = pins::links(pins).map_err(|source| BpfError::Path {
         action: "read",
         path: pins.to_owned(),
@@ -283,9 +282,12 @@ pub(super) fn detach_all(pins: &Path) -> Vec<BpfError> {
     places
         .into_iter()
         .filter_map(|(program, ifname)| {
-            detach(pins, program, &ifname)
-                .err()
-                .map(|source| BpfError::Attach { action: "detach", program, ifname, source })
+            detach(pins, program, &ifname).err().map(|source| BpfError::Attach {
+                action: "detach",
+                program,
+                ifname,
+                source,
+            })
         })
         .collect()
 }

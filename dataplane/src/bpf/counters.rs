@@ -42,8 +42,7 @@ mod tests {
 
     #[test]
     fn every_counter_names_a_program_of_the_object_and_every_program_counts() {
-        let programs: Vec<ProgramName> =
-            Index::ALL.iter().map(|c| c.program().parse().unwrap()).collect();
+        let programs: Vec<ProgramName> = Index::ALL.iter().map(|c| c.program().parse().unwrap()).collect();
         for program in ProgramName::ALL {
             assert!(programs.contains(&program), "{program} counts nothing");
         }

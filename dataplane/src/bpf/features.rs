@@ -8,10 +8,7 @@ use aya::{
 use super::BpfFeatures;
 
 pub(super) fn probe() -> BpfFeatures {
-    BpfFeatures {
-        sched_cls: is_program_supported(ProgramType::SchedClassifier).unwrap_or(false),
-        tcx: tcx(),
-    }
+    BpfFeatures { sched_cls: is_program_supported(ProgramType::SchedClassifier).unwrap_or(false), tcx: tcx() }
 }
 
 /// Asks which TCX programs hang on the loopback: kernels without TCX do not know the question.

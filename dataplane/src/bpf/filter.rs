@@ -65,7 +65,9 @@ pub(super) fn list(ifindex: u32, hook: TcAttachType) -> io::Result<Vec<Filter>> 
     let request = Request { kind: RTM_GETTFILTER, flags: NLM_F_DUMP, ifindex, handle: 0, parent, info: 0 };
     let messages = match request.send() {
         // No clsact qdisc: then there are no filters.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => return Ok(Vec::new()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => {
+            return Ok(Vec::new());
+        }
         other => other?,
     };
     Ok(messages.iter().filter(|m| m.kind == RTM_NEWTFILTER).filter_map(Message::filter).collect())
@@ -83,8 +85,7 @@ pub(super) fn remove(ifindex: u32, filter: &Filter) -> io::Result<()> {
 
 /// Whether the interface has a clsact qdisc.
 pub(super) fn has_clsact(ifindex: u32) -> io::Result<bool> {
-    let request =
-        Request { kind: RTM_GETQDISC, flags: NLM_F_DUMP, ifindex, handle: 0, parent: 0, info: 0 };
+    let request = Request { kind: RTM_GETQDISC, flags: NLM_F_DUMP, ifindex, handle: 0, parent: 0, info: 0 };
     let messages = request.send()?;
     Ok(messages.iter().any(|m| {
         m.kind == RTM_NEWQDISC && m.ifindex() == Some(ifindex) && m.attribute(TCA_KIND) == Some(b"clsact\0")
@@ -94,7 +95,8 @@ pub(super) fn has_clsact(ifindex: u32) -> io::Result<bool> {
 /// Whether no filter is left on either hook, of whatever kind.
 pub(super) fn is_empty(ifindex: u32) -> io::Result<bool> {
     for parent in [CLSACT_MAJOR | MIN_INGRESS, CLSACT_MAJOR | MIN_EGRESS] {
-        let request = Request { kind: RTM_GETTFILTER, flags: NLM_F_DUMP, ifindex, handle: 0, parent, info: 0 };
+        let request =
+            Request { kind: RTM_GETTFILTER, flags: NLM_F_DUMP, ifindex, handle: 0, parent, info: 0 };
         if request.send()?.iter().any(|m| m.kind == RTM_NEWTFILTER) {
             return Ok(false);
         }

@@ -94,11 +94,7 @@ impl Found {
     }
 
     /// Mappings of which no session lives.
-    fn ended_mappings(
-        &self,
-        object: &Ebpf,
-        now_ns: u64,
-    ) -> Result<BTreeMap<MappingKey, Mapping>, BpfError> {
+    fn ended_mappings(&self, object: &Ebpf, now_ns: u64) -> Result<BTreeMap<MappingKey, Mapping>, BpfError> {
         let mappings = hash::<MappingKey, Mapping>(object, MAPPINGS)?;
         let mut ended = BTreeMap::new();
         for key in mappings.keys().take(KEYS_MAX) {

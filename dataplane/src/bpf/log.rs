@@ -18,8 +18,7 @@ pub(super) fn spawn(object: &mut Ebpf) -> Result<(), BpfError> {
     if !on {
         return Ok(());
     }
-    let logger =
-        EbpfLogger::init_with_logger(object, ToTracing).map_err(|e| BpfError::Log(Box::new(e)))?;
+    let logger = EbpfLogger::init_with_logger(object, ToTracing).map_err(|e| BpfError::Log(Box::new(e)))?;
     // SAFETY: the logger owns the ring buffer's descriptor, never changes it, and closes it when dropped.
     let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
     let mut logger = registered.map_err(|e| BpfError::Log(Box::new(e.into_parts().1)))?;
@@ -34,8 +33,7 @@ pub(super) fn spawn(object: &mut Ebpf) -> Result<(), BpfError> {
 
 /// Tells the programs, adopted ones included, whether somebody listens.
 fn switch(object: &mut Ebpf, on: bool) -> Result<(), BpfError> {
-    let mut array: Array<_, u32> =
-        Array::try_from(map_mut(object, LOG)?).map_err(failed("open", LOG))?;
+    let mut array: Array<_, u32> = Array::try_from(map_mut(object, LOG)?).map_err(failed("open", LOG))?;
     array.set(0, u32::from(on), 0).map_err(failed("write", LOG))
 }
 

@@ -52,8 +52,12 @@ pub(super) fn program(object: &mut Ebpf, name: ProgramName) -> Result<&mut Sched
 
 fn refused(program: ProgramName, error: ProgramError) -> BpfError {
     match error {
-        ProgramError::LoadError { io_error, .. } if io_error.kind() == io::ErrorKind::PermissionDenied
-            && io_error.raw_os_error() == Some(libc::EPERM) => BpfError::NotPermitted,
+        ProgramError::LoadError { io_error, .. }
+            if io_error.kind() == io::ErrorKind::PermissionDenied
+                && io_error.raw_os_error() == Some(libc::EPERM) =>
+        {
+            BpfError::NotPermitted
+        }
         ProgramError::LoadError { io_error, verifier_log } => {
             BpfError::Verifier { program, log: last_lines(&verifier_log.to_string()), source: io_error }
         }

@@ -34,10 +34,7 @@ pub(super) fn map_mut<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'
 }
 
 /// Names map and action in an error.
-pub(super) fn failed(
-    action: &'static str,
-    map: &'static str,
-) -> impl Fn(MapError) -> BpfError {
+pub(super) fn failed(action: &'static str, map: &'static str) -> impl Fn(MapError) -> BpfError {
     move |source| BpfError::Map { action, map, source: Box::new(source) }
 }
 
@@ -181,14 +178,9 @@ pub(super) fn set_masquerade_config(
 ) -> Result<(), BpfError> {
     let config = match config {
         Some(config) => enabled(config)?,
-        None => Config {
-            node: 0,
-            pod_network: 0,
-            pod_mask: 0,
-            host_ports_min: 0,
-            host_ports_max: 0,
-            enabled: 0,
-        },
+        None => {
+            Config { node: 0, pod_network: 0, pod_mask: 0, host_ports_min: 0, host_ports_max: 0, enabled: 0 }
+        }
     };
     let mut array: Array<_, Config> =
         Array::try_from(map_mut(object, MASQUERADE)?).map_err(failed("open", MASQUERADE))?;

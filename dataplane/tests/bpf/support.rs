@@ -181,7 +181,12 @@ pub(crate) fn link_layer(kind: u8, mac: [u8; 6]) -> Vec<u8> {
 }
 
 /// A transport header with right ports and checksum, in IPv4, in Ethernet.
-pub(crate) fn ipv4(protocol: u8, source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16), rest: Transport) -> Vec<u8> {
+pub(crate) fn ipv4(
+    protocol: u8,
+    source: (Ipv4Addr, u16),
+    destination: (Ipv4Addr, u16),
+    rest: Transport,
+) -> Vec<u8> {
     let ((from, from_port), (to, to_port)) = (source, destination);
     let transport = match rest {
         Transport::Tcp(flags) => {

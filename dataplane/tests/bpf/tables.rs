@@ -6,9 +6,7 @@ use dataplane::bpf::monotonic_ns;
 use dataplane_common::{
     counter::Counter,
     ipv4::Address,
-    masquerade::{
-        FragmentKey, Inserted, Mapping, MappingKey, OWNER_FREE, Session, SessionKey, Tables,
-    },
+    masquerade::{FragmentKey, Inserted, Mapping, MappingKey, OWNER_FREE, Session, SessionKey, Tables},
 };
 
 /// Tables without bounds and without sockets.

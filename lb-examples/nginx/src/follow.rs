@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     proxy::Proxy,
@@ -86,13 +86,18 @@ impl Follower {
 
     async fn follow_for_ever(&mut self) -> anyhow::Result<()> {
         let mut backoff = BACKOFF_MIN;
+        let mut told = String::new();
         loop {
             let started = Instant::now();
-            match self.follow().await {
+            let error = match self.follow().await {
                 Ended::Never(error) if !self.met => return Err(error),
-                Ended::Never(error) => error!("{error:#}; serving on with the last known pods"),
-                Ended::Again(error) => warn!("{error:#}; serving on with the last known pods"),
+                Ended::Never(error) | Ended::Again(error) => format!("{error:#}"),
+            };
+            match error == told {
+                true => debug!("{error}"),
+                false => warn!("{error}; serving on with the last known pods"),
             }
+            told = error;
             let held = started.elapsed() > BACKOFF_MAX;
             backoff = if held { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
             self.pause(backoff).await;

@@ -101,7 +101,7 @@ enum Command {
     /// Read from the pinned maps; the agent need not run.
     #[command(after_help = "Example:\n  netctl node counters")]
     Counters(PathArgs),
-    /// Show the node: its name, addresses, sysctls and what this kernel can do
+    /// Show who this node is, its peers and pods, and what its kernel offers
     #[command(after_help = "Example:\n  netctl node show")]
     Show(PathArgs),
     /// Stop every pod and leave the machine as it was found

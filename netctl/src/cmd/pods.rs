@@ -126,7 +126,13 @@ fn rank(phase: PodPhase) -> u8 {
 pub(super) async fn run(args: Args, format: Option<Format>) -> anyhow::Result<()> {
     let rows = list(&args).await?;
     match (format, args.ipv6) {
-        (None, true) if !io::stdout().is_terminal() => print::to_stdout(|out| bare(out, &rows)),
+        (None, true) if !io::stdout().is_terminal() => {
+            print::to_stdout(|out| bare(out, &rows))?;
+            if rows.iter().all(|row| row.address.is_none()) {
+                print::note("no such pod has an address: `netctl pods` says why");
+            }
+            Ok(())
+        }
         (None | Some(Format::Table), ipv6) => show(&rows, ipv6),
         (Some(format), _) => print::to_stdout(|out| print::rows(out, format, &rows)),
     }

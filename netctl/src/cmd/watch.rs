@@ -89,6 +89,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
     let mut set = EndpointSet::default();
     let mut backoff = BACKOFF_MIN;
+    let mut told = false;
     loop {
         let before = set.clone();
         match follow(&client, &args.selector, &mut set, format).await {
@@ -96,7 +97,10 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
             Ended::Lost(status) => {
                 let progress = set != before;
                 backoff = if progress { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
-                print::note(format!("{:#}; trying again", client.explain(&status)));
+                if progress || !told {
+                    print::note(format!("{:#}; trying again", client.explain(&status)));
+                }
+                told = true;
                 tokio::time::sleep(backoff).await;
             }
         }

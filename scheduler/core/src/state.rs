@@ -1,6 +1,6 @@
 //! The cluster's state in memory: the stored values, and indexes that are made from them.
 //!
-//! [`State::set`] is the only way in, so that an index can never disagree with what it was made from.
+//! `State::set` is the only way in, so that an index can never disagree with what it was made from.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

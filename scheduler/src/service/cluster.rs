@@ -165,7 +165,7 @@ impl Cluster for ClusterService {
                 "node {node} is not attached: its logs cannot be read until its agent is back"
             )));
         }
-        tokio::spawn(logs::watch_over(self.0.clone(), request_id, node));
+        tokio::spawn(logs::watch_over(Arc::downgrade(&self.0), request_id, node));
         Ok(Response::new(ReceiverStream::new(chunks)))
     }
 }

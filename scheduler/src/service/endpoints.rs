@@ -10,13 +10,17 @@ use hextet_api::v1::{
     watch_response::Response as Message,
 };
 use scheduler_core::{
+    change::Revision,
     drain::SubscriberId,
     endpoint::{self, EndpointDiff, Selection, Selector},
-    state::State,
     token::Role,
 };
 use tokio::{
-    sync::{broadcast::error::RecvError, mpsc},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        broadcast::{self, error::RecvError},
+        mpsc,
+    },
     task, time,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -42,7 +46,19 @@ const REPLAY_CHUNK: usize = 256;
 /// Messages between the task and the connection.
 const OUT_MAX: usize = 16;
 
-pub(crate) struct EndpointsService(pub(crate) Arc<Hub>);
+/// Readers at a time.
+const READERS_MAX: usize = 10_000;
+
+pub(crate) struct EndpointsService {
+    hub: Arc<Hub>,
+    bound: Arc<Semaphore>,
+}
+
+impl EndpointsService {
+    pub(crate) fn new(hub: Arc<Hub>) -> EndpointsService {
+        EndpointsService { hub, bound: Arc::new(Semaphore::new(READERS_MAX)) }
+    }
+}
 
 #[tonic::async_trait]
 impl Endpoints for EndpointsService {
@@ -54,14 +70,22 @@ impl Endpoints for EndpointsService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = auth::caller(&request);
         let (out, messages) = mpsc::channel(OUT_MAX);
-        tokio::spawn(run(self.0.clone(), caller, request.into_inner(), out));
+        let counted = self.bound.clone().try_acquire_owned();
+        let counted = counted.map_err(|_| Status::resource_exhausted("too many readers: try again later"))?;
+        tokio::spawn(run(self.hub.clone(), caller, request.into_inner(), out, counted));
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 }
 
 type Out = mpsc::Sender<Result<WatchResponse, Status>>;
 
-async fn run(hub: Arc<Hub>, caller: Identity, answers: Streaming<WatchRequest>, out: Out) {
+async fn run(
+    hub: Arc<Hub>,
+    caller: Identity,
+    answers: Streaming<WatchRequest>,
+    out: Out,
+    _counted: OwnedSemaphorePermit,
+) {
     let status = tokio::select! {
         status = serve(&hub, &caller, answers, &out) => status,
         () = hub.closed() => Status::unavailable("the server is stopping"),
@@ -173,9 +197,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     async fn follow(mut self, subscribe: &v1::Subscribe) -> Status {
         let mut revisions = self.hub.revisions();
-        let state = self.hub.state();
-        let mut result = self.begin(subscribe, &state).await;
-        drop(state);
+        let mut result = self.begin(subscribe).await;
         while result.is_ok() {
             result = match time::timeout(BOOKMARK_INTERVAL, self.next(&mut revisions)).await {
                 Ok(result) => result,
@@ -186,31 +208,35 @@ impl Reader<'_> {
     }
 
     /// Sends what was missed, or everything.
-    async fn begin(&mut self, subscribe: &v1::Subscribe, state: &State) -> Result<(), Status> {
+    async fn begin(&mut self, subscribe: &v1::Subscribe) -> Result<(), Status> {
         if subscribe.epoch.is_empty() {
-            return self.snapshot(state).await;
+            return self.snapshot().await;
         }
-        let (oldest, from) = (self.oldest()?, subscribe.from_revision);
-        let known = subscribe.epoch == self.hub.store.epoch()
-            && from <= state.revision()
-            && from.saturating_add(1) >= oldest;
-        if !known {
+        let (oldest, from, to) = (self.oldest()?, subscribe.from_revision, self.hub.state().revision());
+        let same_store = subscribe.epoch == self.hub.store.epoch();
+        if !same_store || from > to || from.saturating_add(1) < oldest {
             let epoch = self.hub.store.epoch().to_owned();
             self.send(Message::Compacted(v1::Compacted { epoch, oldest_revision: oldest })).await?;
-            return self.snapshot(state).await;
+            return self.snapshot().await;
         }
-        if state.revision() - from > REPLAY_MAX {
-            return self.snapshot(state).await;
+        if to - from > REPLAY_MAX {
+            return self.snapshot().await;
         }
-        self.revision = from;
-        self.replay(state).await?;
+        self.replay(from).await?;
         self.bookmark().await
     }
 
-    /// Everything that is selected, in chunks.
-    async fn snapshot(&mut self, state: &State) -> Result<(), Status> {
-        self.known = endpoint::select(state, self.selector);
+    /// Takes over the newest state, and lets go of it before anything is sent: a snapshot that is held
+    /// costs the writer a copy.
+    fn take_newest(&mut self) {
+        let state = self.hub.state();
+        self.known = endpoint::select(&state, self.selector);
         self.revision = state.revision();
+    }
+
+    /// Everything that is selected, in chunks.
+    async fn snapshot(&mut self) -> Result<(), Status> {
+        self.take_newest();
         let endpoints: Vec<_> = self.known.values().map(convert::endpoint).collect();
         let mut chunks: Vec<&[v1::Endpoint]> = endpoints.chunks(CHUNK_LEN).collect();
         if chunks.is_empty() {
@@ -226,27 +252,28 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The events between `self.revision` and `state`, as they were.
-    async fn replay(&mut self, state: &State) -> Result<(), Status> {
-        self.known = endpoint::select(state, self.selector);
-        while self.revision < state.revision() {
-            let entries = self.read_log().await?;
+    /// The events after `from` up to the newest, as they were.
+    async fn replay(&mut self, from: u64) -> Result<(), Status> {
+        self.take_newest();
+        let mut at = from;
+        while at < self.revision {
+            let entries = self.read_log(at).await?;
             let Some(last) = entries.last().map(|entry| entry.revision) else {
                 return Err(Status::data_loss("the log has a gap: subscribe anew"));
             };
-            for entry in entries.iter().filter(|entry| entry.revision <= state.revision()) {
+            for entry in entries.iter().filter(|entry| entry.revision <= self.revision) {
                 let diff = endpoint::changed_by(entry, self.selector);
                 if !diff.is_empty() {
                     self.send(event(entry.revision, &diff)).await?;
                 }
             }
-            self.revision = last.min(state.revision());
+            at = last;
         }
         Ok(())
     }
 
-    async fn read_log(&self) -> Result<Vec<scheduler_core::change::Revision>, Status> {
-        let (store, after) = (self.hub.store.clone(), self.revision);
+    async fn read_log(&self, after: u64) -> Result<Vec<Revision>, Status> {
+        let store = self.hub.store.clone();
         let read = task::spawn_blocking(move || store.log_after(after, REPLAY_CHUNK)).await;
         let read = read.map_err(|error| Status::internal(error.to_string()))?;
         read.map_err(|error| Status::unavailable(chain(&error)))
@@ -257,10 +284,7 @@ impl Reader<'_> {
     }
 
     /// Waits for a revision that changes something for this reader and sends that.
-    async fn next(
-        &mut self,
-        revisions: &mut tokio::sync::broadcast::Receiver<Arc<scheduler_core::change::Revision>>,
-    ) -> Result<(), Status> {
+    async fn next(&mut self, revisions: &mut broadcast::Receiver<Arc<Revision>>) -> Result<(), Status> {
         loop {
             match revisions.recv().await {
                 Ok(revision) if revision.revision <= self.revision => {}
@@ -272,10 +296,9 @@ impl Reader<'_> {
                     }
                 }
                 Err(RecvError::Lagged(_)) => {
-                    let state = self.hub.state();
-                    self.revision = state.revision();
-                    let now = endpoint::select(&state, self.selector);
-                    let diff = endpoint::diff(&self.known, &now);
+                    let before = std::mem::take(&mut self.known);
+                    self.take_newest();
+                    let diff = endpoint::diff(&before, &self.known);
                     if !diff.is_empty() {
                         return self.change(diff).await;
                     }
@@ -287,8 +310,7 @@ impl Reader<'_> {
 
     async fn change(&mut self, diff: EndpointDiff) -> Result<(), Status> {
         if diff.len() > EVENT_LEN_MAX {
-            let state = self.hub.state();
-            return self.snapshot(&state).await;
+            return self.snapshot().await;
         }
         diff.apply(&mut self.known);
         self.send(event(self.revision, &diff)).await
@@ -316,3 +338,6 @@ fn event(revision: u64, diff: &EndpointDiff) -> Message {
         removals: diff.removals.iter().map(ToString::to_string).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -286,7 +286,10 @@ fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
     Ok(txn)
 }
 
-fn read_current(txn: &ReadTransaction) -> Result<(String, Vec<(String, Vec<u8>)>), redb::Error> {
+/// The revision and the current values, as they are in the file.
+type Raw = (String, Vec<(String, Vec<u8>)>);
+
+fn read_current(txn: &ReadTransaction) -> Result<Raw, redb::Error> {
     let revision = txn.open_table(META)?.get("revision")?.map(|text| text.value().to_owned());
     let current = txn.open_table(CURRENT)?;
     let mut values = Vec::new();

@@ -22,6 +22,7 @@ mount -t tmpfs tmpfs /run
 chmod 1777 /tmp /dev/shm
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
 ln -s fd/1 /dev/stdout
 ln -s fd/2 /dev/stderr
 ln -sf /proc/mounts /etc/mtab

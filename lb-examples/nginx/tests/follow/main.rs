@@ -67,7 +67,11 @@ impl Balancer {
 
     /// Asks it to end, as an init system would.
     fn terminate(&mut self) {
-        let done = Command::new("sh").arg("-c").arg(format!("kill {}", self.child.id())).status().expect("sh starts");
+        let done = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill {}", self.child.id()))
+            .status()
+            .expect("sh starts");
         assert!(done.success());
         assert!(self.child.wait().expect("it is our child").success());
     }

@@ -3,11 +3,12 @@
 use std::{
     io::ErrorKind,
     net::{Ipv6Addr, SocketAddr, TcpStream},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use hextet_tests::{Pod, wait_until};
+use hextet_tests::{Pod, netns::NetNs, wait_until};
 
 use crate::{
     Bench, footprint,
@@ -33,14 +34,30 @@ groups:
 ";
 
 const TABLE: &str = "from `netctl apply` on";
-const STORED: Metric = Metric { table: TABLE, name: "apply returns", unit: "ms", better: Better::Less };
-const REACHED: Metric =
-    Metric { table: TABLE, name: "the pod's kernel replies", unit: "ms", better: Better::Less };
-const SERVED: Metric =
-    Metric { table: TABLE, name: "the pod's program accepts", unit: "ms", better: Better::Less };
-const ALL: Metric = Metric { table: TABLE, name: "every pod accepts", unit: "ms", better: Better::Less };
-const GONE: Metric =
-    Metric { table: TABLE, name: "rm until no pod is left", unit: "ms", better: Better::Less };
+const STORED: Metric = metric("apply returns");
+const BY_NODE: Heard = Heard {
+    kernel: metric("another node hears the pod's kernel"),
+    program: metric("another node reaches its program"),
+};
+const BY_LAN: Heard = Heard {
+    kernel: metric("a LAN host hears the pod's kernel"),
+    program: metric("a LAN host reaches its program"),
+};
+const ALL: Metric = metric("a LAN host reaches every program");
+const GONE: Metric = metric("rm until no pod is left");
+
+/// The rows of one place from which a pod is asked.
+struct Heard {
+    /// The first answer, a refused connection included.
+    kernel: Metric,
+    /// The first open connection.
+    program: Metric,
+}
+
+const fn metric(name: &'static str) -> Metric {
+    Metric { table: TABLE, name, unit: "ms", better: Better::Less }
+}
+
 const CROWDED: &str = "idle with 100 pods";
 const MEMORY: Metric = Metric { table: CROWDED, name: "resident memory", unit: "MiB", better: Better::Less };
 const PROCESSOR: Metric = Metric { table: CROWDED, name: "processor", unit: "%", better: Better::Less };
@@ -67,11 +84,22 @@ fn one_pod(bench: &mut Bench) -> Result<()> {
     let start = Instant::now();
     bench.cluster.apply(ONE)?;
     bench.report.add(STORED, "one pod", milliseconds(start));
-    let pod = first_address(bench, start)?;
-    let reached = until(bench, pod, start, |answer| answer != Answer::None)?;
-    bench.report.add(REACHED, "one pod", reached);
-    let served = until(bench, pod, start, |answer| answer == Answer::Accepted)?;
-    bench.report.add(SERVED, "one pod", served);
+    let pod = first_pod(bench, start)?;
+    let address = pod.address();
+    let node = if pod.node == "n1" { "n2" } else { "n1" };
+    let places = [(BY_NODE, bench.cluster.netns(node)), (BY_LAN, bench.cluster.netns("client"))];
+    // At the same time: a LAN host that asks before anybody can answer asks again only after a second.
+    let heard = thread::scope(|scope| -> Result<Vec<_>> {
+        let asked = places.map(|(rows, place)| (rows, scope.spawn(move || listen(&place, address, start))));
+        let finish = |(rows, asked): (Heard, thread::ScopedJoinHandle<'_, Result<_>>)| {
+            Ok((rows, asked.join().map_err(|_| anyhow::anyhow!("a thread that asks panicked"))??))
+        };
+        asked.into_iter().map(finish).collect()
+    })?;
+    for (rows, (kernel, program)) in heard {
+        bench.report.add(rows.kernel, "one pod", kernel);
+        bench.report.add(rows.program, "one pod", program);
+    }
     let took = remove(bench, ONE_JOB)?;
     bench.report.add(GONE, "one pod", took);
     Ok(())
@@ -81,7 +109,8 @@ fn hundred_pods(bench: &mut Bench) -> Result<()> {
     let start = Instant::now();
     bench.cluster.apply(HUNDRED)?;
     bench.report.add(STORED, "100 pods", milliseconds(start));
-    let mut waiting = addresses(bench, HUNDRED_JOB, HUNDRED_PODS, start)?;
+    let pods = placed(bench, HUNDRED_JOB, HUNDRED_PODS, start)?;
+    let mut waiting: Vec<Ipv6Addr> = pods.iter().map(Pod::address).collect();
     let client = bench.cluster.netns("client");
     client.run(|| -> Result<()> {
         while !waiting.is_empty() {
@@ -113,30 +142,31 @@ fn ask(pod: Ipv6Addr) -> Answer {
     }
 }
 
-/// Milliseconds since `start` when the LAN host hears what is wanted.
-fn until(bench: &Bench, pod: Ipv6Addr, start: Instant, wanted: fn(Answer) -> bool) -> Result<f64> {
-    bench.cluster.netns("client").run(|| {
+/// Milliseconds since `start` when a pod's kernel, and its program, are first heard in `place`.
+fn listen(place: &NetNs, pod: Ipv6Addr, start: Instant) -> Result<(f64, f64)> {
+    let until = |wanted: fn(Answer) -> bool| -> Result<f64> {
         while !wanted(ask(pod)) {
             check_patience(start)?;
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         Ok(milliseconds(start))
-    })?
+    };
+    place
+        .run(|| Ok((until(|answer| answer != Answer::None)?, until(|answer| answer == Answer::Accepted)?)))?
 }
 
-fn first_address(bench: &Bench, start: Instant) -> Result<Ipv6Addr> {
-    let all = addresses(bench, ONE_JOB, 1, start)?;
-    all.first().copied().context("the pod has no address")
+fn first_pod(bench: &Bench, start: Instant) -> Result<Pod> {
+    let all = placed(bench, ONE_JOB, 1, start)?;
+    all.into_iter().next().context("the pod has no address")
 }
 
-/// The addresses of the job's pods as soon as all have one. The server draws them when it places a pod.
-fn addresses(bench: &Bench, job: &str, count: usize, start: Instant) -> Result<Vec<Ipv6Addr>> {
+/// The job's pods as soon as all have an address. The server draws it when it places a pod.
+fn placed(bench: &Bench, job: &str, count: usize, start: Instant) -> Result<Vec<Pod>> {
     loop {
-        let pods = bench.cluster.pods(job)?;
-        let known: Vec<Ipv6Addr> =
-            pods.iter().filter(|pod| is_new(pod)).filter_map(|pod| pod.address).collect();
-        if known.len() >= count {
-            return Ok(known);
+        let mut pods = bench.cluster.pods(job)?;
+        pods.retain(|pod| is_new(pod) && pod.address.is_some());
+        if pods.len() >= count {
+            return Ok(pods);
         }
         check_patience(start)?;
     }

@@ -31,7 +31,7 @@ use nix::sys::{
 
 use crate::{
     Bench,
-    batch::{BATCH, Receiver, Sender, packet_socket},
+    batch::{Receiver, Sender, packet_socket},
     report::{Better, Metric, OURS, median, percentile},
     say,
     traffic::enlarge,
@@ -156,9 +156,8 @@ impl Asker {
     /// Answers per second when one thread asks as fast as it can, for all addresses in turn.
     fn flood(&self, span: Duration) -> Result<f64> {
         let (socket, done) = (self.socket()?, AtomicBool::new(false));
-        // Whole rounds of all addresses, and at least one batch.
-        let repeats = BATCH.div_ceil(self.frames.len());
-        let frames = self.frames.iter().cycle().take(self.frames.len() * repeats).cloned().collect();
+        // As many frames for few addresses as for many: the sender's own memory costs time, too.
+        let frames = self.frames.iter().cycle().take(MANY).cloned().collect();
         thread::scope(|scope| {
             scope.spawn(|| {
                 let mut sender = Sender::new(frames);

@@ -16,8 +16,8 @@ impl Model {
     fn one(&mut self, op: &Op) {
         let pod = op.pod.as_deref();
         match &op.action {
-            Action::ProtocolRegister => self.0.protocol_named = true,
-            Action::ProtocolUnregister => self.0.protocol_named = false,
+            Action::ProtocolRegister => self.0.protocol_name = ProtocolName::Ours,
+            Action::ProtocolUnregister => self.0.protocol_name = ProtocolName::Missing,
             Action::SysctlSet { key, value } => self.set_sysctl(op, key, value),
             Action::SysctlRestore { key, value } => self.restore_sysctl(key, value),
             Action::NetnsAdd => {

@@ -1,0 +1,80 @@
+use std::collections::BTreeMap;
+
+use scheduler_core::{
+    event::{Event, PodReport},
+    pod::PodPhase,
+};
+
+use super::*;
+use crate::{
+    hub::scheduler,
+    writer::tests::{apply, hub, join},
+};
+
+#[tokio::test]
+async fn a_reader_that_falls_behind_gets_the_net_change_and_holds_up_nobody() {
+    let (hub, _store) = hub();
+    join(&hub).await;
+    apply(&hub, "a").await.unwrap();
+    let (out, mut messages) = mpsc::channel(1);
+    let selector: Selector = "a".parse().unwrap();
+    let reader = tokio::spawn({
+        let (hub, out) = (hub.clone(), out.clone());
+        async move {
+            let reader =
+                Reader { hub: &hub, selector: &selector, known: Selection::new(), revision: 0, out: &out };
+            reader.follow(&v1::Subscribe::default()).await
+        }
+    });
+    let mut known = BTreeMap::new();
+    let mut received = 0;
+    let snapshot = messages.recv().await.unwrap().unwrap();
+    take(&mut known, snapshot);
+
+    let commits = 3000;
+    for number in 0..commits {
+        report(&hub, if number % 2 == 0 { PodPhase::Running } else { PodPhase::Failed }).await;
+    }
+    report(&hub, PodPhase::Running).await;
+    let wanted = BTreeMap::from([(pod(&hub), v1::EndpointState::Ready)]);
+    let last = hub.state().revision();
+    loop {
+        let revision = take(&mut known, messages.recv().await.unwrap().unwrap());
+        received += 1;
+        if revision == last {
+            break;
+        }
+    }
+    assert_eq!(known, wanted);
+    assert!(received < commits, "{received} messages for {commits} revisions");
+    drop(messages);
+    // It notices with its next message.
+    report(&hub, PodPhase::Failed).await;
+    assert_eq!(reader.await.unwrap().code(), tonic::Code::Cancelled);
+}
+
+fn pod(hub: &Hub) -> String {
+    hub.state().pods().keys().next().unwrap().to_string()
+}
+
+async fn report(hub: &Hub, phase: PodPhase) {
+    let id = hub.state().pods().keys().next().unwrap().clone();
+    let report = PodReport { id, phase, message: String::new(), restarts: 0, gone: false };
+    hub.write(scheduler(), Event::PodReports("n1".to_owned(), vec![report])).await.unwrap();
+}
+
+/// Does what a load balancer does, and gives the revision.
+fn take(known: &mut BTreeMap<String, v1::EndpointState>, message: WatchResponse) -> u64 {
+    let (revision, upserts, removals) = match message.response.unwrap() {
+        Message::Snapshot(snapshot) => (snapshot.revision, snapshot.endpoints, vec![]),
+        Message::Event(event) => (event.revision, event.upserts, event.removals),
+        Message::Bookmark(bookmark) => (bookmark.revision, vec![], vec![]),
+        Message::Compacted(_) => panic!("nothing was compacted"),
+    };
+    for endpoint in upserts {
+        let state = endpoint.state();
+        known.insert(endpoint.pod, state);
+    }
+    known.retain(|id, _| !removals.contains(id));
+    revision
+}

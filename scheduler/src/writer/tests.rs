@@ -1,0 +1,298 @@
+use std::{
+    collections::BTreeMap,
+    net::Ipv6Addr,
+    sync::{Mutex, PoisonError},
+};
+
+use hextet_address::{ClusterPrefix, GroupId, SubnetId};
+use scheduler_core::{
+    change::{Key, Value},
+    cluster::Cluster,
+    event::{Claim, Enroll},
+    job::{Group, Job, Task},
+    lease::Leases,
+    node::{Hello, NodePhase},
+    quantity::{Cpu, Memory, Resources},
+    time::WallTime,
+    token::{Role, Token},
+};
+
+use super::*;
+use crate::{
+    clock::Clock,
+    hub::{Parts, scheduler},
+    pki::Pki,
+    store::Store,
+};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_failed_commit_changes_nothing_and_later_ones_work_when_the_store_does() {
+    let (hub, store) = hub();
+    apply(&hub, "a").await.unwrap();
+    let before = hub.state();
+    store.next(Next::Fails { written: false });
+    let error = apply(&hub, "b").await.unwrap_err();
+    assert!(error.to_string().contains("disk of the store"), "{error}");
+    assert_eq!(*hub.state(), *before);
+    let error = apply(&hub, "c").await.unwrap_err();
+    assert!(matches!(error, WriteError::Store(_)), "it is left alone for a while: {error}");
+    assert!(!apply(&hub, "a").await.unwrap().changed, "what changes nothing needs no store");
+
+    tokio::time::sleep(RECOVER_INTERVAL).await;
+    apply(&hub, "d").await.unwrap();
+    assert_eq!(jobs(&hub), ["a", "d"]);
+    assert_eq!(store.load().unwrap().0, hub.state().revision());
+}
+
+#[tokio::test]
+async fn a_revision_that_reached_the_store_although_its_commit_failed_is_taken_over() {
+    let (hub, store) = hub();
+    let mut revisions = hub.revisions();
+    store.next(Next::Fails { written: true });
+    apply(&hub, "a").await.unwrap_err();
+    assert_eq!(jobs(&hub), Vec::<String>::new());
+    tokio::time::sleep(RECOVER_INTERVAL).await;
+    apply(&hub, "b").await.unwrap();
+    assert_eq!(jobs(&hub), ["a", "b"]);
+    let seen = [revisions.recv().await.unwrap().revision, revisions.recv().await.unwrap().revision];
+    assert_eq!(seen, [2, 3], "watchers miss none");
+    assert_eq!(store.load().unwrap().0, 3);
+}
+
+#[tokio::test]
+async fn a_store_that_lost_what_it_acknowledged_is_never_written_again() {
+    let (hub, store) = hub();
+    apply(&hub, "a").await.unwrap();
+    store.next(Next::Fails { written: false });
+    apply(&hub, "b").await.unwrap_err();
+    store.lock().log.pop();
+    tokio::time::sleep(RECOVER_INTERVAL).await;
+    let error = apply(&hub, "c").await.unwrap_err().to_string();
+    assert!(error.contains("is at revision 1, but 2 was acknowledged"), "{error}");
+    assert_eq!(store.load().unwrap().0, 1);
+}
+
+#[tokio::test]
+async fn an_address_that_was_used_before_is_drawn_again() {
+    let (hub, store) = hub();
+    join(&hub).await;
+    store.next(Next::AddressUsed);
+    apply(&hub, "a").await.unwrap();
+    let drawn = store.lock().refused.clone();
+    let given: Vec<Ipv6Addr> = hub.state().pods().values().filter_map(|pod| pod.address).collect();
+    assert_eq!((drawn.len(), given.len()), (1, 1));
+    assert_ne!(drawn, given);
+}
+
+#[tokio::test]
+async fn a_lease_that_was_renewed_during_a_slow_commit_has_not_ended() {
+    let (hub, store) = hub();
+    join(&hub).await;
+    hub.leases().forget("n1");
+    store.next(Next::Slow(Duration::from_millis(300)));
+    let slow = tokio::spawn({
+        let hub = hub.clone();
+        async move { apply(&hub, "a").await.unwrap() }
+    });
+    while !store.is_busy() {
+        tokio::task::yield_now().await;
+    }
+    let ended = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.write(scheduler(), Event::LeaseEnded(vec!["n1".to_owned()])).await.unwrap() }
+    });
+    // The report comes while the writer waits for the disk.
+    tokio::task::yield_now().await;
+    hub.leases().renew("n1", hub.clock.now());
+    assert!(store.is_busy(), "the renewal did not wait for the disk");
+    slow.await.unwrap();
+    assert!(!ended.await.unwrap().changed);
+    assert_eq!(hub.state().nodes()["n1"].phase, NodePhase::Ready);
+
+    hub.leases().forget("n1");
+    assert!(hub.write(scheduler(), Event::LeaseEnded(vec!["n1".to_owned()])).await.unwrap().changed);
+}
+
+#[tokio::test]
+async fn events_that_wait_together_are_committed_together() {
+    let (hub, store) = hub();
+    store.next(Next::Slow(Duration::from_millis(200)));
+    let all: Vec<_> = (0..20)
+        .map(|number| {
+            let hub = hub.clone();
+            tokio::spawn(async move { apply(&hub, &format!("j{number}")).await.unwrap().revision })
+        })
+        .collect();
+    let mut revisions = vec![];
+    for one in all {
+        revisions.push(one.await.unwrap());
+    }
+    revisions.sort_unstable();
+    assert_eq!(revisions, (2..22).collect::<Vec<_>>(), "each has its own revision");
+    assert!(store.lock().commits < 6, "{} syncs", store.lock().commits);
+}
+
+#[derive(Default)]
+pub(crate) struct FakeStore(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    log: Vec<Revision>,
+    next: Option<Next>,
+    failed: bool,
+    busy: bool,
+    commits: u32,
+    /// Addresses that were said to be used.
+    refused: Vec<Ipv6Addr>,
+}
+
+/// What the next commit does.
+enum Next {
+    Fails { written: bool },
+    AddressUsed,
+    Slow(Duration),
+}
+
+impl FakeStore {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self, next: Next) {
+        self.lock().next = Some(next);
+    }
+
+    fn is_busy(&self) -> bool {
+        self.lock().busy
+    }
+}
+
+fn full() -> StoreError {
+    StoreError::Full { path: "fake".into(), source: std::io::ErrorKind::StorageFull.into() }
+}
+
+impl Store for FakeStore {
+    fn epoch(&self) -> &str {
+        "00000000000000000000000000000000"
+    }
+
+    fn load(&self) -> Result<(u64, Vec<(Key, Value)>), StoreError> {
+        Ok((self.lock().log.last().map_or(0, |last| last.revision), vec![]))
+    }
+
+    fn commit(&self, revisions: &[Revision]) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        assert!(!inner.failed, "a failed store is recovered before the next commit");
+        inner.commits += 1;
+        match inner.next.take() {
+            Some(Next::Fails { written }) => {
+                inner.failed = true;
+                inner.log.extend(revisions.iter().filter(|_| written).cloned());
+                return Err(full());
+            }
+            Some(Next::AddressUsed) => {
+                let address = revisions.iter().flat_map(|revision| &revision.changes).find_map(|change| {
+                    let Some(Value::Pod(pod)) = &change.new else { return None };
+                    pod.address
+                });
+                inner.refused.extend(address);
+                return Err(StoreError::AddressUsed(address.unwrap()));
+            }
+            Some(Next::Slow(time)) => {
+                inner.busy = true;
+                drop(inner);
+                thread::sleep(time);
+                inner = self.lock();
+                inner.busy = false;
+            }
+            None => {}
+        }
+        inner.log.extend_from_slice(revisions);
+        Ok(())
+    }
+
+    fn log_after(&self, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError> {
+        Ok(self.lock().log.iter().filter(|entry| entry.revision > revision).take(max).cloned().collect())
+    }
+
+    fn oldest(&self) -> Result<u64, StoreError> {
+        Ok(1)
+    }
+
+    fn recover(&self) -> Result<(), StoreError> {
+        self.lock().failed = false;
+        Ok(())
+    }
+}
+
+/// A hub with a running writer and a cluster without nodes, at revision 1.
+pub(crate) fn hub() -> (Arc<Hub>, Arc<FakeStore>) {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::start();
+    let store = Arc::new(FakeStore::default());
+    let pki = Pki::open(&dir.path().join("pki"), store.epoch(), true, clock.wall()).unwrap();
+    let prefix = ClusterPrefix::generate(&mut rand::rng());
+    let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
+    let cluster = Cluster { prefix, pod_ipv4, id_key: 1, created: WallTime(0) };
+    let mut state = State::default();
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut context = Context { wall: WallTime(0), rng: &mut rng, is_watched: &|_| false };
+    let created =
+        handle(&mut state, &Event::ClusterCreated(cluster.clone()), &scheduler(), &mut context).unwrap();
+    store.commit(&[created.unwrap()]).unwrap();
+    let (requests, queue) = mpsc::channel(QUEUE_MAX);
+    let leases = Leases::new(LEASE, clock.now());
+    let (cluster, shared) = (Arc::new(cluster), store.clone());
+    let parts = Parts {
+        clock,
+        store: shared,
+        pki,
+        cluster,
+        servers: vec![],
+        state: state.clone(),
+        leases,
+        writer: requests,
+    };
+    let hub = Arc::new(Hub::new(parts));
+    let (ends, _) = oneshot::channel();
+    start(hub.clone(), state, queue, ends).unwrap();
+    (hub, store)
+}
+
+pub(crate) async fn apply(hub: &Hub, name: &str) -> Result<Committed, WriteError> {
+    let task = Task { exec: vec!["/x".to_owned()], env: BTreeMap::new(), cpu: Cpu(1), memory: Memory(1) };
+    let group = Group {
+        count: 1,
+        availability: None,
+        spread: Default::default(),
+        constraints: BTreeMap::new(),
+        tasks: BTreeMap::from([("t".to_owned(), task)]),
+    };
+    let groups = BTreeMap::from([("g".to_owned(), group)]);
+    hub.write(scheduler(), Event::ApplyJob(Job { job: name.to_owned(), groups })).await
+}
+
+pub(crate) async fn join(hub: &Hub) {
+    let expires = hub.clock.wall() + LEASE;
+    let token = Token { role: Role::Node, name: None, expires, used_by: None };
+    hub.write(scheduler(), Event::CreateToken("t".to_owned(), token)).await.unwrap();
+    let prefix = hub.cluster.prefix.subnet(SubnetId(1));
+    let claim = Claim { prefix, group_id: GroupId::new(1).unwrap() };
+    let (token, name) = ("t".to_owned(), Some("n1".to_owned()));
+    let enroll = Enroll { token, name, key: "k".to_owned(), node: Some(claim) };
+    hub.write(scheduler(), Event::Enroll(enroll)).await.unwrap();
+    let hello = Hello {
+        underlay: "2001:db8::1".parse().unwrap(),
+        underlay_v4: None,
+        labels: BTreeMap::new(),
+        capacity: Resources { cpu: Cpu(1000), memory: Memory(1 << 30) },
+        agent_version: String::new(),
+    };
+    hub.write(scheduler(), Event::NodeHello("n1".to_owned(), hello)).await.unwrap();
+}
+
+fn jobs(hub: &Hub) -> Vec<String> {
+    hub.state().jobs().map(|(name, _)| name.clone()).collect()
+}

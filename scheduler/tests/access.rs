@@ -1,0 +1,189 @@
+//! Who gets a certificate, and what each can and cannot do with it.
+
+mod support;
+
+use std::time::Duration;
+
+use hextet_api::{
+    connect::{self, Credentials, Key},
+    v1::{
+        self, cluster_client::ClusterClient, endpoints_client::EndpointsClient,
+        enrollment_client::EnrollmentClient,
+    },
+};
+use support::{FakeNode, TestServer, Watch, code, enroll, subscribe, try_enroll};
+use tonic::{Code, transport::Endpoint};
+
+#[tokio::test]
+async fn a_token_is_good_once_and_for_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let mut token = server.token(v1::TokenRole::Node, "", "").await;
+    let key = Key::generate().unwrap();
+    try_enroll(&token, &key, "n1", 1).await.unwrap();
+    let again = try_enroll(&token, &key, "n1", 1).await;
+    assert!(again.is_ok(), "the same key may ask again: it may not have got the answer");
+    let (refused, message) = code(try_enroll(&token, &Key::generate().unwrap(), "n2", 2).await);
+    assert_eq!(refused, Code::PermissionDenied);
+    assert!(message.contains("used before"), "{message}");
+    token.secret[0] ^= 1;
+    let (refused, message) = code(try_enroll(&token, &key, "n3", 3).await);
+    assert_eq!(refused, Code::PermissionDenied);
+    assert!(message.contains("not known here"), "{message}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_name_and_a_taken_subnet_are_told_apart_and_the_token_stays_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let first = server.token(v1::TokenRole::Node, "", "").await;
+    enroll(&first, "n1", 1).await;
+    let token = server.token(v1::TokenRole::Node, "", "").await;
+    let key = Key::generate().unwrap();
+    for (name, subnet, reason) in [("n1", 2, "name"), ("n2", 1, "subnet")] {
+        let status = try_enroll(&token, &key, name, subnet).await.unwrap_err();
+        assert_eq!(status.code(), Code::AlreadyExists);
+        assert_eq!(status.metadata().get("hextet-reason").unwrap(), reason);
+        assert!(status.message().contains("n1"), "{status}");
+    }
+    try_enroll(&token, &key, "n2", 2).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_and_a_request_without_proof_are_said_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let token = server.token(v1::TokenRole::Node, "", "").await;
+    let (channel, _) = connect::enrollment(&token).await.unwrap();
+    let mut client = EnrollmentClient::new(channel);
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    let request = v1::EnrollRequest {
+        secret: token.secret.to_vec(),
+        name: "n1".to_owned(),
+        client_unix_ms: 946_684_800_000,
+        ..v1::EnrollRequest::default()
+    };
+    let (refused, message) = code(client.enroll(request.clone()).await);
+    assert_eq!(refused, Code::FailedPrecondition);
+    assert!(message.starts_with("the clocks differ: it is 2000-01-01T00:00:00Z there and 20"), "{message}");
+    let (refused, message) = code(client.enroll(v1::EnrollRequest { client_unix_ms: now, ..request }).await);
+    assert_eq!(refused, Code::InvalidArgument);
+    assert!(message.contains("signed with its own key"), "{message}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_certificate_nothing_but_enrollment_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let token = server.token(v1::TokenRole::Node, "", "").await;
+    let (channel, _) = connect::enrollment(&token).await.unwrap();
+    let status = ClusterClient::new(channel.clone()).get_status(v1::GetStatusRequest {}).await;
+    let (refused, message) = code(status);
+    assert_eq!(refused, Code::Unauthenticated);
+    assert!(message.contains("netctl login"), "{message}");
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    assert_eq!(call(channel, path.clone()).await, Code::Unauthenticated, "health, too");
+    let local = connect::unix(&server.ready.socket).await.unwrap();
+    assert_eq!(call(local, path).await, Code::Ok);
+
+    let address = server.ready.addresses[0];
+    let plain = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let plain = plain.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(2));
+    let answer = match plain.connect().await {
+        Ok(channel) => ClusterClient::new(channel).get_status(v1::GetStatusRequest {}).await.map(drop),
+        Err(_) => Err(tonic::Status::unavailable("refused")),
+    };
+    assert!(answer.is_err(), "plaintext is not answered");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_cluster_gets_no_connection() {
+    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = TestServer::start(dir.path()).await;
+    let other = TestServer::start(other_dir.path()).await;
+    let token = server.token(v1::TokenRole::User, "alice", "").await;
+    let ours = enroll(&token, "", 0).await;
+    let foreign = enroll(&other.token(v1::TokenRole::User, "alice", "").await, "", 0).await;
+    assert!(status_of(&ours).await.is_ok());
+    // It trusts our CA, so that it is the server that refuses.
+    let forged = Credentials { ca_der: ours.ca_der.clone(), servers: ours.servers.clone(), ..foreign };
+    assert!(status_of(&forged).await.is_err());
+    server.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn each_role_does_its_own_and_a_refusal_names_the_one_that_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let node = FakeNode::join(&server, "n1", 1).await;
+    let refused = status_of(&node.credentials).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(refused.message(), "this needs the role user; this certificate is for hextet:node/n1");
+
+    let token = server.token(v1::TokenRole::Lb, "edge", "hello/web").await;
+    let lb = enroll(&token, "", 0).await;
+    assert_eq!(status_of(&lb).await.unwrap_err().code(), Code::PermissionDenied);
+    server.apply("hello", 1, "one").await;
+    server.running(1).await;
+    let client = EndpointsClient::new(connect::mutual_tls(&lb).await.unwrap());
+    let own = v1::Subscribe { group: "web".to_owned(), ..subscribe("hello") };
+    let mut watch = Watch::start(client.clone(), own).await;
+    assert_eq!(watch.snapshot().await.endpoints.len(), 1);
+    for other in [subscribe("hello"), subscribe("other")] {
+        let refused = Watch::start(client.clone(), other).await.next().await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().contains("reads the addresses of hello/web, not of"), "{refused}");
+    }
+
+    let token = server.token(v1::TokenRole::User, "alice", "").await;
+    let alice = enroll(&token, "", 0).await;
+    let mut client = ClusterClient::new(connect::mutual_tls(&alice).await.unwrap());
+    client
+        .delete_job(v1::DeleteJobRequest { name: "hello".to_owned(), message: String::new() })
+        .await
+        .unwrap();
+    let mut agent = v1::agent_client::AgentClient::new(connect::mutual_tls(&alice).await.unwrap());
+    let (refused, message) = code(agent.attach(tokio_stream::empty()).await.map(drop));
+    assert_eq!(refused, Code::PermissionDenied);
+    assert!(message.starts_with("this needs the role node"), "{message}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_load_balancer_needs_a_selector_and_a_person_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let mut client = server.local().await;
+    let mut make = async |role: v1::TokenRole, name: &str, selector: &str| {
+        let (name, selector) = (name.to_owned(), selector.to_owned());
+        let request = v1::CreateTokenRequest { role: role.into(), name, selector, valid_seconds: 0 };
+        code(client.create_token(request).await)
+    };
+    assert_eq!(make(v1::TokenRole::Lb, "edge", "a/b/c").await.0, Code::InvalidArgument);
+    assert_eq!(make(v1::TokenRole::Lb, "edge", "").await.0, Code::InvalidArgument);
+    assert_eq!(make(v1::TokenRole::User, "", "").await.0, Code::InvalidArgument);
+    assert_eq!(make(v1::TokenRole::Unspecified, "x", "").await.0, Code::InvalidArgument);
+    server.stop().await;
+}
+
+async fn status_of(credentials: &Credentials) -> Result<(), tonic::Status> {
+    let channel = connect::mutual_tls(credentials).await;
+    let channel = channel.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    ClusterClient::new(channel).get_status(v1::GetStatusRequest {}).await.map(drop)
+}
+
+/// Calls a method with an empty message and reads nothing but how it ended.
+async fn call(channel: tonic::transport::Channel, path: tonic::codegen::http::uri::PathAndQuery) -> Code {
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<v1::GetStatusRequest, v1::GetStatusRequest>::default();
+    match client.unary(tonic::Request::new(v1::GetStatusRequest {}), path, codec).await {
+        Ok(_) => Code::Ok,
+        Err(status) => status.code(),
+    }
+}
