@@ -46,6 +46,9 @@ pub mod token;
 /// The contract as an encoded `FileDescriptorSet`, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// The metadata of an ALREADY_EXISTS answer to Enroll that says what is taken: `name` or `subnet`.
+pub const TAKEN: &str = "hextet-taken";
+
 /// The port the server listens on when none is given.
 pub const DEFAULT_PORT: u16 = 4679;
 

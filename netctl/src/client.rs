@@ -1,6 +1,7 @@
 //! The way to the server that client commands take, and its errors in words.
 
 use std::{
+    error::Error as _,
     future::Future,
     path::{Path, PathBuf},
     time::Duration,
@@ -153,7 +154,10 @@ fn explain(server: &str, status: &Status) -> anyhow::Error {
             "use the socket as root on the server's machine, or log in: there, `netctl token --for user \
              --name NAME` makes a token, and here `netctl login TOKEN` takes it"
         }
-        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded => {
+        // What the transport says has a source, what the server answered has none.
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded
+            if status.source().is_some() =>
+        {
             let message = format!("lost the server at {server}: {message}");
             return Hinted { message, hint: "see the log of `netctl server`, then try again".into() }.into();
         }

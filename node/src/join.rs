@@ -5,6 +5,7 @@
 
 use hextet_address::{ClusterPrefix, GroupId, NodePrefix, SubnetId};
 use hextet_api::{
+    TAKEN,
     connect::{CredentialsError, EnrollError, Enrolled, Key, Wish, enroll},
     token::{Fingerprint, Role, Token},
 };
@@ -134,7 +135,9 @@ enum Remedy {
 fn remedy(error: &EnrollError, name: &str) -> Remedy {
     let EnrollError::Refused { status } = error else { return Remedy::None };
     match status.code() {
-        Code::AlreadyExists if status.message().contains("subnet") => Remedy::AnotherSubnet,
+        Code::AlreadyExists if status.metadata().get(TAKEN).is_some_and(|taken| taken == "subnet") => {
+            Remedy::AnotherSubnet
+        }
         Code::InvalidArgument if name.is_empty() => host_label().map_or(Remedy::None, Remedy::HostName),
         _ => Remedy::None,
     }
@@ -248,9 +251,14 @@ mod tests {
     #[test]
     fn only_a_taken_subnet_is_drawn_again() {
         let refused = |status| EnrollError::Refused { status };
-        let subnet = refused(tonic::Status::already_exists("the subnet fd00::/64 is taken by node `n2`"));
+        let taken = |what| {
+            let mut status = tonic::Status::already_exists("taken by node `subnet-1`");
+            status.metadata_mut().insert(TAKEN, tonic::metadata::MetadataValue::from_static(what));
+            refused(status)
+        };
+        let subnet = taken("subnet");
         assert!(matches!(remedy(&subnet, "n1"), Remedy::AnotherSubnet));
-        let name = refused(tonic::Status::already_exists("the node name `n1` is taken by another machine"));
+        let name = taken("name");
         assert!(matches!(remedy(&name, "n1"), Remedy::None));
         let clock = refused(tonic::Status::failed_precondition("the clock is 3 h off"));
         assert!(matches!(remedy(&clock, ""), Remedy::None));

@@ -20,9 +20,6 @@ pub(crate) use self::{
     enrollment::EnrollmentService,
 };
 
-/// The key under which an answer says what is taken: `name` or `subnet`.
-pub(crate) const REASON: &str = "hextet-reason";
-
 /// Why a write failed, as a client sees it.
 pub(crate) fn status(error: WriteError) -> Status {
     match error {
@@ -49,7 +46,7 @@ fn refused(refusal: &Refusal) -> Status {
 }
 
 fn with_reason(mut status: Status, reason: &'static str) -> Status {
-    status.metadata_mut().insert(REASON, tonic::metadata::MetadataValue::from_static(reason));
+    status.metadata_mut().insert(hextet_api::TAKEN, tonic::metadata::MetadataValue::from_static(reason));
     status
 }
 

@@ -44,7 +44,7 @@ async fn a_taken_name_and_a_taken_subnet_are_told_apart_and_the_token_stays_good
     for (name, subnet, reason) in [("n1", 2, "name"), ("n2", 1, "subnet")] {
         let status = try_enroll(&token, &key, name, subnet).await.unwrap_err();
         assert_eq!(status.code(), Code::AlreadyExists);
-        assert_eq!(status.metadata().get("hextet-reason").unwrap(), reason);
+        assert_eq!(status.metadata().get(hextet_api::TAKEN).unwrap(), reason);
         assert!(status.message().contains("n1"), "{status}");
     }
     try_enroll(&token, &key, "n2", 2).await.unwrap();

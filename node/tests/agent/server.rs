@@ -199,7 +199,10 @@ impl Enrollment for Service {
         }
         if talk.refuse_subnets > 0 {
             talk.refuse_subnets -= 1;
-            return Err(Status::already_exists("the subnet fd00::/64 is taken by node `n9`; draw another"));
+            let mut status =
+                Status::already_exists("the subnet fd00::/64 is taken by node `n9`; draw another");
+            status.metadata_mut().insert(hextet_api::TAKEN, "subnet".parse().unwrap());
+            return Err(status);
         }
         let csr = CertificateSigningRequestParams::from_der(&request.csr_der.clone().into()).unwrap();
         let certificate = csr.signed_by(&self.ca.issuer()).unwrap();
