@@ -14,7 +14,7 @@ use crate::{
 
 /// UDP port of a DHCP server (RFC 2131 section 4.1), in wire order.
 const DHCP_SERVER: u16 = 67_u16.to_be();
-/// UDP port of a DHCPv6 server (RFC 9915 section 7.2), in wire order.
+/// UDP port of a DHCPv6 server (RFC 8415 section 7.2), in wire order.
 const DHCPV6_SERVER: u16 = 547_u16.to_be();
 
 /// Capacity of the map `GUARD`: the pods of one node.

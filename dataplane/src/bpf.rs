@@ -246,6 +246,9 @@ pub enum BpfError {
         /// Its capacity.
         capacity: u32,
     },
+    /// The qdiscs of the interfaces cannot be listed.
+    #[error("cannot list the qdiscs of this network namespace")]
+    Qdiscs(#[source] io::Error),
     /// The log of the programs cannot be read.
     #[error("cannot read the log of the BPF programs")]
     Log(#[source] Box<dyn std::error::Error + Send + Sync>),

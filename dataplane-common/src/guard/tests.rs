@@ -1,3 +1,5 @@
+//! What the guard lets through, as a table.
+
 use std::net::Ipv6Addr;
 
 use super::*;

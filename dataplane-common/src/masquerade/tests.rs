@@ -1,3 +1,5 @@
+//! The masquerade over tables in memory.
+
 use std::collections::BTreeMap;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Solicitations and what becomes of them, as a table.
+
 use std::net::Ipv6Addr;
 
 use super::*;

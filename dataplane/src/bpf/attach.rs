@@ -215,18 +215,7 @@ fn is_attached(
 
 fn attached_clsact(tags: &BTreeMap<ProgramName, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
     let mut attached = BTreeSet::new();
-    let interfaces = nix::net::if_::if_nameindex().map_err(|e| BpfError::Path {
-        action: "list the interfaces in",
-        path: "/sys/class/net".into(),
-        source: e.into(),
-    })?;
-    for interface in &interfaces {
-        let (ifindex, ifname) = (interface.index(), interface.name().to_string_lossy().into_owned());
-        if !filter::has_clsact(ifindex)
-            .map_err(|e| find_failed(ProgramName::NdpProxy, &ifname)(AttachError::Filters(e)))?
-        {
-            continue;
-        }
+    for (ifindex, ifname) in interfaces_with_clsact()? {
         for program in ProgramName::ALL {
             let ours = ours(program, ifindex).map_err(find_failed(program, &ifname))?;
             if ours.iter().any(|f| f.tag.is_some() && f.tag == tags.get(&program).copied()) {
@@ -235,6 +224,14 @@ fn attached_clsact(tags: &BTreeMap<ProgramName, u64>) -> Result<BTreeSet<Attachm
         }
     }
     Ok(attached)
+}
+
+/// Index and name. An interface that goes meanwhile is left out.
+fn interfaces_with_clsact() -> Result<Vec<(u32, String)>, BpfError> {
+    let indices = filter::with_clsact().map_err(BpfError::Qdiscs)?;
+    let named =
+        |index| Some((index, nix::net::if_::if_indextoname(index).ok()?.to_string_lossy().into_owned()));
+    Ok(indices.into_iter().filter_map(named).collect())
 }
 
 pub(super) fn detach(pins: &Path, program: ProgramName, ifname: &str) -> Result<(), AttachError> {
@@ -276,7 +273,8 @@ fn remove_mark(pins: &Path, ifname: &str) -> Result<(), AttachError> {
 pub(super) fn detach_all(pins: &Path) -> Vec<BpfError> {
     let mut places: BTreeSet<(ProgramName, String)> =
         pins::links(pins).unwrap_or_default().into_iter().map(|(p, ifname, _)| (p, ifname)).collect();
-    for ifname in interfaces_with_filters(pins) {
+    let with_filters = interfaces_with_clsact().unwrap_or_default().into_iter().map(|(_, ifname)| ifname);
+    for ifname in with_filters.chain(pins::marked_qdiscs(pins).unwrap_or_default()) {
         places.extend(ProgramName::ALL.map(|program| (program, ifname.clone())));
     }
     places
@@ -290,15 +288,6 @@ pub(super) fn detach_all(pins: &Path) -> Vec<BpfError> {
             })
         })
         .collect()
-}
-
-fn interfaces_with_filters(pins: &Path) -> BTreeSet<String> {
-    let mut names: BTreeSet<String> = pins::marked_qdiscs(pins).unwrap_or_default().into_iter().collect();
-    if let Ok(interfaces) = nix::net::if_::if_nameindex() {
-        let with_qdisc = interfaces.iter().filter(|i| filter::has_clsact(i.index()).unwrap_or(false));
-        names.extend(with_qdisc.map(|i| i.name().to_string_lossy().into_owned()));
-    }
-    names
 }
 
 /// Removes what interfaces that have gone left behind. What cannot be removed now is tried again next time.

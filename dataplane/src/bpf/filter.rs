@@ -7,7 +7,7 @@
 //! rtattr:   | length 2 | type 2 | value, padded to 4 |
 //! ```
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use aya::programs::TcAttachType;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -83,13 +83,19 @@ pub(super) fn remove(ifindex: u32, filter: &Filter) -> io::Result<()> {
     }
 }
 
+/// The interfaces that have a clsact qdisc, in one request: the kernel lists the qdiscs of all anyway.
+pub(super) fn with_clsact() -> io::Result<BTreeSet<u32>> {
+    let request =
+        Request { kind: RTM_GETQDISC, flags: NLM_F_DUMP, ifindex: 0, handle: 0, parent: 0, info: 0 };
+    let messages = request.send()?;
+    let clsact =
+        messages.iter().filter(|m| m.kind == RTM_NEWQDISC && m.attribute(TCA_KIND) == Some(b"clsact\0"));
+    Ok(clsact.filter_map(Message::ifindex).collect())
+}
+
 /// Whether the interface has a clsact qdisc.
 pub(super) fn has_clsact(ifindex: u32) -> io::Result<bool> {
-    let request = Request { kind: RTM_GETQDISC, flags: NLM_F_DUMP, ifindex, handle: 0, parent: 0, info: 0 };
-    let messages = request.send()?;
-    Ok(messages.iter().any(|m| {
-        m.kind == RTM_NEWQDISC && m.ifindex() == Some(ifindex) && m.attribute(TCA_KIND) == Some(b"clsact\0")
-    }))
+    Ok(with_clsact()?.contains(&ifindex))
 }
 
 /// Whether no filter is left on either hook, of whatever kind.

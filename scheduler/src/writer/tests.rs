@@ -1,3 +1,5 @@
+//! The writer over stores that fail.
+
 use std::{
     collections::BTreeMap,
     net::Ipv6Addr,

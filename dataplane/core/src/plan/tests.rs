@@ -1,3 +1,5 @@
+//! Plans as snapshots, and a model kernel that every plan must satisfy.
+
 use expect_test::{Expect, expect};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What a watcher is sent, over a hub without a server.
+
 use std::collections::BTreeMap;
 
 use scheduler_core::{

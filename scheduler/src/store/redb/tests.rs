@@ -1,3 +1,5 @@
+//! The store over files that are full, torn or damaged.
+
 use std::{
     fmt, io,
     sync::{
