@@ -54,6 +54,7 @@ fn run(testbed: &Testbed) -> Result<()> {
 fn from_the_lan(testbed: &Testbed, pod: &Pod) -> Result<()> {
     let client = testbed.netns("client");
     let mac = frame::mac_of(&client, "eth0")?;
+    let node_mac = frame::mac_of(&testbed.netns(&pod.node), "eth0")?;
     let source: Ipv6Addr = "2001:db8:1::100".parse()?;
     let good = Frame::solicitation(mac, source, pod.address());
     let probe = Frame::solicitation(mac, Ipv6Addr::UNSPECIFIED, pod.address());
@@ -71,7 +72,8 @@ fn from_the_lan(testbed: &Testbed, pod: &Pod) -> Result<()> {
         ("drop_checksum", with(&|f| f.checksum_error = 1)),
         ("drop_source", with(&|f| f.source = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1))),
         ("drop_source", Frame { message: good.message.clone(), ..probe.clone() }),
-        ("drop_destination", Frame { destination: pod.address(), ..probe.clone() }),
+        // To the node's own MAC address: a switch need not deliver a multicast frame whose IPv6 destination is none.
+        ("drop_destination", Frame { to: node_mac, destination: pod.address(), ..probe.clone() }),
     ];
     let answers =
         Capture::start(&client, "eth0", &format!("icmp6 and ip6[40] == 136 and src host {}", pod.address()))?;
