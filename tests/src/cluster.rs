@@ -17,10 +17,12 @@ use crate::machine::{self, Lock};
 use crate::process::Daemon;
 use crate::testbed::{Testbed, netctl_program};
 use crate::topology::Place;
-use crate::wait::wait_for;
+use crate::wait::{scaled, wait_for};
 
 /// The server's port.
 pub const SERVER_PORT: u16 = 4679;
+/// A node's lease, as `netctl server` has it by itself.
+const LEASE: Duration = Duration::from_secs(5);
 /// How long a node may take from its start to `ready`.
 const NODE_READY: Duration = Duration::from_secs(20);
 
@@ -71,6 +73,10 @@ impl Server {
         command.arg("--state-dir").arg(self.command.dir.join("server"));
         command.arg("--socket").arg(socket(&self.command.dir));
         command.arg("--advertise").arg(format!("[{}]:{SERVER_PORT}", n1_address()));
+        if !self.command.args.iter().any(|arg| arg == "--lease") {
+            // On an emulated machine an agent takes longer than the usual lease to start anew.
+            command.arg("--lease").arg(format!("{}s", scaled(LEASE).as_secs()));
+        }
         command.args(&self.command.args);
         let before = self.daemon.log_len();
         self.daemon.start(command)?;
