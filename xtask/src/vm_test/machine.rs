@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -60,8 +60,8 @@ impl Machine<'_> {
         if ended.is_err() {
             _ = child.kill();
         }
-        child.wait()?;
-        let outcome = ended.and_then(|()| self.outcome(&files, &report.tally));
+        let qemu = child.wait()?;
+        let outcome = ended.and_then(|()| self.outcome(&files, qemu, &report.tally));
         if outcome.is_err() || !report.tally.is_good() {
             show_tail(&files.output);
         }
@@ -99,7 +99,7 @@ impl Machine<'_> {
     }
 
     /// Compares the exit status of the tests with what was counted.
-    fn outcome(&self, files: &Files, tally: &Tally) -> Result<()> {
+    fn outcome(&self, files: &Files, qemu: ExitStatus, tally: &Tally) -> Result<()> {
         if self.console {
             eprintln!("{}", fs::read_to_string(&files.console).unwrap_or_default());
         }
@@ -110,7 +110,7 @@ impl Machine<'_> {
             Some(status) => bail!("the tests ended with status {status} and none of them failed"),
             None => {
                 show_tail(&files.console);
-                bail!("the machine died before the tests came to their end")
+                bail!("the machine died before the tests came to their end (QEMU: {qemu})")
             }
         }
     }

@@ -74,22 +74,25 @@ impl Store {
         Ok(Kernel { release: release.file_name().to_string_lossy().into_owned(), root })
     }
 
-    /// Unpacks packages into a folder of their own, once. A folder without the final mark is made again.
+    /// Unpacks packages into a folder of their own, once.
     fn unpacked(&self, name: &str, packages: impl FnOnce() -> Result<Vec<String>>) -> Result<PathBuf> {
+        self.kept(name, |folder| unpack(&packages()?, folder))
+    }
+
+    /// A folder that is filled once. One without the final mark was not filled to the end and is made again.
+    fn kept(&self, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         let mark = folder.join(".complete");
         if mark.exists() {
             return Ok(folder);
         }
         _ = fs::remove_dir_all(&folder);
-        let downloads = folder.join(".downloads");
-        fs::create_dir_all(&downloads).with_context(|| format!("cannot make {}", downloads.display()))?;
-        download(&packages()?, &downloads)?;
-        for package in fs::read_dir(&downloads)? {
-            process::run(Command::new("dpkg").arg("-x").arg(package?.path()).arg(&folder))?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        if let Err(error) = fill(&folder) {
+            _ = fs::remove_dir_all(&folder);
+            return Err(error);
         }
-        fs::remove_dir_all(&downloads)?;
-        fs::write(&mark, "")?;
+        fs::write(&mark, "").with_context(|| format!("cannot write {}", mark.display()))?;
         Ok(folder)
     }
 }
@@ -147,6 +150,16 @@ fn needed_packages(packages: &[&str]) -> Result<Vec<String>> {
     Ok(names.filter(|name| !NEVER_NEEDED.contains(name)).map(str::to_owned).collect())
 }
 
+fn unpack(packages: &[String], folder: &Path) -> Result<()> {
+    let downloads = folder.join(".downloads");
+    fs::create_dir_all(&downloads).with_context(|| format!("cannot make {}", downloads.display()))?;
+    download(packages, &downloads)?;
+    for package in fs::read_dir(&downloads)? {
+        process::run(Command::new("dpkg").arg("-x").arg(package?.path()).arg(folder))?;
+    }
+    fs::remove_dir_all(&downloads).with_context(|| format!("cannot remove {}", downloads.display()))
+}
+
 /// Downloads into `folder`; once more with new lists when the old ones name packages that are gone.
 fn download(packages: &[String], folder: &Path) -> Result<()> {
     if fetch(packages, folder).is_ok() {
@@ -181,12 +194,21 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_half_unpacked_is_made_again() {
+    fn a_folder_that_was_half_filled_is_made_again() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store { folder: folder.path().to_owned() };
         fs::create_dir_all(folder.path().join("tool/half")).unwrap();
-        let asked = store.unpacked("tool", || bail!("asked for the packages"));
-        assert_eq!(asked.unwrap_err().to_string(), "asked for the packages");
-        assert!(!folder.path().join("tool/half").exists());
+        let tool = store.kept("tool", |tool| Ok(fs::write(tool.join("whole"), "")?)).unwrap();
+        assert!(tool.join("whole").exists() && !tool.join("half").exists());
+        assert_eq!(store.kept("tool", |_| bail!("filled twice")).unwrap(), tool);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_filled_is_not_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store { folder: folder.path().to_owned() };
+        let asked = store.unpacked("tool", || bail!("apt knows no such package"));
+        assert_eq!(asked.unwrap_err().to_string(), "apt knows no such package");
+        assert!(!folder.path().join("tool").exists());
     }
 }
