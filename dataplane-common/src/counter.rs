@@ -64,6 +64,7 @@ counters! {
     IngressTranslated = "masquerade_ingress" "translated": "A reply, handed to its pod.",
     IngressFragment = "masquerade_ingress" "translated_fragment": "A later fragment of a reply, handed to its pod.",
     IngressError = "masquerade_ingress" "translated_error": "An ICMP error about a flow, handed to its pod.",
+    IngressDropPrivate = "masquerade_ingress" "drop_private": "To a pod's private address, which nobody outside of its node knows.",
     IngressDropError = "masquerade_ingress" "drop_error": "The kernel refused to change the packet.",
 
     GuardPass = "pod_guard" "pass": "From the pod's own addresses.",

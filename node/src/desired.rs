@@ -43,6 +43,8 @@ pub(crate) fn desired(
     backends: Backends,
     absent: impl Fn(&str) -> bool,
 ) -> Desired {
+    // This machine under an earlier name is no peer: there is no route by way of oneself.
+    let peers = assignment.peers.values().filter(|peer| peer.underlay != underlay.address);
     let pods = assignment.pods.iter().filter(|(id, pod)| pod.problem.is_none() && !absent(id));
     Desired {
         cluster: identity.cluster.network(),
@@ -50,7 +52,7 @@ pub(crate) fn desired(
         group: identity.group,
         pod_ipv4: identity.pod_ipv4,
         uplink: Uplink { name: underlay.device.clone(), ipv4: underlay.ipv4 },
-        peers: assignment.peers.values().map(|peer| (peer.prefix.network(), peer.underlay)).collect(),
+        peers: peers.map(|peer| (peer.prefix.network(), peer.underlay)).collect(),
         pods: pods
             .filter_map(|(id, pod)| Some((id.clone(), Pod { address: pod.address, ipv4: pod.ipv4? })))
             .collect(),
@@ -146,6 +148,28 @@ mod tests {
 
     fn paths() -> NodePaths {
         NodePaths { state_dir: "/state".into(), run_dir: "/run/x".into(), bpf_dir: "/bpf".into() }
+    }
+
+    /// A machine that joined again under another name was its own next hop, which the kernel refuses.
+    #[test]
+    fn this_machine_under_an_earlier_name_is_no_peer() {
+        let peer = |name: &str, subnet: u8, host: u8| {
+            let octets = |last| [0x20, 1, 0x0d, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+            let mut prefix = identity().cluster.network().network().octets();
+            prefix[7] = subnet;
+            v1::Peer {
+                name: name.into(),
+                prefix: Some(v1::Ipv6Prefix { address: prefix.to_vec(), length_bits: 64 }),
+                underlay: octets(host).to_vec(),
+            }
+        };
+        let peers = vec![peer("earlier", 0xee, 0x11), peer("n2", 0xdd, 0x12)];
+        let message = v1::Assignment { full: true, peers, ..v1::Assignment::default() };
+        let assignment = merge(&identity(), &Assignment::default(), message).next;
+        assert_eq!(assignment.peers.len(), 2);
+        let desired = build(&assignment, |_| false);
+        let hops: Vec<String> = desired.peers.values().map(ToString::to_string).collect();
+        assert_eq!(hops, ["2001:db8:1::12"]);
     }
 
     #[test]

@@ -52,17 +52,19 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     raise_open_files();
     let store = Arc::new(Store::open(&paths.store())?);
     let known = store.identity()?.is_some();
-    let mut dataplane = open_dataplane(&paths).await?;
+    let had_pins = std::fs::read_dir(&paths.bpf_dir).is_ok_and(|mut pins| pins.next().is_some());
+    let dataplane = open_dataplane(&paths).await?;
     let uplink = UplinkChoice { device: config.uplink.clone(), address: config.underlay };
     let identified = tokio::select! {
         identified = identify(&config, &store, &dataplane, &uplink) => identified.map(Some),
         // Joining can be interrupted, and is taken up again by the next start.
         _ = &mut shutdown => Ok(None),
     };
-    if !known && !matches!(identified, Ok(Some(_))) {
-        // Opening the dataplane has pinned its maps.
-        for (op, error) in dataplane.teardown().await? {
-            warn!(%op, %error, "left behind");
+    if !known && !had_pins && !matches!(identified, Ok(Some(_))) {
+        // Opening the dataplane has pinned its maps. Nothing else was made, and what else is there may be of
+        // another node.
+        for error in dataplane::bpf::Bpf::teardown(&paths.bpf_dir) {
+            warn!(%error, "left behind");
         }
     }
     let Some((identity, backends)) = identified? else { return Ok(()) };
@@ -144,7 +146,7 @@ fn make_folders(paths: &NodePaths) -> Result<()> {
     let make = |path: &Path, mode| {
         files::folder(path, mode).with_context(|| format!("cannot make the folder {}", path.display()))
     };
-    // Tasks walk through the state folder to their own; what else is in it is root's.
+    // Tasks walk through the state folder to their own, and cannot list it.
     make(&paths.state_dir, 0o711)?;
     make(&paths.pods_state_dir(), 0o711)?;
     make(&paths.run_dir, 0o700)?;

@@ -5,8 +5,11 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{OpenOptions, Permissions},
     net::Ipv6Addr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use dataplane_core::{MasqueradeBackend, NdpBackend};
@@ -53,7 +56,9 @@ pub(crate) struct Settings {
 /// The open store.
 #[derive(Debug)]
 pub(crate) struct Store {
-    database: Database,
+    /// None after a failed write, until the next use opens the file again: redb writes no more to one that
+    /// has failed, as on a full disk.
+    database: Mutex<Option<Database>>,
     path: PathBuf,
 }
 
@@ -100,15 +105,26 @@ pub(crate) enum StoreError {
     },
 }
 
+/// Opens the file, which holds the node's key and is root's alone.
+fn open_database(path: &Path) -> Result<Database, StoreError> {
+    let failed = |error: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(error) };
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
+        .map_err(|error| failed(error.into()))?;
+    Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
+        error => failed(error.into()),
+    })
+}
+
 impl Store {
     /// Opens the store, or makes an empty one.
     pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
-        let database =
-            Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
-                DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
-                error => StoreError::Open { path: path.to_owned(), source: Box::new(error.into()) },
-            })?;
-        let store = Store { database, path: path.to_owned() };
+        let store = Store { database: Mutex::new(Some(open_database(path)?)), path: path.to_owned() };
         store.write(|_| Ok(()))?;
         Ok(store)
     }
@@ -205,33 +221,53 @@ impl Store {
         &self,
         work: impl FnOnce(&redb::ReadTransaction) -> Result<Value, redb::Error>,
     ) -> Result<Value, StoreError> {
-        let result = self.database.begin_read().map_err(redb::Error::from).and_then(|read| work(&read));
-        result.map_err(|source| StoreError::Read { path: self.path.clone(), source: Box::new(source) })
+        let read = |database: &Database| {
+            database.begin_read().map_err(redb::Error::from).and_then(|read| work(&read))
+        };
+        self.with_database(read)?
+            .map_err(|source| StoreError::Read { path: self.path.clone(), source: Box::new(source) })
+    }
+
+    /// Lends the database, opened again if the last write failed; after a failure it is closed.
+    fn with_database<Value>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<Value, redb::Error>,
+    ) -> Result<Result<Value, redb::Error>, StoreError> {
+        let mut open = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match open.take() {
+            Some(database) => database,
+            None => open_database(&self.path)?,
+        };
+        let result = work(&database);
+        if !matches!(result, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
+            *open = Some(database);
+        }
+        Ok(result)
     }
 
     fn write(&self, work: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>) -> Result<(), StoreError> {
-        self.try_write(work)
+        self.with_database(|database| try_write(database, work))?
             .map_err(|source| StoreError::Write { path: self.path.clone(), source: Box::new(source) })
     }
+}
 
-    fn try_write(
-        &self,
-        work: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
-    ) -> Result<(), redb::Error> {
-        let mut transaction = self.database.begin_write()?;
-        // Without it the next open after a kill reads the whole file.
-        transaction.set_quick_repair(true);
-        {
-            let mut tables = Tables {
-                meta: transaction.open_table(META)?,
-                peers: transaction.open_table(PEERS)?,
-                pods: transaction.open_table(PODS)?,
-            };
-            work(&mut tables)?;
-        }
-        transaction.commit()?;
-        Ok(())
+fn try_write(
+    database: &Database,
+    work: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
+) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    // Without it the next open after a kill reads the whole file.
+    transaction.set_quick_repair(true);
+    {
+        let mut tables = Tables {
+            meta: transaction.open_table(META)?,
+            peers: transaction.open_table(PEERS)?,
+            pods: transaction.open_table(PODS)?,
+        };
+        work(&mut tables)?;
     }
+    transaction.commit()?;
+    Ok(())
 }
 
 type OpenTable<'a> = redb::Table<'a, &'static str, &'static [u8]>;
@@ -298,6 +334,31 @@ mod tests {
         let store = Store::open(&path).unwrap();
         assert_eq!(store.identity().unwrap(), Some(identity()));
         assert_eq!(store.assignment().unwrap(), two);
+    }
+
+    /// Tasks of every pod can walk through the folder; the file holds the node's key.
+    #[test]
+    fn the_file_is_its_owners_alone_also_when_it_was_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        for _ in 0..2 {
+            drop(Store::open(&path).unwrap());
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        }
+    }
+
+    /// A full disk fails a write; redb then writes no more to the open file, with space or without.
+    #[test]
+    fn a_store_whose_write_failed_is_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("node.redb")).unwrap();
+        store.save_identity(&identity()).unwrap();
+        let full = store.write(|_| Err(redb::Error::PreviousIo));
+        assert!(matches!(full, Err(StoreError::Write { .. })));
+        assert!(store.database.lock().unwrap().is_none());
+        assert_eq!(store.identity().unwrap(), Some(identity()));
+        store.save_identity(&identity()).unwrap();
     }
 
     #[test]

@@ -277,12 +277,15 @@ fn ended<T: Tables>(
 /// Undoes the translation of a packet that comes in by the uplink. What belongs to no flow is the host's.
 #[inline(always)]
 pub fn ingress<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, config: &Config) -> Verdict {
-    if config.enabled == 0
-        || packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4)
-        || packet.wire32(ipv4::DESTINATION) != Some(config.node)
-    {
+    if config.enabled == 0 || packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4) {
         tables.count(Counter::IngressPass);
         return Verdict::Next;
+    }
+    let destination = packet.wire32(ipv4::DESTINATION);
+    if destination != Some(config.node) {
+        let to_pod = destination.is_some_and(|to| to & config.pod_mask == config.pod_network);
+        tables.count(if to_pod { Counter::IngressDropPrivate } else { Counter::IngressPass });
+        return if to_pod { Verdict::Drop } else { Verdict::Next };
     }
     let counter = inward(packet, tables, config);
     tables.count(counter);

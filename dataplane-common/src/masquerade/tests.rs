@@ -162,6 +162,14 @@ fn port_of(frame: &[u8]) -> u16 {
 }
 
 #[test]
+fn nobody_outside_reaches_a_private_address_by_itself() {
+    let mut world = World::new();
+    let (verdict, _) = receive(&mut world, &tcp((REMOTE, 80), (pod(5), 4000), SYN));
+    assert_eq!(verdict, Verdict::Drop);
+    assert_eq!(world.count_of("drop_private"), 1);
+}
+
+#[test]
 fn there_and_back() {
     let mut world = World::new();
     let (verdict, sent) = send(&mut world, &tcp((pod(5), 4000), (REMOTE, 80), SYN));

@@ -21,7 +21,8 @@ use tokio::{
         broadcast::{self, error::RecvError},
         mpsc,
     },
-    task, time,
+    task,
+    time::{self, Instant},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -199,10 +200,7 @@ impl Reader<'_> {
         let mut revisions = self.hub.revisions();
         let mut result = self.begin(subscribe).await;
         while result.is_ok() {
-            result = match time::timeout(BOOKMARK_INTERVAL, self.next(&mut revisions)).await {
-                Ok(result) => result,
-                Err(_) => self.bookmark().await,
-            };
+            result = self.next(&mut revisions).await;
         }
         result.expect_err("the loop ends with an error")
     }
@@ -285,8 +283,13 @@ impl Reader<'_> {
 
     /// Waits for a revision that changes something for this reader and sends that.
     async fn next(&mut self, revisions: &mut broadcast::Receiver<Arc<Revision>>) -> Result<(), Status> {
+        let bookmark_due = Instant::now() + BOOKMARK_INTERVAL;
         loop {
-            match revisions.recv().await {
+            // Only the waiting is cut short: a change that is taken over is sent, however slow the reader.
+            let Ok(received) = time::timeout_at(bookmark_due, revisions.recv()).await else {
+                return self.bookmark().await;
+            };
+            match received {
                 Ok(revision) if revision.revision <= self.revision => {}
                 Ok(revision) => {
                     self.revision = revision.revision;

@@ -25,7 +25,7 @@ pub(super) fn reconcile(
     for pod in live(draft, job, group) {
         match fate(draft, &pod, wanted) {
             Fate::Stays => {}
-            Fate::Restarts => restart(draft, pod, wanted),
+            Fate::Goes(on) => renew(draft, pod, wanted, on),
             Fate::IsReplaced(why) => stop(draft, pod, &why, context),
         }
     }
@@ -35,10 +35,19 @@ pub(super) fn reconcile(
 /// What a new text of its job means to a pod.
 enum Fate {
     Stays,
-    /// Other tasks, same place and address.
-    Restarts,
+    /// It goes on at the same place and address.
+    Goes(On),
     /// It cannot stay where it is.
     IsReplaced(String),
+}
+
+/// How a pod goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum On {
+    /// Only what is kept free for it has changed: its node has nothing to do.
+    Unharmed,
+    /// Its node starts other programs.
+    Restarted,
 }
 
 fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
@@ -54,8 +63,17 @@ fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
         Some(node) if node.phase == NodePhase::Ready && !fits(draft, pod, wanted) => {
             Fate::IsReplaced("its node has no room for its new requests".to_owned())
         }
-        _ => Fate::Restarts,
+        _ if now.is_some_and(|now| same_programs(now, wanted)) => Fate::Goes(On::Unharmed),
+        _ => Fate::Goes(On::Restarted),
     }
+}
+
+/// Whether both run the same programs in the same environment.
+fn same_programs(now: &Group, wanted: &Group) -> bool {
+    let programs = |group: &Group| -> Vec<_> {
+        group.tasks.iter().map(|(name, task)| (name.clone(), task.exec.clone(), task.env.clone())).collect()
+    };
+    programs(now) == programs(wanted)
 }
 
 /// Whether the node of `pod` has room for what `wanted` asks for in its place.
@@ -69,9 +87,10 @@ fn fits(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> bool {
     no_more || (cpu <= u64::from(node.capacity.cpu.0) && memory <= node.capacity.memory.0)
 }
 
-fn restart(draft: &mut Draft<'_>, pod: Pod, wanted: &Group) {
+fn renew(draft: &mut Draft<'_>, pod: Pod, wanted: &Group, on: On) {
     let version = draft.job_record(&pod.job).map_or(pod.job_version, |record| record.version);
-    let restarts = matches!(pod.phase, PodPhase::Starting | PodPhase::Running | PodPhase::Failed);
+    let restarts =
+        on == On::Restarted && matches!(pod.phase, PodPhase::Starting | PodPhase::Running | PodPhase::Failed);
     let (phase, message) = match restarts {
         true => (PodPhase::Starting, format!("its tasks are of version {version} now")),
         false => (pod.phase, pod.message.clone()),

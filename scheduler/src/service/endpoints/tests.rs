@@ -55,6 +55,34 @@ async fn a_reader_that_falls_behind_gets_the_net_change_and_holds_up_nobody() {
     assert_eq!(reader.await.unwrap().code(), tonic::Code::Cancelled);
 }
 
+/// An event whose sending outlasted the time of a bookmark was forgotten, and the bookmark went past it: the
+/// time is only for the waiting.
+#[tokio::test]
+async fn a_reader_that_stalls_past_a_bookmark_misses_nothing() {
+    let (hub, _store) = hub();
+    join(&hub).await;
+    apply(&hub, "a").await.unwrap();
+    let (out, mut messages) = mpsc::channel(1);
+    let selector: Selector = "a".parse().unwrap();
+    tokio::spawn({
+        let (hub, out) = (hub.clone(), out.clone());
+        async move {
+            let reader =
+                Reader { hub: &hub, selector: &selector, known: Selection::new(), revision: 0, out: &out };
+            reader.follow(&v1::Subscribe::default()).await
+        }
+    });
+    let mut known = BTreeMap::new();
+    take(&mut known, messages.recv().await.unwrap().unwrap());
+    report(&hub, PodPhase::Running).await;
+    time::sleep(Duration::from_millis(200)).await;
+    report(&hub, PodPhase::Failed).await;
+    let last = hub.state().revision();
+    time::sleep(BOOKMARK_INTERVAL + Duration::from_secs(1)).await;
+    while take(&mut known, messages.recv().await.unwrap().unwrap()) != last {}
+    assert_eq!(known, BTreeMap::from([(pod(&hub), v1::EndpointState::Starting)]));
+}
+
 fn pod(hub: &Hub) -> String {
     hub.state().pods().keys().next().unwrap().to_string()
 }
