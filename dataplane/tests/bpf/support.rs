@@ -6,6 +6,7 @@ use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    sync::Once,
 };
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
@@ -92,17 +93,21 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// As systemd does at boot; it stays, because tests of other processes may use it by now. One test mounts for
+/// all of a binary: a second mount would lie over the first and hide what is pinned there.
 fn mount_bpffs() {
     use nix::{
         mount::{MsFlags, mount},
         sys::statfs::{BPF_FS_MAGIC, statfs},
     };
-    let top = Path::new("/sys/fs/bpf");
-    if statfs(top).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
-        return;
-    }
-    // Another test may be doing the same: then one mount lies over the other, and both are whole.
-    mount(Some("bpf"), top, Some("bpf"), MsFlags::empty(), None::<&str>).expect("bpffs can be mounted");
+    static MOUNTED: Once = Once::new();
+    MOUNTED.call_once(|| {
+        let top = Path::new("/sys/fs/bpf");
+        if !statfs(top).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+            mount(Some("bpf"), top, Some("bpf"), MsFlags::empty(), None::<&str>)
+                .expect("bpffs can be mounted");
+        }
+    });
 }
 
 /// Runs a program on a frame: verdict and frame afterwards.
