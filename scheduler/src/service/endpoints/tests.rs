@@ -18,16 +18,7 @@ async fn a_reader_that_falls_behind_gets_the_net_change_and_holds_up_nobody() {
     let (hub, _store) = hub();
     join(&hub).await;
     apply(&hub, "a").await.unwrap();
-    let (out, mut messages) = mpsc::channel(1);
-    let selector: Selector = "a".parse().unwrap();
-    let reader = tokio::spawn({
-        let (hub, out) = (hub.clone(), out.clone());
-        async move {
-            let reader =
-                Reader { hub: &hub, selector: &selector, known: Selection::new(), revision: 0, out: &out };
-            reader.follow(&v1::Subscribe::default()).await
-        }
-    });
+    let (reader, mut messages) = reader(&hub);
     let mut known = BTreeMap::new();
     let mut received = 0;
     let snapshot = messages.recv().await.unwrap().unwrap();
@@ -62,16 +53,7 @@ async fn a_reader_that_stalls_past_a_bookmark_misses_nothing() {
     let (hub, _store) = hub();
     join(&hub).await;
     apply(&hub, "a").await.unwrap();
-    let (out, mut messages) = mpsc::channel(1);
-    let selector: Selector = "a".parse().unwrap();
-    tokio::spawn({
-        let (hub, out) = (hub.clone(), out.clone());
-        async move {
-            let reader =
-                Reader { hub: &hub, selector: &selector, known: Selection::new(), revision: 0, out: &out };
-            reader.follow(&v1::Subscribe::default()).await
-        }
-    });
+    let (_reader, mut messages) = reader(&hub);
     let mut known = BTreeMap::new();
     take(&mut known, messages.recv().await.unwrap().unwrap());
     report(&hub, PodPhase::Running).await;
@@ -81,6 +63,19 @@ async fn a_reader_that_stalls_past_a_bookmark_misses_nothing() {
     time::sleep(BOOKMARK_INTERVAL + Duration::from_secs(1)).await;
     while take(&mut known, messages.recv().await.unwrap().unwrap()) != last {}
     assert_eq!(known, BTreeMap::from([(pod(&hub), v1::EndpointState::Starting)]));
+}
+
+/// A reader of job `a` behind a channel that holds one message.
+fn reader(hub: &Arc<Hub>) -> (task::JoinHandle<Status>, mpsc::Receiver<Result<WatchResponse, Status>>) {
+    let (out, messages) = mpsc::channel(1);
+    let selector: Selector = "a".parse().unwrap();
+    let hub = hub.clone();
+    let reader = tokio::spawn(async move {
+        let reader =
+            Reader { hub: &hub, selector: &selector, known: Selection::new(), revision: 0, out: &out };
+        reader.follow(&v1::Subscribe::default()).await
+    });
+    (reader, messages)
 }
 
 fn pod(hub: &Hub) -> String {
