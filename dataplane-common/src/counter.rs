@@ -4,7 +4,7 @@
 //! every program, read by `netctl node counters`.
 
 macro_rules! counters {
-    ($($variant:ident = $program:literal $name:literal: $doc:literal,)*) => {
+    ($($variant:ident = $part:literal $name:literal: $doc:literal,)*) => {
         /// An index into the map `COUNTERS`.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,9 +14,9 @@ macro_rules! counters {
             /// Every counter, in the order of the map.
             pub const ALL: &'static [Counter] = &[$(Counter::$variant,)*];
 
-            /// The program that counts it.
-            pub const fn program(self) -> &'static str {
-                match self { $(Counter::$variant => $program,)* }
+            /// The part of the programs that counts it.
+            pub const fn part(self) -> &'static str {
+                match self { $(Counter::$variant => $part,)* }
             }
 
             /// Its name: the verdict, or `drop_` and the reason.
@@ -33,7 +33,7 @@ macro_rules! counters {
 }
 
 counters! {
-    NdpPass = "ndp_proxy" "pass": "Not a solicitation for a local pod; left to the kernel.",
+    NdpPass = "ndp_proxy" "pass": "Neither IPv4 nor a solicitation for a local pod; left to the kernel.",
     NdpAnswered = "ndp_proxy" "answered": "A solicitation for a local pod, answered to who asked.",
     NdpAnsweredDad = "ndp_proxy" "answered_dad": "A DAD probe for a local pod's address, answered to all nodes.",
     NdpDropHopLimit = "ndp_proxy" "drop_hop_limit": "The hop limit is not 255: it came from off the link.",
@@ -59,7 +59,7 @@ counters! {
     EgressDropTable = "masquerade_egress" "drop_table_full": "The table of flows is full; nothing live is evicted.",
     EgressDropError = "masquerade_egress" "drop_error": "The kernel refused to change the packet.",
 
-    IngressPass = "masquerade_ingress" "pass": "Not IPv4 for the node's address, or no flow's port.",
+    IngressPass = "masquerade_ingress" "pass": "IPv4, but not for the node's address, or no flow's port.",
     IngressPassNoSession = "masquerade_ingress" "pass_no_session": "For a flow's port, but not from its remote; left to the host.",
     IngressTranslated = "masquerade_ingress" "translated": "A reply, handed to its pod.",
     IngressFragment = "masquerade_ingress" "translated_fragment": "A later fragment of a reply, handed to its pod.",
@@ -95,8 +95,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn names_are_unique_within_a_program() {
-        let names: BTreeSet<_> = Counter::ALL.iter().map(|c| (c.program(), c.name())).collect();
+    fn names_are_unique_within_a_part() {
+        let names: BTreeSet<_> = Counter::ALL.iter().map(|c| (c.part(), c.name())).collect();
         assert_eq!(names.len(), Counter::ALL.len());
     }
 
@@ -111,7 +111,7 @@ mod tests {
     fn the_page_of_the_maps_lists_every_counter() {
         let page = include_str!("../../docs/map-layout.md");
         for counter in Counter::ALL {
-            let row = format!("| `{}` | `{}` | {} |", counter.program(), counter.name(), counter.doc());
+            let row = format!("| `{}` | `{}` | {} |", counter.part(), counter.name(), counter.doc());
             assert!(page.contains(&row), "docs/map-layout.md lacks: {row}");
         }
     }

@@ -37,8 +37,8 @@ use crate::{counter::Counter, ipv4::Address};
 
 /// Capacity of the map `NAT_SESSIONS`.
 ///
-/// Allocated in full: 262,144 x 88 bytes + 4 MB of buckets = 27 MB. Written by `masquerade_egress` (new,
-/// state, time), `masquerade_ingress` (state, time) and the agent's sweep (removal). When full, a new flow
+/// Allocated in full: 262,144 x 88 bytes + 4 MB of buckets = 27 MB. Written by `uplink_egress` (new,
+/// state, time), `uplink_ingress` (state, time) and the agent's sweep (removal). When full, a new flow
 /// is dropped and counted; nothing live is evicted. The flows of single remotes cannot fill it: they are
 /// at most 196,608, one for each outside port.
 pub const SESSIONS_MAX: u32 = 262_144;
@@ -46,14 +46,14 @@ pub const SESSIONS_MAX: u32 = 262_144;
 /// Capacity of the map `NAT_MAPPINGS`: one for each outside port of each protocol, so it is never full
 /// before the ports are.
 ///
-/// Allocated in full: 196,608 x 80 bytes + 4 MB of buckets = 20 MB. Written by `masquerade_egress` and the
+/// Allocated in full: 196,608 x 80 bytes + 4 MB of buckets = 20 MB. Written by `uplink_egress` and the
 /// agent's sweep.
 pub const MAPPINGS_MAX: u32 = PORTS_MAX;
 
 /// Capacity of the map `NAT_PORTS`: 65,536 ports for each of TCP, UDP and ICMP (whose ports are the
 /// identifiers of echoes); 8 bytes each = 1.5 MB.
 ///
-/// Written by `masquerade_egress` and, mapped into its memory, the agent's sweep, both by
+/// Written by `uplink_egress` and, mapped into its memory, the agent's sweep, both by
 /// compare-and-exchange.
 pub const PORTS_MAX: u32 = 3 * 65_536;
 

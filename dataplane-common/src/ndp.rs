@@ -344,7 +344,7 @@ fn put<const N: usize>(frame: &mut [u8; ANSWER_BYTES], offset: usize, bytes: &[u
 /// Capacity of the map `NDP_PODS`: the pods of one node.
 ///
 /// Hash of [`Address`] to [`PodMac`], allocated in full: 131,072 x 72 bytes = 9.4 MB. Written by the agent,
-/// read by `ndp_proxy`. When full, a further pod is refused with an error and is not answered for.
+/// read by `uplink_ingress`. When full, a further pod is refused with an error and is not answered for.
 pub const NDP_PODS_MAX: u32 = 131_072;
 
 /// Value of the map `NDP_PODS`: the MAC address to answer with.

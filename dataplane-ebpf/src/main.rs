@@ -3,9 +3,8 @@
 //!
 //! | program | hook |
 //! | --- | --- |
-//! | `ndp_proxy` | uplink, ingress |
-//! | `masquerade_ingress` | uplink, ingress |
-//! | `masquerade_egress` | uplink, egress |
+//! | `uplink_ingress` (`ndp_proxy.rs`, `masquerade_ingress.rs`) | uplink, ingress |
+//! | `uplink_egress` | uplink, egress |
 //! | `pod_guard` | host side of each pod's veth, ingress |
 //!
 //! It is built for `bpfel-unknown-none` by `dataplane/build.rs`. On the host it compiles for clippy alone.
@@ -16,12 +15,13 @@
 mod answer;
 mod log;
 mod maps;
-mod masquerade_egress;
 mod masquerade_ingress;
 mod ndp_proxy;
 mod pod_guard;
 mod skb;
 mod tables;
+mod uplink_egress;
+mod uplink_ingress;
 
 /// Verdict: on to the next program, and in the end to the kernel (`TCX_NEXT`, `TC_ACT_UNSPEC`).
 const NEXT: i32 = -1;

@@ -1,6 +1,6 @@
-//! Uplink ingress: answers neighbour solicitations for the node's pods.
+//! The NDP proxy's half of the uplink's ingress: answers neighbour solicitations for the node's pods.
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     counter::Counter,
     ndp::{self, OPTION_UNITS_MAX, Verdict},
@@ -17,16 +17,15 @@ use crate::{
 const SOLICITATION_BYTES_MAX: usize = ndp::ANSWER_BYTES - 8 + OPTION_UNITS_MAX * 8;
 
 /// Answers, drops what is malformed, leaves the rest to the kernel.
-#[classifier]
-pub(crate) fn ndp_proxy(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(&ctx);
+#[inline(always)]
+pub(crate) fn run(ctx: &TcContext, skb: &mut Skb) -> i32 {
     // Drivers may leave a message in fragments; its start is always linear.
-    if ndp::target(&skb).is_none() || !skb.pull(SOLICITATION_BYTES_MAX) {
+    if ndp::target(skb).is_none() || !skb.pull(SOLICITATION_BYTES_MAX) {
         count(Counter::NdpPass);
         return NEXT;
     }
     // SAFETY: the entry is copied at once; an update of it replaces the whole entry.
-    let verdict = ndp::proxy(&skb, |target| unsafe { NDP_PODS.get(target) }.map(|pod| pod.mac));
+    let verdict = ndp::proxy(skb, |target| unsafe { NDP_PODS.get(target) }.map(|pod| pod.mac));
     match verdict {
         Verdict::Pass => {
             count(Counter::NdpPass);
@@ -34,13 +33,13 @@ pub(crate) fn ndp_proxy(ctx: TcContext) -> i32 {
         }
         Verdict::Drop(reason) => {
             count(reason);
-            event!(&ctx, "ndp_proxy: solicitation dropped, reason {}", reason as u32);
+            event!(ctx, "ndp_proxy: solicitation dropped, reason {}", reason as u32);
             DROP
         }
-        Verdict::Answer(answer) => match answer::send(&skb, &answer) {
+        Verdict::Answer(answer) => match answer::send(skb, &answer) {
             Some(verdict) => {
                 count(answer.counter);
-                event!(&ctx, "ndp_proxy: {:i} is here, to {:i}", answer.target.octets(), answer.to.octets());
+                event!(ctx, "ndp_proxy: {:i} is here, to {:i}", answer.target.octets(), answer.to.octets());
                 verdict
             }
             None => {

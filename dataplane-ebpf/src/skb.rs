@@ -42,6 +42,13 @@ impl Skb {
         unsafe { (*self.skb).ifindex }
     }
 
+    /// The EtherType in wire order, as the kernel has read it: behind a VLAN tag that it took off.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u16 {
+        // SAFETY: as for `ifindex`.
+        unsafe { (*self.skb).protocol as u16 }
+    }
+
     /// Makes the first `bytes` of the packet, or all of a shorter one, directly readable. False if the
     /// kernel has no memory for it.
     #[inline(always)]

@@ -10,11 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dataplane_core::{Action, Guard, Masquerade, Op, Place, Program};
+use dataplane_core::{Action, Guard, Masquerade, Op, Place};
 use thiserror::Error;
 
 use crate::{
-    BpfError, Dataplane, NftError, ProgramName, StateError,
+    BpfError, Dataplane, NftError, StateError,
     bpf::{Bpf, GuardEntry, MasqueradeConfig},
     netlink::{Netlink, NetlinkError, index_of},
     netns, nft, observe, sysctl,
@@ -316,8 +316,8 @@ async fn apply_netlink(netlink: &Netlink, action: &Action) -> Result<(), ApplyEr
 
 fn apply_bpf(bpf: &mut Bpf, action: &Action) -> Result<(), ApplyError> {
     match action {
-        Action::Attach { program, dev } => bpf.attach(program_name(*program), index_of(dev)?, dev)?,
-        Action::Detach { program, dev } => bpf.detach(program_name(*program), dev)?,
+        Action::Attach { program, dev } => bpf.attach(*program, index_of(dev)?, dev)?,
+        Action::Detach { program, dev } => bpf.detach(*program, dev)?,
         Action::NdpSet { address, mac } => bpf.set_local_pod(*address, mac.0)?,
         Action::NdpDelete { address } => bpf.remove_local_pod(*address)?,
         Action::GuardSet { dev, guard } => bpf.set_guard(index_of(dev)?, guard_entry(guard))?,
@@ -336,15 +336,6 @@ fn guarded_index(dev: &str) -> Result<u32, NetlinkError> {
     match index_of(dev) {
         Err(error) => dev.strip_prefix("if").and_then(|index| index.parse().ok()).ok_or(error),
         index => index,
-    }
-}
-
-fn program_name(program: Program) -> ProgramName {
-    match program {
-        Program::NdpProxy => ProgramName::NdpProxy,
-        Program::MasqueradeIngress => ProgramName::MasqueradeIngress,
-        Program::MasqueradeEgress => ProgramName::MasqueradeEgress,
-        Program::PodGuard => ProgramName::PodGuard,
     }
 }
 

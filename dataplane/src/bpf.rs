@@ -17,83 +17,28 @@ mod settings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    io,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use aya::{
     Ebpf, EbpfError,
     maps::MapError,
-    programs::{ProgramError, SchedClassifier, TcAttachType, tc::TcError},
+    programs::{ProgramError, SchedClassifier, tc::TcError},
 };
+pub use dataplane_core::Program;
 use ipnetwork::Ipv4Network;
 use thiserror::Error;
 
 /// The object as built for this agent, aligned for aya's ELF parser.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hextet.o"));
 
-/// A program of the object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ProgramName {
-    /// Uplink ingress: answers neighbour solicitations for the node's pods.
-    NdpProxy,
-    /// Uplink ingress: undoes the translation of replies to pods.
-    MasqueradeIngress,
-    /// Uplink egress: gives packets of pods the node's IPv4 address.
-    MasqueradeEgress,
-    /// Ingress of a pod's host-side veth: lets through what a pod may send.
-    PodGuard,
-}
-
-impl ProgramName {
-    /// Every program, in the order in which they are loaded.
-    pub const ALL: [ProgramName; 4] =
-        [Self::NdpProxy, Self::MasqueradeIngress, Self::MasqueradeEgress, Self::PodGuard];
-
-    /// The name in the object, in pins, in filters and in counters.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NdpProxy => "ndp_proxy",
-            Self::MasqueradeIngress => "masquerade_ingress",
-            Self::MasqueradeEgress => "masquerade_egress",
-            Self::PodGuard => "pod_guard",
-        }
-    }
-
-    fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::MasqueradeEgress => TcAttachType::Egress,
-            _ => TcAttachType::Ingress,
-        }
-    }
-}
-
-impl fmt::Display for ProgramName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for ProgramName {
-    type Err = UnknownProgram;
-
-    fn from_str(name: &str) -> Result<Self, UnknownProgram> {
-        Self::ALL.into_iter().find(|p| p.as_str() == name).ok_or_else(|| UnknownProgram(name.to_owned()))
-    }
-}
-
-/// A name that no program of the object has.
-#[derive(Debug, Error)]
-#[error("no BPF program is called {0:?}")]
-pub struct UnknownProgram(pub String);
-
 /// A program of this build on a live interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attachment {
     /// The program.
-    pub program: ProgramName,
+    pub program: Program,
     /// The interface's name.
     pub ifname: String,
     /// The interface's index.
@@ -133,11 +78,11 @@ pub struct MasqueradeConfig {
     pub pod_ipv4: Ipv4Network,
 }
 
-/// One counter of one program, summed over the CPUs.
+/// One counter of the programs, summed over the CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counter {
-    /// The program that counts.
-    pub program: ProgramName,
+    /// What counts: the NDP proxy, a half of the masquerade, the guard.
+    pub part: &'static str,
     /// The verdict or the reason of a drop.
     pub name: &'static str,
     /// How often.
@@ -195,7 +140,7 @@ pub enum BpfError {
     #[error("the kernel refused the BPF program {program}: {log}")]
     Verifier {
         /// The program.
-        program: ProgramName,
+        program: Program,
         /// The last lines of the verifier's log.
         log: String,
         /// Its error number.
@@ -206,7 +151,7 @@ pub enum BpfError {
     #[error("cannot use the BPF program {program}")]
     Program {
         /// The program.
-        program: ProgramName,
+        program: Program,
         /// Why it failed.
         #[source]
         source: Box<ProgramError>,
@@ -217,7 +162,7 @@ pub enum BpfError {
         /// What was tried.
         action: &'static str,
         /// The program.
-        program: ProgramName,
+        program: Program,
         /// The interface.
         ifname: String,
         /// Why it failed.
@@ -292,7 +237,7 @@ pub struct Bpf {
     hook: Hook,
     object: Ebpf,
     /// By program, the tag of its instructions in this build.
-    tags: BTreeMap<ProgramName, u64>,
+    tags: BTreeMap<Program, u64>,
 }
 
 impl Bpf {
@@ -340,7 +285,7 @@ impl Bpf {
     ///
     /// # Errors
     /// [`BpfError::Attach`].
-    pub fn attach(&mut self, program: ProgramName, ifindex: u32, ifname: &str) -> Result<(), BpfError> {
+    pub fn attach(&mut self, program: Program, ifindex: u32, ifname: &str) -> Result<(), BpfError> {
         let (hook, pins) = (self.hook, self.pins.clone());
         let place = attach::Place { pins: &pins, program, ifindex, ifname };
         let classifier = self.program(program)?;
@@ -356,7 +301,7 @@ impl Bpf {
     ///
     /// # Errors
     /// [`BpfError::Attach`].
-    pub fn detach(&mut self, program: ProgramName, ifname: &str) -> Result<(), BpfError> {
+    pub fn detach(&mut self, program: Program, ifname: &str) -> Result<(), BpfError> {
         attach::detach(&self.pins, program, ifname).map_err(|source| BpfError::Attach {
             action: "detach",
             program,
@@ -461,7 +406,7 @@ impl Bpf {
         log::spawn(&mut self.object)
     }
 
-    fn program(&mut self, program: ProgramName) -> Result<&mut SchedClassifier, BpfError> {
+    fn program(&mut self, program: Program) -> Result<&mut SchedClassifier, BpfError> {
         object::program(&mut self.object, program)
     }
 }

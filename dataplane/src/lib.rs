@@ -33,7 +33,7 @@ use std::{io, path::PathBuf};
 use thiserror::Error;
 
 pub use apply::ApplyError;
-pub use bpf::{BpfError, Counter, ProgramName};
+pub use bpf::{BpfError, Counter};
 pub use changes::{Changes, ChangesError};
 pub use dataplane_core::{
     Desired, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown,

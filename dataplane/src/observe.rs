@@ -9,14 +9,14 @@ use std::{
 
 use dataplane_core::{
     Address, Desired, Guard, Mac, Masquerade, MasqueradeBackend, Observed, ObservedBpf, ObservedPod,
-    ObservedUplink, POD_IF, PROTOCOL, PROTOCOL_NAME, Program, ProtocolName, Stack, node_sysctl_keys,
-    pod_sysctl_keys, veth_sysctl_keys,
+    ObservedUplink, POD_IF, PROTOCOL, PROTOCOL_NAME, ProtocolName, Stack, node_sysctl_keys, pod_sysctl_keys,
+    veth_sysctl_keys,
 };
 use hextet_address::PodLink;
 use thiserror::Error;
 
 use crate::{
-    BpfError, Dataplane, NftError, ProgramName, StateError,
+    BpfError, Dataplane, NftError, StateError,
     bpf::Bpf,
     multicast,
     netlink::{Device, Netlink, NetlinkError, name_of},
@@ -267,7 +267,7 @@ fn read_sysctls(keys: &[String]) -> BTreeMap<String, String> {
 }
 
 fn observed_bpf(bpf: &Bpf, names: &BTreeMap<u32, String>) -> Result<ObservedBpf, BpfError> {
-    let attachments = bpf.attached()?.into_iter().map(|a| (program(a.program), a.ifname)).collect();
+    let attachments = bpf.attached()?.into_iter().map(|a| (a.program, a.ifname)).collect();
     let ndp = bpf.local_pods()?.into_iter().map(|(address, mac)| (address, Mac(mac))).collect();
     let guards =
         bpf.guards()?.into_iter().map(|(index, entry)| (name_of(names, index), guard(entry))).collect();
@@ -284,14 +284,5 @@ fn guard(entry: crate::bpf::GuardEntry) -> Guard {
         pod_ipv4: entry.pod_ipv4,
         pod_mac: Mac(entry.pod_mac),
         host_mac: Mac(entry.host_mac),
-    }
-}
-
-fn program(name: ProgramName) -> Program {
-    match name {
-        ProgramName::NdpProxy => Program::NdpProxy,
-        ProgramName::MasqueradeIngress => Program::MasqueradeIngress,
-        ProgramName::MasqueradeEgress => Program::MasqueradeEgress,
-        ProgramName::PodGuard => Program::PodGuard,
     }
 }

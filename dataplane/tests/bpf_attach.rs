@@ -11,8 +11,8 @@ use aya::programs::{
     tc::{NlOptions, TcAttachOptions},
 };
 use dataplane::bpf::{
-    Attachment, Bpf, BpfError, BpfOptions, Hook, ProgramName,
-    ProgramName::{MasqueradeEgress, MasqueradeIngress, NdpProxy, PodGuard},
+    Attachment, Bpf, BpfError, BpfOptions, Hook, Program,
+    Program::{PodGuard, UplinkEgress, UplinkIngress},
 };
 use nix::{
     net::if_::if_nametoindex,
@@ -67,12 +67,12 @@ fn open(pins: &Pins, hook: Hook) -> Bpf {
     pins.open_with(&BpfOptions { hook: Some(hook), ..BpfOptions::default() })
 }
 
-fn attach(bpf: &mut Bpf, program: ProgramName, ifname: &str) {
+fn attach(bpf: &mut Bpf, program: Program, ifname: &str) {
     let ifindex = if_nametoindex(ifname).expect("the interface exists");
     bpf.attach(program, ifindex, ifname).unwrap_or_else(|e| panic!("{}", chain(&e)));
 }
 
-fn found(bpf: &Bpf) -> Vec<(ProgramName, String)> {
+fn found(bpf: &Bpf) -> Vec<(Program, String)> {
     let attached = bpf.attached().unwrap_or_else(|e| panic!("{}", chain(&e)));
     attached
         .into_iter()
@@ -83,7 +83,7 @@ fn found(bpf: &Bpf) -> Vec<(ProgramName, String)> {
         .collect()
 }
 
-fn on(program: ProgramName, ifname: &str) -> (ProgramName, String) {
+fn on(program: Program, ifname: &str) -> (Program, String) {
     (program, ifname.to_owned())
 }
 
@@ -93,12 +93,7 @@ fn programs_outlive_the_agent_and_are_found_again() {
         alone("attach-survives", |pins| {
             let mut bpf = open(pins, hook);
             assert_eq!(found(&bpf), []);
-            let all = [
-                on(NdpProxy, "hxA-a"),
-                on(MasqueradeIngress, "hxA-a"),
-                on(MasqueradeEgress, "hxA-a"),
-                on(PodGuard, "hxA-b"),
-            ];
+            let all = [on(UplinkIngress, "hxA-a"), on(UplinkEgress, "hxA-a"), on(PodGuard, "hxA-b")];
             for (program, ifname) in &all {
                 attach(&mut bpf, *program, ifname);
             }
@@ -112,8 +107,8 @@ fn programs_outlive_the_agent_and_are_found_again() {
                 attach(&mut bpf, *program, ifname);
             }
             assert_eq!(found(&bpf), all, "{hook:?}: attaching again changes nothing");
-            bpf.detach(NdpProxy, "hxA-a").unwrap();
-            bpf.detach(NdpProxy, "hxA-a").unwrap();
+            bpf.detach(UplinkIngress, "hxA-a").unwrap();
+            bpf.detach(UplinkIngress, "hxA-a").unwrap();
             assert_eq!(found(&bpf), all[1..], "{hook:?}");
         });
     }
@@ -126,19 +121,19 @@ fn another_builds_program_is_not_ours_and_is_replaced() {
     }
     alone("attach-replaces", |pins| {
         let mut bpf = open(pins, Hook::Tcx);
-        // A program of other instructions under the pin of ndp_proxy is what an older build leaves behind.
+        // A program of other instructions under the pin of uplink_ingress is what an older build leaves behind.
         let older: &mut SchedClassifier = bpf.object().program_mut("pod_guard").unwrap().try_into().unwrap();
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = older.attach_with_options("hxA-a", TcAttachType::Ingress, order).unwrap();
         let link: FdLink = older.take_link(id).unwrap().try_into().unwrap();
-        let pin = pins.path().join("v1/link-hxA-a-ndp_proxy");
+        let pin = pins.path().join("v1/link-hxA-a-uplink_ingress");
         link.pin(&pin).unwrap();
         assert_eq!(found(&bpf), []);
-        attach(&mut bpf, NdpProxy, "hxA-a");
-        assert_eq!(found(&bpf), [on(NdpProxy, "hxA-a")]);
+        attach(&mut bpf, UplinkIngress, "hxA-a");
+        assert_eq!(found(&bpf), [on(UplinkIngress, "hxA-a")]);
         let (_, programs) = SchedClassifier::query_tcx("hxA-a", TcAttachType::Ingress).unwrap();
         let names: Vec<_> = programs.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect();
-        assert_eq!(names, ["ndp_proxy"], "replaced in its place");
+        assert_eq!(names, ["uplink_ingress"], "replaced in its place");
     });
 }
 
@@ -172,7 +167,7 @@ fn taking_down_leaves_the_interface_as_it_was() {
     for hook in hooks("attach teardown") {
         alone("attach-teardown", |pins| {
             let mut bpf = open(pins, hook);
-            for program in [NdpProxy, MasqueradeIngress, MasqueradeEgress] {
+            for program in [UplinkIngress, UplinkEgress] {
                 attach(&mut bpf, program, "hxA-a");
             }
             drop(bpf);
@@ -194,12 +189,13 @@ fn filters_and_qdiscs_of_others_stay() {
     alone("attach-foreign", |pins| {
         let mut bpf = open(pins, Hook::Clsact);
         tc("qdisc add dev hxA-a clsact");
-        let theirs: &mut SchedClassifier = bpf.object().program_mut("ndp_proxy").unwrap().try_into().unwrap();
+        let theirs: &mut SchedClassifier =
+            bpf.object().program_mut("uplink_ingress").unwrap().try_into().unwrap();
         let options = TcAttachOptions::Netlink(NlOptions { priority: 77, ..NlOptions::default() });
         let id = theirs.attach_with_options("hxA-a", TcAttachType::Ingress, options).unwrap();
         std::mem::forget(theirs.take_link(id).unwrap());
         assert_eq!(found(&bpf), [], "the priority is not ours");
-        attach(&mut bpf, NdpProxy, "hxA-a");
+        attach(&mut bpf, UplinkIngress, "hxA-a");
         let filters = tc("filter show dev hxA-a ingress");
         assert!(filters.contains("pref 77 ") && filters.contains("pref 4678 "), "{filters}");
         drop(bpf);
@@ -222,8 +218,8 @@ fn a_folder_on_another_file_system_is_refused_with_the_way_out() {
 fn an_interface_that_is_not_there_is_named() {
     alone("attach-none", |pins| {
         let mut bpf = pins.open();
-        let error = bpf.attach(NdpProxy, 999, "hxA-none").unwrap_err();
-        assert!(chain(&error).starts_with("cannot attach ndp_proxy on hxA-none: "), "{}", chain(&error));
-        assert!(bpf.detach(NdpProxy, "hxA-none").is_ok());
+        let error = bpf.attach(UplinkIngress, 999, "hxA-none").unwrap_err();
+        assert!(chain(&error).starts_with("cannot attach uplink_ingress on hxA-none: "), "{}", chain(&error));
+        assert!(bpf.detach(UplinkIngress, "hxA-none").is_ok());
     });
 }

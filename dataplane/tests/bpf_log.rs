@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane::bpf::{Bpf, ProgramName::NdpProxy};
+use dataplane::bpf::{Bpf, Program::UplinkIngress};
 use support::*;
 use tracing::Level;
 
@@ -41,7 +41,7 @@ fn provoke(bpf: &mut Bpf) {
     bpf.set_local_pod(pod, [2; 6]).unwrap();
     let host = "fd12::64".parse().unwrap();
     let frame = icmpv6(([2; 6], [4; 6]), host, pod, 255, &solicitation(pod, &[]));
-    assert_eq!(run(bpf, NdpProxy, &frame).0, REDIRECT);
+    assert_eq!(run(bpf, UplinkIngress, &frame).0, REDIRECT);
 }
 
 /// Runs the program twice with a log of the level: with one agent, and with one that adopts its maps.

@@ -1,4 +1,4 @@
-//! `masquerade_egress` and `masquerade_ingress` run by the kernel on crafted frames, and against the host's
+//! The masquerade in `uplink_egress` and `uplink_ingress`, run by the kernel on crafted frames, and against the host's
 //! build of the same logic.
 
 #[path = "bpf/support.rs"]
@@ -14,8 +14,7 @@ use std::{
 };
 
 use dataplane::bpf::{
-    Bpf, BpfOptions, MasqueradeConfig, ProgramName, ProgramName::MasqueradeEgress,
-    ProgramName::MasqueradeIngress, monotonic_ns,
+    Bpf, BpfOptions, MasqueradeConfig, Program, Program::UplinkEgress, Program::UplinkIngress, monotonic_ns,
 };
 use dataplane_common::{
     checksum::sum_bytes,
@@ -66,11 +65,11 @@ fn alone_with(test: &str, options: &BpfOptions, body: impl FnOnce(&Pins, &mut Bp
 }
 
 fn out(bpf: &mut Bpf, frame: &[u8]) -> (i32, Vec<u8>) {
-    run(bpf, MasqueradeEgress, frame)
+    run(bpf, UplinkEgress, frame)
 }
 
 fn back(bpf: &mut Bpf, frame: &[u8]) -> (i32, Vec<u8>) {
-    run(bpf, MasqueradeIngress, frame)
+    run(bpf, UplinkIngress, frame)
 }
 
 fn source_port(frame: &[u8]) -> u16 {
@@ -107,9 +106,9 @@ fn each_protocol_leaves_with_the_nodes_address_and_its_reply_comes_back() {
             let delivered = ipv4(protocol, to, (POD, ports.0), reply);
             assert_eq!(back(bpf, &answer), (NEXT, delivered), "{protocol} in: {:?}", pins.counters());
         }
-        assert_eq!(pins.count(MasqueradeEgress, "new_flow"), 3);
-        assert_eq!(pins.count(MasqueradeEgress, "translated"), 3);
-        assert_eq!(pins.count(MasqueradeIngress, "translated"), 3);
+        assert_eq!(pins.count("masquerade_egress", "new_flow"), 3);
+        assert_eq!(pins.count("masquerade_egress", "translated"), 3);
+        assert_eq!(pins.count("masquerade_ingress", "translated"), 3);
     });
 }
 
@@ -160,8 +159,9 @@ fn what_is_not_of_a_pod_is_left_alone() {
         assert_eq!(back(bpf, &elsewhere), (NEXT, elsewhere.clone()));
         let service = ipv4(TCP, (REMOTE, 80), (NODE, 22), Transport::Tcp(SYN));
         assert_eq!(back(bpf, &service), (NEXT, service.clone()));
-        assert_eq!(pins.count(MasqueradeEgress, "pass"), 3);
-        assert_eq!(pins.count(MasqueradeIngress, "pass"), 3);
+        assert_eq!(pins.count("masquerade_egress", "pass"), 3);
+        assert_eq!(pins.count("masquerade_ingress", "pass"), 2);
+        assert_eq!(pins.count("ndp_proxy", "pass"), 1, "IPv6 is not the masquerade's");
     });
 }
 
@@ -185,9 +185,9 @@ fn no_private_source_leaves_untranslated() {
         ] {
             let mut frame = frame;
             frame.resize(frame.len().max(FRAME_BYTES_MIN), 0);
-            let before = pins.count(MasqueradeEgress, counter);
+            let before = pins.count("masquerade_egress", counter);
             assert_eq!(out(bpf, &frame).0, DROP, "{counter}: {:?}", pins.counters());
-            assert_eq!(pins.count(MasqueradeEgress, counter), before + 1, "{:?}", pins.counters());
+            assert_eq!(pins.count("masquerade_egress", counter), before + 1, "{:?}", pins.counters());
         }
     });
 }
@@ -211,7 +211,7 @@ fn only_the_remote_that_was_written_to_comes_in() {
             let frame = ipv4(UDP, stranger, (NODE, 4000), Transport::Udp);
             assert_eq!(back(bpf, &frame), (NEXT, frame.clone()), "left to the host");
         }
-        assert_eq!(pins.count(MasqueradeIngress, "pass_no_session"), 2);
+        assert_eq!(pins.count("masquerade_ingress", "pass_no_session"), 2);
     });
 }
 
@@ -305,8 +305,8 @@ fn fragments_follow_their_first() {
         reply[20..22].copy_from_slice(&[0, 5]);
         let (_, delivered) = back(bpf, &reply);
         assert_eq!(delivered[30..34], POD.octets());
-        assert_eq!(pins.count(MasqueradeEgress, "translated_fragment"), 1);
-        assert_eq!(pins.count(MasqueradeIngress, "translated_fragment"), 1);
+        assert_eq!(pins.count("masquerade_egress", "translated_fragment"), 1);
+        assert_eq!(pins.count("masquerade_ingress", "translated_fragment"), 1);
     });
 }
 
@@ -372,18 +372,18 @@ fn a_new_flow_takes_the_port_of_a_closed_connection_when_all_are_taken() {
         fill_ports(bpf);
         let frame = ipv4(TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
         assert_eq!(out(bpf, &frame).0, DROP, "all ports live");
-        assert_eq!(pins.count(MasqueradeEgress, "drop_no_port"), 1);
+        assert_eq!(pins.count("masquerade_egress", "drop_no_port"), 1);
         // Half of the ports outside of the host's range are given up; that counts after a second.
         for port in 1024..20_000 {
             let closed = (Ipv4Addr::new(10, 254, 1, 1), port);
             out(bpf, &ipv4(TCP, closed, (REMOTE, 80), Transport::Tcp(RST)));
         }
-        assert_eq!(pins.count(MasqueradeEgress, "reclaimed"), 0);
+        assert_eq!(pins.count("masquerade_egress", "reclaimed"), 0);
         thread::sleep(Duration::from_nanos(TCP_CLOSED_RECLAIM_NS) + Duration::from_millis(100));
         let (verdict, sent) = out(bpf, &frame);
         assert_eq!(verdict, NEXT, "{:?}", pins.counters());
         assert!((1024..20_000).contains(&source_port(&sent)), "{}", source_port(&sent));
-        assert_eq!(pins.count(MasqueradeEgress, "reclaimed"), 1);
+        assert_eq!(pins.count("masquerade_egress", "reclaimed"), 1);
         // The reply is the new flow's, and the one that had the port before gets another or none.
         let answer = ipv4(TCP, (REMOTE, 80), (NODE, source_port(&sent)), Transport::Tcp(SYN_ACK));
         assert_eq!(back(bpf, &answer).1[30..34], POD.octets());
@@ -408,7 +408,7 @@ fn a_full_table_drops_new_flows_and_keeps_the_old() {
             match out(bpf, &frame).0 {
                 NEXT => opened.push(frame),
                 _ => assert_eq!(
-                    pins.count(MasqueradeEgress, "drop_table_full"),
+                    pins.count("masquerade_egress", "drop_table_full"),
                     u64::from(port) + 1 - opened.len() as u64
                 ),
             }
@@ -443,7 +443,7 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
             let (verdict, got) = run(bpf, program, &frame);
             let mut want = frame.clone();
             let decided = match program {
-                MasqueradeEgress => masquerade::egress(&mut want[..], &mut host, &config),
+                UplinkEgress => masquerade::egress(&mut want[..], &mut host, &config),
                 _ => masquerade::ingress(&mut want[..], &mut host, &config),
             };
             let want_verdict = if decided == Verdict::Next { NEXT } else { DROP };
@@ -456,7 +456,7 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
 }
 
 /// One pod only, with few ports: it always gets the port that it has, so there is no randomness in the flows.
-fn mutated(random: &mut Random) -> (ProgramName, Vec<u8>) {
+fn mutated(random: &mut Random) -> (Program, Vec<u8>) {
     let port = 4000 + random.below(8) as u16;
     let remote = [REMOTE, OTHER_REMOTE][random.below(2)];
     let flags = [SYN, ACK, SYN_ACK, RST, 0x11][random.below(5)];
@@ -483,7 +483,7 @@ fn mutated(random: &mut Random) -> (ProgramName, Vec<u8>) {
             frame[at] = random.next() as u8;
         }
     }
-    (if outward { MasqueradeEgress } else { MasqueradeIngress }, frame)
+    (if outward { UplinkEgress } else { UplinkIngress }, frame)
 }
 
 /// An ICMP error that quotes a packet of the flow.

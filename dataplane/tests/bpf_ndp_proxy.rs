@@ -1,11 +1,11 @@
-//! `ndp_proxy` run by the kernel on crafted frames, and against the host's build of the same logic.
+//! The NDP proxy in `uplink_ingress`, run by the kernel on crafted frames, and against the host's build of the same logic.
 
 #[path = "bpf/support.rs"]
 mod support;
 
 use std::net::Ipv6Addr;
 
-use dataplane::bpf::{Bpf, ProgramName::NdpProxy};
+use dataplane::bpf::{Bpf, Program::UplinkIngress};
 use dataplane_common::{
     ipv6::Address,
     ndp::{self, Verdict},
@@ -200,7 +200,6 @@ fn passes() -> Vec<Case> {
         ),
         passed("behind a hop-by-hop header", but(|f| f[20] = 0)),
         passed("version 4 with the EtherType of IPv6", but(|f| f[14] = 0x40)),
-        passed("IPv4", ipv4(17, ([10, 0, 0, 1].into(), 1), ([10, 0, 0, 2].into(), 2), Transport::Udp)),
         passed("ARP", [&[0xff; 6][..], &HOST, &[8, 6], &[0; 28]].concat()),
         passed("nothing behind the IPv6 header", ipv6((GROUP, HOST), host(), group(), 58, 255, &[])),
     ]
@@ -214,10 +213,10 @@ fn the_table_holds() {
     let pins = Pins::new("ndp-table");
     let mut bpf = open(&pins);
     for Case { name, packet, verdict, counter, answer } in [answers(), drops(), passes()].concat_cases() {
-        let before = pins.count(NdpProxy, counter);
-        let (got, out) = run(&mut bpf, NdpProxy, &packet);
+        let before = pins.count("ndp_proxy", counter);
+        let (got, out) = run(&mut bpf, UplinkIngress, &packet);
         assert_eq!(got, verdict, "{name}: verdict; counters {:?}", pins.counters());
-        assert_eq!(pins.count(NdpProxy, counter), before + 1, "{name}: counter {counter}");
+        assert_eq!(pins.count("ndp_proxy", counter), before + 1, "{name}: counter {counter}");
         match answer {
             Some(answer) => assert_eq!(out, answer, "{name}: the frame sent back"),
             None => assert_eq!(out, packet, "{name}: the frame is left as it is"),
@@ -244,7 +243,7 @@ fn every_truncation_of_a_solicitation_is_survived() {
     let mut bpf = open(&pins);
     let whole = ns(&link_layer(1, HOST));
     for n in FRAME_BYTES_MIN..whole.len() {
-        let (verdict, _) = run(&mut bpf, NdpProxy, &whole[..n]);
+        let (verdict, _) = run(&mut bpf, UplinkIngress, &whole[..n]);
         assert_eq!(verdict, if n < 78 { NEXT } else { DROP }, "{n} bytes");
     }
 }
@@ -257,13 +256,13 @@ fn pods_are_answered_for_only_while_they_are_set() {
     let pins = Pins::new("ndp-pods");
     let mut bpf = pins.open();
     let packet = ns(&link_layer(1, HOST));
-    assert_eq!(run(&mut bpf, NdpProxy, &packet).0, NEXT);
+    assert_eq!(run(&mut bpf, UplinkIngress, &packet).0, NEXT);
     bpf.set_local_pod(pod(), UPLINK).unwrap();
-    assert_eq!(run(&mut bpf, NdpProxy, &packet).0, REDIRECT);
+    assert_eq!(run(&mut bpf, UplinkIngress, &packet).0, REDIRECT);
     assert_eq!(bpf.local_pods().unwrap().into_iter().collect::<Vec<_>>(), [(pod(), UPLINK)]);
     bpf.remove_local_pod(pod()).unwrap();
     bpf.remove_local_pod(pod()).unwrap();
-    assert_eq!(run(&mut bpf, NdpProxy, &packet).0, NEXT);
+    assert_eq!(run(&mut bpf, UplinkIngress, &packet).0, NEXT);
 }
 
 /// The same source compiled for the kernel and for the host must do the same with every frame.
@@ -281,7 +280,7 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
     let (mut answers, mut drops) = (0, 0);
     for i in 0..20_000 {
         let frame = mutate(&mut random, &seeds);
-        let (verdict, out) = run(&mut bpf, NdpProxy, &frame);
+        let (verdict, out) = run(&mut bpf, UplinkIngress, &frame);
         let lookup = |target: &Address| (target.octets() == pod().octets()).then_some(UPLINK);
         let (want, want_out) = match ndp::proxy(&frame[..], lookup) {
             Verdict::Pass => (NEXT, frame.clone()),

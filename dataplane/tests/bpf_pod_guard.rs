@@ -5,7 +5,7 @@ mod support;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use dataplane::bpf::{Bpf, GuardEntry, ProgramName::PodGuard};
+use dataplane::bpf::{Bpf, GuardEntry, Program::PodGuard};
 use dataplane_common::{
     guard::{self, Entry, Verdict},
     ipv6::Address,
@@ -176,10 +176,10 @@ fn the_table_holds() {
     let pins = Pins::new("guard-table");
     let mut bpf = open(&pins);
     for (name, counter, packet) in passes().into_iter().chain(drops()) {
-        let before = pins.count(PodGuard, counter);
+        let before = pins.count("pod_guard", counter);
         let (verdict, out) = run(&mut bpf, PodGuard, &packet);
         assert_eq!(verdict, if counter == "pass" { NEXT } else { DROP }, "{name}: {:?}", pins.counters());
-        assert_eq!(pins.count(PodGuard, counter), before + 1, "{name}: {counter}; {:?}", pins.counters());
+        assert_eq!(pins.count("pod_guard", counter), before + 1, "{name}: {counter}; {:?}", pins.counters());
         assert_eq!(out, packet, "{name}: the frame is left as it is");
     }
 }
@@ -203,7 +203,7 @@ fn the_gateway_is_answered_for() {
         let packet = icmpv6(MACS, pod(), to, 255, &solicitation(gateway(), &options));
         assert_eq!(run(&mut bpf, PodGuard, &packet), (REDIRECT, answer.clone()), "to {to}");
     }
-    assert_eq!(pins.count(PodGuard, "answered"), 3);
+    assert_eq!(pins.count("pod_guard", "answered"), 3);
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn an_interface_without_an_entry_passes_nothing() {
     bpf.remove_guard(IFINDEX).unwrap();
     bpf.remove_guard(IFINDEX).unwrap();
     assert_eq!(run(&mut bpf, PodGuard, &tcp(peer())).0, DROP);
-    assert_eq!(pins.count(PodGuard, "drop_no_entry"), 1);
+    assert_eq!(pins.count("pod_guard", "drop_no_entry"), 1);
 }
 
 /// The same source compiled for the kernel and for the host must do the same with every frame.

@@ -19,8 +19,8 @@ use std::{
 };
 
 use dataplane::bpf::{
-    Bpf, GuardEntry, MasqueradeConfig, ProgramName,
-    ProgramName::{MasqueradeEgress, MasqueradeIngress, NdpProxy, PodGuard},
+    Bpf, GuardEntry, MasqueradeConfig, Program,
+    Program::{PodGuard, UplinkEgress, UplinkIngress},
 };
 use nix::{
     net::if_::if_nametoindex,
@@ -129,15 +129,13 @@ fn agent(pins: &Pins) -> Bpf {
         host_mac: HOST_SIDE_MAC,
     };
     bpf.set_guard(if_nametoindex("hxpod").unwrap(), entry).unwrap();
-    for (program, ifname) in
-        [(NdpProxy, "eth0"), (MasqueradeIngress, "eth0"), (MasqueradeEgress, "eth0"), (PodGuard, "hxpod")]
-    {
+    for (program, ifname) in [(UplinkIngress, "eth0"), (UplinkEgress, "eth0"), (PodGuard, "hxpod")] {
         attach(&mut bpf, program, ifname);
     }
     bpf
 }
 
-fn attach(bpf: &mut Bpf, program: ProgramName, ifname: &str) {
+fn attach(bpf: &mut Bpf, program: Program, ifname: &str) {
     let ifindex = if_nametoindex(ifname).unwrap();
     bpf.attach(program, ifindex, ifname).unwrap_or_else(|e| panic!("{}", chain(&e)));
 }
@@ -204,8 +202,8 @@ fn a_lan_host_finds_a_pod_by_neighbour_discovery() {
         String::from_utf8(output.stdout).unwrap()
     });
     assert!(neighbours.contains("lladdr 02:00:00:00:00:11 router"), "{neighbours}");
-    assert!(pins.count(NdpProxy, "answered") >= 1, "{:?}", pins.counters());
-    assert!(pins.count(PodGuard, "answered") >= 1, "the pod asked for its gateway: {:?}", pins.counters());
+    assert!(pins.count("ndp_proxy", "answered") >= 1, "{:?}", pins.counters());
+    assert!(pins.count("pod_guard", "answered") >= 1, "the pod asked for its gateway: {:?}", pins.counters());
     // A host that wants the address for itself learns that it is taken.
     wires.on("host", || shell(&format!("ip addr add {POD}/64 dev eth0")));
     until("DAD fails on the host", || {
@@ -214,7 +212,7 @@ fn a_lan_host_finds_a_pod_by_neighbour_discovery() {
         });
         String::from_utf8(output.stdout).unwrap().contains(POD).then_some(())
     });
-    assert!(pins.count(NdpProxy, "answered_dad") >= 1, "{:?}", pins.counters());
+    assert!(pins.count("ndp_proxy", "answered_dad") >= 1, "{:?}", pins.counters());
     drop(bpf);
 }
 
@@ -245,9 +243,9 @@ fn a_pods_connection_leaves_with_the_nodes_address_and_outlives_the_agent() {
     let bpf = wires.on("node", || agent(&pins));
     transfer(&mut connection);
     let counters = pins.counters();
-    assert_eq!(counters.get(&(MasqueradeEgress, "new_flow")), Some(&1), "{counters:?}");
+    assert_eq!(counters.get(&("masquerade_egress", "new_flow")), Some(&1), "{counters:?}");
     // The guard may have dropped the multicast listener reports of the pod's kernel, which have no source.
-    let dropped = counters.keys().any(|(program, name)| *program != PodGuard && name.starts_with("drop_"));
+    let dropped = counters.keys().any(|(part, name)| *part != "pod_guard" && name.starts_with("drop_"));
     assert!(!dropped, "{counters:?}");
     drop(bpf);
 }
@@ -304,8 +302,8 @@ fn udp_in_fragments_and_icmp_errors_find_their_way() {
             (error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
         });
     });
-    assert!(pins.count(MasqueradeIngress, "translated_error") >= 1, "{:?}", pins.counters());
-    assert!(pins.count(MasqueradeEgress, "translated_fragment") >= 5, "{:?}", pins.counters());
+    assert!(pins.count("masquerade_ingress", "translated_error") >= 1, "{:?}", pins.counters());
+    assert!(pins.count("masquerade_egress", "translated_fragment") >= 5, "{:?}", pins.counters());
     drop(bpf);
 }
 
@@ -327,7 +325,7 @@ fn a_pod_with_another_address_gets_nowhere() {
         let v6 = UdpSocket::bind("[fd12:3456:789a:1::bad]:5000").unwrap();
         let _ = v6.send_to(b"?", "[fd12:3456:789a:ffff::64]:7");
     });
-    until("both are dropped", || (pins.count(PodGuard, "drop_source_address") >= 2).then_some(()));
-    assert_eq!(pins.count(MasqueradeEgress, "new_flow"), 0, "{:?}", pins.counters());
+    until("both are dropped", || (pins.count("pod_guard", "drop_source_address") >= 2).then_some(()));
+    assert_eq!(pins.count("masquerade_egress", "new_flow"), 0, "{:?}", pins.counters());
     drop(bpf);
 }

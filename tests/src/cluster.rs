@@ -368,7 +368,7 @@ impl Testbed {
         let json = self.netctl_on(node, &["node", "counters", "-o", "json"])?.success()?;
         let rows = json_rows(&json, "counters")?;
         let number = |row: &Value| row.get("count").and_then(Value::as_u64).unwrap_or_default();
-        let key = |row: &Value| (text(row, &["program"]), text(row, &["counter"]));
+        let key = |row: &Value| (text(row, &["part"]), text(row, &["counter"]));
         Ok(rows.iter().map(|row| (key(row), number(row))).collect())
     }
 

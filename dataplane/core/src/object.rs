@@ -98,14 +98,31 @@ pub struct Neighbour {
 /// A BPF program of Hextet's object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Program {
-    /// Uplink ingress: answers neighbour solicitations for pods.
-    NdpProxy,
-    /// Uplink ingress: undoes the translation of replies.
-    MasqueradeIngress,
+    /// Uplink ingress: answers neighbour solicitations for pods, undoes the translation of replies to them.
+    UplinkIngress,
     /// Uplink egress: translates what pods send.
-    MasqueradeEgress,
+    UplinkEgress,
     /// Host side of a pod's link, ingress: checks what the pod sends.
     PodGuard,
+}
+
+impl Program {
+    /// Every program, in the order in which they are loaded.
+    pub const ALL: [Program; 3] = [Self::UplinkIngress, Self::UplinkEgress, Self::PodGuard];
+
+    /// The name in the object, in pins and in filters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UplinkIngress => "uplink_ingress",
+            Self::UplinkEgress => "uplink_egress",
+            Self::PodGuard => "pod_guard",
+        }
+    }
+
+    /// The program of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|program| program.as_str() == name)
+    }
 }
 
 /// What a pod's guard lets through.
@@ -202,12 +219,7 @@ impl fmt::Display for Neighbour {
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NdpProxy => "ndp_proxy",
-            Self::MasqueradeIngress => "masquerade_ingress",
-            Self::MasqueradeEgress => "masquerade_egress",
-            Self::PodGuard => "pod_guard",
-        })
+        f.write_str(self.as_str())
     }
 }
 

@@ -210,12 +210,10 @@ fn masquerade(desired: &Desired) -> Option<Masquerade> {
 }
 
 fn uplink_programs(desired: &Desired) -> BTreeSet<(Program, String)> {
-    let ndp = (desired.ndp == NdpBackend::Ebpf).then_some(Program::NdpProxy);
-    let translate = masquerade(desired).map(|_| [Program::MasqueradeIngress, Program::MasqueradeEgress]);
-    ndp.into_iter()
-        .chain(translate.into_iter().flatten())
-        .map(|program| (program, desired.uplink.name.clone()))
-        .collect()
+    let translates = masquerade(desired).is_some();
+    let ingress = (translates || desired.ndp == NdpBackend::Ebpf).then_some(Program::UplinkIngress);
+    let egress = translates.then_some(Program::UplinkEgress);
+    ingress.into_iter().chain(egress).map(|program| (program, desired.uplink.name.clone())).collect()
 }
 
 /// The sysctls of the node, in the order in which they must be set.

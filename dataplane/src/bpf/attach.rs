@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     programs::{
-        LinkOrder, ProgramError, ProgramInfo, SchedClassifier,
+        LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
     },
@@ -19,7 +19,7 @@ use aya::{
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    AttachError, Attachment, BpfError, Hook, ProgramName,
+    AttachError, Attachment, BpfError, Hook, Program,
     filter::{self, Filter},
     pins,
 };
@@ -27,16 +27,18 @@ use super::{
 /// Where a program goes.
 pub(super) struct Place<'a> {
     pub(super) pins: &'a Path,
-    pub(super) program: ProgramName,
+    pub(super) program: Program,
     pub(super) ifindex: u32,
     pub(super) ifname: &'a str,
 }
 
-/// The priority of our filters: low numbers come first, and these leave room on both sides.
-fn priority(program: ProgramName) -> u16 {
+/// The priority of our filters: low numbers come first, and this leaves room on both sides.
+const PRIORITY: u16 = 4_678;
+
+fn attach_type(program: Program) -> TcAttachType {
     match program {
-        ProgramName::NdpProxy => 4_678,
-        ProgramName::MasqueradeIngress | ProgramName::MasqueradeEgress | ProgramName::PodGuard => 4_679,
+        Program::UplinkEgress => TcAttachType::Egress,
+        Program::UplinkIngress | Program::PodGuard => TcAttachType::Ingress,
     }
 }
 
@@ -65,7 +67,7 @@ fn attach_tcx(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<(),
         remove_pin(&pin)?;
     }
     let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = classifier.attach_with_options(place.ifname, place.program.attach_type(), order)?;
+    let id = classifier.attach_with_options(place.ifname, attach_type(place.program), order)?;
     let link: FdLink = classifier.take_link(id)?.try_into().map_err(pin_failed(&pin))?;
     link.pin(&pin).map(mem::drop).map_err(pin_failed(&pin))
 }
@@ -99,14 +101,14 @@ fn remove_pin(pin: &Path) -> Result<(), AttachError> {
 }
 
 /// Whether the link still holds its program on the interface of that name.
-fn is_on(link: &FdLink, program: ProgramName, ifname: &str) -> Result<bool, AttachError> {
+fn is_on(link: &FdLink, program: Program, ifname: &str) -> Result<bool, AttachError> {
     let id = link.info().map_err(|e| AttachError::Filters(io::Error::other(e)))?.program_id();
     Ok(on_interface(program, ifname)?.iter().any(|info| info.id() == id))
 }
 
 /// The TCX programs where `program` belongs; none when there is no such interface or no TCX.
-fn on_interface(program: ProgramName, ifname: &str) -> Result<Vec<ProgramInfo>, AttachError> {
-    match SchedClassifier::query_tcx(ifname, program.attach_type()) {
+fn on_interface(program: Program, ifname: &str) -> Result<Vec<ProgramInfo>, AttachError> {
+    match SchedClassifier::query_tcx(ifname, attach_type(program)) {
         Ok((_, programs)) => Ok(programs),
         // No interface of that name.
         Err(ProgramError::TcError(TcError::IoError(_))) => Ok(Vec::new()),
@@ -119,14 +121,14 @@ fn on_interface(program: ProgramName, ifname: &str) -> Result<Vec<ProgramInfo>, 
 }
 
 fn attach_clsact(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<(), AttachError> {
-    let attach_type = place.program.attach_type();
+    let direction = attach_type(place.program);
     let mut ours = ours(place.program, place.ifindex)?;
     let id = match ours.pop() {
         Some(old) => {
             // The kernel replaces the program of a filter in one step.
             let link = SchedClassifierLink::attached(
                 place.ifname,
-                attach_type,
+                direction,
                 old.priority,
                 TcHandle::from(old.handle),
                 None,
@@ -136,8 +138,8 @@ fn attach_clsact(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<
         }
         None => {
             add_qdisc(place)?;
-            let options = NlOptions { priority: priority(place.program), ..NlOptions::default() };
-            classifier.attach_with_options(place.ifname, attach_type, TcAttachOptions::Netlink(options))?
+            let options = NlOptions { priority: PRIORITY, ..NlOptions::default() };
+            classifier.attach_with_options(place.ifname, direction, TcAttachOptions::Netlink(options))?
         }
     };
     // Dropped, it would remove the filter.
@@ -149,9 +151,9 @@ fn attach_clsact(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<
 }
 
 /// Our filters for the program: by its name and priority.
-fn ours(program: ProgramName, ifindex: u32) -> Result<Vec<Filter>, AttachError> {
-    let mut filters = filter::list(ifindex, program.attach_type()).map_err(AttachError::Filters)?;
-    filters.retain(|f| f.name == program.as_str() && f.priority == priority(program));
+fn ours(program: Program, ifindex: u32) -> Result<Vec<Filter>, AttachError> {
+    let mut filters = filter::list(ifindex, attach_type(program)).map_err(AttachError::Filters)?;
+    filters.retain(|f| f.name == program.as_str() && f.priority == PRIORITY);
     Ok(filters)
 }
 
@@ -168,16 +170,13 @@ fn add_qdisc(place: &Place<'_>) -> Result<(), AttachError> {
     }
 }
 
-pub(super) fn attached(
-    pins: &Path,
-    tags: &BTreeMap<ProgramName, u64>,
-) -> Result<BTreeSet<Attachment>, BpfError> {
+pub(super) fn attached(pins: &Path, tags: &BTreeMap<Program, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
     let mut attached = attached_tcx(pins, tags)?;
     attached.extend(attached_clsact(tags)?);
     Ok(attached)
 }
 
-fn attached_tcx(pins: &Path, tags: &BTreeMap<ProgramName, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
+fn attached_tcx(pins: &Path, tags: &BTreeMap<Program, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
     let links = pins::links(pins).map_err(|source| BpfError::Path {
         action: "read",
         path: pins.to_owned(),
@@ -195,28 +194,23 @@ fn attached_tcx(pins: &Path, tags: &BTreeMap<ProgramName, u64>) -> Result<BTreeS
     Ok(attached)
 }
 
-fn find_failed(program: ProgramName, ifname: &str) -> impl FnOnce(AttachError) -> BpfError {
+fn find_failed(program: Program, ifname: &str) -> impl FnOnce(AttachError) -> BpfError {
     let ifname = ifname.to_owned();
     move |source| BpfError::Attach { action: "find", program, ifname, source }
 }
 
 /// Whether the pinned link is on the interface with the program of this build.
-fn is_attached(
-    program: ProgramName,
-    ifname: &str,
-    pin: &Path,
-    tag: Option<u64>,
-) -> Result<bool, AttachError> {
+fn is_attached(program: Program, ifname: &str, pin: &Path, tag: Option<u64>) -> Result<bool, AttachError> {
     let Some(link) = pinned(pin)? else { return Ok(false) };
     let id = link.info().map_err(|e| AttachError::Filters(io::Error::other(e)))?.program_id();
     let found = on_interface(program, ifname)?;
     Ok(found.iter().any(|info| info.id() == id && Some(info.tag()) == tag))
 }
 
-fn attached_clsact(tags: &BTreeMap<ProgramName, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
+fn attached_clsact(tags: &BTreeMap<Program, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
     let mut attached = BTreeSet::new();
     for (ifindex, ifname) in interfaces_with_clsact()? {
-        for program in ProgramName::ALL {
+        for program in Program::ALL {
             let ours = ours(program, ifindex).map_err(find_failed(program, &ifname))?;
             if ours.iter().any(|f| f.tag.is_some() && f.tag == tags.get(&program).copied()) {
                 attached.insert(Attachment { program, ifname: ifname.clone(), ifindex });
@@ -234,7 +228,7 @@ fn interfaces_with_clsact() -> Result<Vec<(u32, String)>, BpfError> {
     Ok(indices.into_iter().filter_map(named).collect())
 }
 
-pub(super) fn detach(pins: &Path, program: ProgramName, ifname: &str) -> Result<(), AttachError> {
+pub(super) fn detach(pins: &Path, program: Program, ifname: &str) -> Result<(), AttachError> {
     // The link's last reference is its pin: removing it detaches.
     remove_pin(&pins::link(pins, program, ifname))?;
     let Ok(ifindex) = if_nametoindex(ifname) else {
@@ -271,11 +265,11 @@ fn remove_mark(pins: &Path, ifname: &str) -> Result<(), AttachError> {
 /// Detaches all programs whose pins are in the folder, and all our filters in this network namespace. Goes
 /// on after a failure.
 pub(super) fn detach_all(pins: &Path) -> Vec<BpfError> {
-    let mut places: BTreeSet<(ProgramName, String)> =
+    let mut places: BTreeSet<(Program, String)> =
         pins::links(pins).unwrap_or_default().into_iter().map(|(p, ifname, _)| (p, ifname)).collect();
     let with_filters = interfaces_with_clsact().unwrap_or_default().into_iter().map(|(_, ifname)| ifname);
     for ifname in with_filters.chain(pins::marked_qdiscs(pins).unwrap_or_default()) {
-        places.extend(ProgramName::ALL.map(|program| (program, ifname.clone())));
+        places.extend(Program::ALL.map(|program| (program, ifname.clone())));
     }
     places
         .into_iter()

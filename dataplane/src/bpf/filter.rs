@@ -254,7 +254,7 @@ mod tests {
     }
 
     fn filter_message() -> Vec<u8> {
-        let mut options = attr(TCA_BPF_NAME, b"ndp_proxy\0");
+        let mut options = attr(TCA_BPF_NAME, b"uplink_ingress\0");
         options.extend(attr(TCA_BPF_TAG, &[1, 2, 3, 4, 5, 6, 7, 8]));
         let mut body = vec![0, 0, 0, 0];
         for word in [7_u32, 1, CLSACT_MAJOR | MIN_INGRESS, 4_678 << 16 | 0x0300] {
@@ -276,7 +276,7 @@ mod tests {
         let messages = split(&datagram);
         assert_eq!(messages.len(), 2);
         let filter = messages[1].filter().unwrap();
-        assert_eq!((filter.name.as_str(), filter.priority, filter.handle), ("ndp_proxy", 4_678, 1));
+        assert_eq!((filter.name.as_str(), filter.priority, filter.handle), ("uplink_ingress", 4_678, 1));
         assert_eq!(filter.tag, Some(0x0102_0304_0506_0708));
         assert_eq!(messages[1].ifindex(), Some(7));
     }

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, io, path::Path};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    programs::{Program, ProgramError, SchedClassifier},
+    programs::{ProgramError, SchedClassifier},
 };
 
-use super::{BpfError, OBJECT, ProgramName};
+use super::{BpfError, OBJECT, Program};
 
 /// Lines of the verifier's log that an error shows: the last ones hold the reason.
 const VERIFIER_LINES_MAX: usize = 12;
@@ -28,8 +28,8 @@ pub(super) fn load(pins: &Path, capacities: &BTreeMap<&'static str, u32>) -> Res
 }
 
 /// Has the kernel verify every program. Returns their tags.
-pub(super) fn load_programs(object: &mut Ebpf) -> Result<BTreeMap<ProgramName, u64>, BpfError> {
-    ProgramName::ALL
+pub(super) fn load_programs(object: &mut Ebpf) -> Result<BTreeMap<Program, u64>, BpfError> {
+    Program::ALL
         .into_iter()
         .map(|name| {
             let classifier = program(object, name)?;
@@ -42,15 +42,15 @@ pub(super) fn load_programs(object: &mut Ebpf) -> Result<BTreeMap<ProgramName, u
         .collect()
 }
 
-pub(super) fn program(object: &mut Ebpf, name: ProgramName) -> Result<&mut SchedClassifier, BpfError> {
+pub(super) fn program(object: &mut Ebpf, name: Program) -> Result<&mut SchedClassifier, BpfError> {
     let missing = || BpfError::Program { program: name, source: Box::new(ProgramError::NotLoaded) };
     match object.program_mut(name.as_str()) {
-        Some(Program::SchedClassifier(classifier)) => Ok(classifier),
+        Some(aya::programs::Program::SchedClassifier(classifier)) => Ok(classifier),
         _ => Err(missing()),
     }
 }
 
-fn refused(program: ProgramName, error: ProgramError) -> BpfError {
+fn refused(program: Program, error: ProgramError) -> BpfError {
     match error {
         ProgramError::LoadError { io_error, .. }
             if io_error.kind() == io::ErrorKind::PermissionDenied

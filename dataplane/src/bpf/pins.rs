@@ -9,7 +9,7 @@ use std::{
 use dataplane_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{BpfError, ProgramName, attach};
+use super::{BpfError, Program, attach};
 
 /// The folder of this layout's pins.
 pub(super) fn layout(dir: &Path) -> PathBuf {
@@ -32,7 +32,7 @@ pub(super) fn prepare(dir: &Path) -> Result<PathBuf, BpfError> {
 }
 
 /// The pin of a link.
-pub(super) fn link(pins: &Path, program: ProgramName, ifname: &str) -> PathBuf {
+pub(super) fn link(pins: &Path, program: Program, ifname: &str) -> PathBuf {
     pins.join(format!("link-{ifname}-{program}"))
 }
 
@@ -42,13 +42,13 @@ pub(super) fn qdisc_mark(pins: &Path, ifname: &str) -> PathBuf {
 }
 
 /// The links pinned in the folder: program, interface, pin.
-pub(super) fn links(pins: &Path) -> io::Result<Vec<(ProgramName, String, PathBuf)>> {
+pub(super) fn links(pins: &Path) -> io::Result<Vec<(Program, String, PathBuf)>> {
     Ok(names(pins)?
         .into_iter()
         .filter_map(|name| {
             // An interface's name may hold a dash, a program's does not.
             let (ifname, program) = name.strip_prefix("link-")?.rsplit_once('-')?;
-            Some((program.parse().ok()?, ifname.to_owned(), pins.join(&name)))
+            Some((Program::named(program)?, ifname.to_owned(), pins.join(&name)))
         })
         .collect())
 }
@@ -121,14 +121,14 @@ mod tests {
     #[test]
     fn pins_of_links_are_told_from_others_and_interfaces_may_hold_dashes() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["link-br-lan0-ndp_proxy", "link-eth0-pod_guard", "link-eth0-other", "COUNTERS"] {
+        for name in ["link-br-lan0-uplink_ingress", "link-eth0-pod_guard", "link-eth0-other", "COUNTERS"] {
             fs::write(dir.path().join(name), "").unwrap();
         }
         fs::create_dir(dir.path().join("clsact-eth0")).unwrap();
         let mut found = links(dir.path()).unwrap();
         found.sort();
         let found: Vec<_> = found.iter().map(|(p, i, _)| (p.as_str(), i.as_str())).collect();
-        assert_eq!(found, [("ndp_proxy", "br-lan0"), ("pod_guard", "eth0")]);
+        assert_eq!(found, [("uplink_ingress", "br-lan0"), ("pod_guard", "eth0")]);
         assert_eq!(marked_qdiscs(dir.path()).unwrap(), ["eth0"]);
     }
 

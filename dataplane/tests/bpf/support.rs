@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use dataplane::bpf::{Bpf, BpfOptions, ProgramName};
+use dataplane::bpf::{Bpf, BpfOptions, Program};
 use dataplane_common::checksum::{Sum, sum_bytes};
 
 /// Verdict: on to the kernel.
@@ -62,15 +62,15 @@ impl Pins {
     }
 
     /// The counters that are not zero.
-    pub(crate) fn counters(&self) -> BTreeMap<(ProgramName, &'static str), u64> {
+    pub(crate) fn counters(&self) -> BTreeMap<(&'static str, &'static str), u64> {
         let counters = Bpf::counters(&self.0).expect("the counters are pinned");
-        counters.into_iter().filter(|c| c.count != 0).map(|c| ((c.program, c.name), c.count)).collect()
+        counters.into_iter().filter(|c| c.count != 0).map(|c| ((c.part, c.name), c.count)).collect()
     }
 
-    pub(crate) fn count(&self, program: ProgramName, name: &str) -> u64 {
+    pub(crate) fn count(&self, part: &str, name: &str) -> u64 {
         let counters = Bpf::counters(&self.0).expect("the counters are pinned");
-        let found = counters.iter().find(|c| c.program == program && c.name == name);
-        found.unwrap_or_else(|| panic!("{program} has no counter {name}")).count
+        let found = counters.iter().find(|c| c.part == part && c.name == name);
+        found.unwrap_or_else(|| panic!("{part} has no counter {name}")).count
     }
 }
 
@@ -111,7 +111,7 @@ fn mount_bpffs() {
 }
 
 /// Runs a program on a frame: verdict and frame afterwards.
-pub(crate) fn run(bpf: &mut Bpf, program: ProgramName, frame: &[u8]) -> (i32, Vec<u8>) {
+pub(crate) fn run(bpf: &mut Bpf, program: Program, frame: &[u8]) -> (i32, Vec<u8>) {
     let classifier: &mut SchedClassifier = bpf
         .object()
         .program_mut(program.as_str())

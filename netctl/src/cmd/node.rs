@@ -142,19 +142,19 @@ impl Args {
     }
 }
 
-/// One counter of one program.
+/// One counter of the BPF programs.
 #[derive(Debug, Serialize)]
 struct CounterRow {
-    program: String,
+    part: &'static str,
     counter: &'static str,
     count: u64,
 }
 
 impl Row for CounterRow {
-    const HEADER: &'static [&'static str] = &["PROGRAM", "COUNTER", "COUNT"];
+    const HEADER: &'static [&'static str] = &["PART", "COUNTER", "COUNT"];
 
     fn cells(&self) -> Vec<String> {
-        vec![self.program.clone(), self.counter.to_owned(), self.count.to_string()]
+        vec![self.part.to_owned(), self.counter.to_owned(), self.count.to_string()]
     }
 }
 
@@ -191,7 +191,7 @@ async fn down(paths: NodePaths, format: Format) -> anyhow::Result<()> {
 
 fn counters(paths: &NodePaths, format: Format) -> anyhow::Result<()> {
     let row = |counter: dataplane::Counter| CounterRow {
-        program: counter.program.to_string(),
+        part: counter.part,
         counter: counter.name,
         count: counter.count,
     };
@@ -232,12 +232,12 @@ mod tests {
 
     #[test]
     fn counters_are_a_table() {
-        let row = |counter, count| CounterRow { program: "pod_guard".into(), counter, count };
+        let row = |counter, count| CounterRow { part: "pod_guard", counter, count };
         let mut out = Vec::new();
         print::rows(&mut out, Format::Table, &[row("passed", 12), row("spoofed", 0)]).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "PROGRAM    COUNTER  COUNT\npod_guard  passed   12\npod_guard  spoofed  0\n"
+            "PART       COUNTER  COUNT\npod_guard  passed   12\npod_guard  spoofed  0\n"
         );
     }
 }

@@ -96,9 +96,8 @@ fn fresh_node_with_one_pod() {
         route add fd00:1:2:b::/64 via 2001:db8:1::12 dev eth0 proto hextet metric 1024
         addr replace ff02::1:ffab:cdef/128 dev eth0 autojoin proto 118
         bpf masquerade set src 10.254.0.0/20 to 192.0.2.11
-        bpf attach ndp_proxy dev eth0
-        bpf attach masquerade_ingress dev eth0
-        bpf attach masquerade_egress dev eth0
+        bpf attach uplink_ingress dev eth0
+        bpf attach uplink_egress dev eth0
         netns add web-1
         link add hx0001000000 address 06:00:01:00:00:00 mtu 1500 type veth peer name eth0 address 02:00:01:00:00:00 netns web-1
         link set hx0001000000 up address 06:00:01:00:00:00 mtu 1500 addrgenmode none alias web-1
@@ -194,9 +193,8 @@ fn without_force_forwarding_all_interfaces_forward_and_advertisements_stay_accep
         route add fd00:1:2:b::/64 via 2001:db8:1::12 dev eth0 proto hextet metric 1024
         addr replace ff02::1:ffab:cdef/128 dev eth0 autojoin proto 118
         bpf masquerade set src 10.254.0.0/20 to 192.0.2.11
-        bpf attach ndp_proxy dev eth0
-        bpf attach masquerade_ingress dev eth0
-        bpf attach masquerade_egress dev eth0
+        bpf attach uplink_ingress dev eth0
+        bpf attach uplink_egress dev eth0
     "#]],
     );
 }
@@ -401,9 +399,8 @@ fn switching_backends_leaves_nothing_of_the_old_ones() {
         &observed,
         expect![[r#"
         bpf ndp del fd00:1:2:a:1:0:ab:cdef
-        bpf detach ndp_proxy dev eth0
-        bpf detach masquerade_ingress dev eth0
-        bpf detach masquerade_egress dev eth0
+        bpf detach uplink_ingress dev eth0
+        bpf detach uplink_egress dev eth0
         bpf masquerade del
         sysctl net/ipv6/conf/eth0/accept_ra=2
         sysctl net/ipv6/conf/eth0/forwarding=1
@@ -426,9 +423,8 @@ fn switching_backends_leaves_nothing_of_the_old_ones() {
         sysctl net/ipv6/conf/eth0/proxy_ndp=0 (as it was)
         sysctl net/ipv6/neigh/eth0/proxy_delay=80 (as it was)
         bpf masquerade set src 10.254.0.0/20 to 192.0.2.11
-        bpf attach ndp_proxy dev eth0
-        bpf attach masquerade_ingress dev eth0
-        bpf attach masquerade_egress dev eth0
+        bpf attach uplink_ingress dev eth0
+        bpf attach uplink_egress dev eth0
         bpf ndp set fd00:1:2:a:1:0:ab:cdef lladdr 02:00:00:00:00:11
     "#]],
     );
@@ -455,8 +451,7 @@ fn uplink_without_ipv4_has_no_masquerade() {
         &desired,
         &observed,
         expect![[r#"
-        bpf detach masquerade_ingress dev eth0
-        bpf detach masquerade_egress dev eth0
+        bpf detach uplink_egress dev eth0
         bpf masquerade del
     "#]],
     );
@@ -487,9 +482,8 @@ fn teardown_is_the_way_back() {
         route del fd00:1:2:a:1:0:ab:cdef/128 dev hx0001000000 proto hextet metric 1024
         route del fd00:1:2:b::/64 via 2001:db8:1::12 dev eth0 proto hextet metric 1024
         addr del ff02::1:ffab:cdef/128 dev eth0
-        bpf detach ndp_proxy dev eth0
-        bpf detach masquerade_ingress dev eth0
-        bpf detach masquerade_egress dev eth0
+        bpf detach uplink_ingress dev eth0
+        bpf detach uplink_egress dev eth0
         bpf detach pod_guard dev hx0001000000
         bpf guard del hx0001000000
         link del hx0001000000
