@@ -225,6 +225,7 @@ fn is_advertisement(frame: &[u8]) -> bool {
 fn fill_kernel(testbed: &Testbed, addresses: &[Ipv6Addr]) -> Result<()> {
     let n1 = testbed.netns("n1");
     n1.set_sysctls(&[
+        ("net/ipv6/conf/eth0/forwarding".to_owned(), "1"),
         ("net/ipv6/conf/all/proxy_ndp".to_owned(), "1"),
         ("net/ipv6/conf/eth0/proxy_ndp".to_owned(), "1"),
         // Answers at once; by default it waits up to 0.8 s.
