@@ -14,7 +14,7 @@ use dataplane_core::{Action, Guard, Masquerade, Op, Place};
 use thiserror::Error;
 
 use crate::{
-    BpfError, Dataplane, NftError, StateError,
+    BpfError, Dataplane, NftError, NoBpf, StateError,
     bpf::{Bpf, GuardEntry, MasqueradeConfig},
     netlink::{Netlink, NetlinkError, index_of},
     netns, nft, observe, sysctl,
@@ -246,13 +246,13 @@ impl Dataplane {
     }
 
     fn bpf(&mut self) -> Result<&mut Bpf, ApplyError> {
-        let reason = self.features.bpf.as_ref().err().cloned().unwrap_or_default();
+        let reason = self.features.bpf.as_ref().err().map(NoBpf::to_string).unwrap_or_default();
         self.bpf.as_mut().ok_or(ApplyError::NoBpf(reason))
     }
 
     fn unpin(&mut self) -> Result<(), ApplyError> {
         self.bpf = None;
-        self.features.bpf = Err("it was taken down".to_owned());
+        self.features.bpf = Err(NoBpf { reason: "it was taken down".to_owned(), unmounted: false });
         let mut errors = Bpf::teardown(&self.config.bpf_dir);
         errors.drain(..).next().map_or(Ok(()), |error| Err(error.into()))
     }

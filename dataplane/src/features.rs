@@ -11,7 +11,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
     /// BPF programs can be used, or why not.
-    pub bpf: Result<(), String>,
+    pub bpf: Result<(), NoBpf>,
     /// Programs hang as TCX links; without it as clsact filters.
     pub tcx: bool,
     /// IPv6 can be forwarded per interface (Linux 6.17); without it all interfaces forward.
@@ -20,11 +20,20 @@ pub struct Features {
     pub nft: bool,
 }
 
+/// Why BPF programs cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoBpf {
+    /// On one line.
+    pub reason: String,
+    /// It is not the kernel: the BPF file system is not mounted where the pins go.
+    pub unmounted: bool,
+}
+
 impl Features {
     pub(crate) async fn probe(bpf_error: Option<&BpfError>) -> Self {
         let BpfFeatures { tcx, .. } = Bpf::probe();
         Self {
-            bpf: bpf_error.map_or(Ok(()), |error| Err(reason(error))),
+            bpf: bpf_error.map_or(Ok(()), |error| Err(NoBpf::of(error))),
             tcx,
             force_forwarding: sysctl::exists("net/ipv6/conf/all/force_forwarding"),
             nft: nft::works().await,
@@ -32,11 +41,20 @@ impl Features {
     }
 }
 
-/// Why BPF cannot be used, on one line. The verifier's log is many, and goes to the agent's log.
-fn reason(error: &BpfError) -> String {
-    let all = chain(error);
-    tracing::debug!(reason = all, "BPF cannot be used");
-    all.lines().next().unwrap_or_default().to_owned()
+impl NoBpf {
+    /// The verifier's log is many lines, and goes to the agent's log.
+    fn of(error: &BpfError) -> Self {
+        let all = chain(error);
+        tracing::debug!(reason = all, "BPF cannot be used");
+        let reason = all.lines().next().unwrap_or_default().to_owned();
+        Self { reason, unmounted: matches!(error, BpfError::NoBpfFs(_)) }
+    }
+}
+
+impl fmt::Display for NoBpf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
 }
 
 /// An error with its causes, one after the other.

@@ -38,7 +38,7 @@ pub use changes::{Changes, ChangesError};
 pub use dataplane_core::{
     Desired, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown,
 };
-pub use features::Features;
+pub use features::{Features, NoBpf};
 pub use netlink::NetlinkError;
 pub use nft::NftError;
 pub use observe::ObserveError;

@@ -6,7 +6,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
-use dataplane::{Config, Dataplane, Features};
+use dataplane::{Config, Dataplane, Features, NoBpf};
 use dataplane_core::{MasqueradeBackend, NdpBackend};
 use hextet_api::v1::{NodeHello, Resources};
 use nix::{
@@ -119,7 +119,7 @@ async fn identify(
     dataplane: &Dataplane,
     uplink: &UplinkChoice,
 ) -> Result<(Identity, Backends)> {
-    let backends = choose(config, dataplane.features())?;
+    let backends = choose(config.ndp, config.masquerade, dataplane.features())?;
     if store.identity()?.is_none() {
         // Later it may be missing for a while, as at boot; a new node is better told at once.
         underlay(dataplane, uplink).await?;
@@ -163,21 +163,29 @@ fn raise_open_files() {
 }
 
 /// The backends that were asked for, or the best that this kernel has.
-fn choose(config: &NodeConfig, features: &Features) -> Result<Backends> {
+fn choose(ndp: NdpChoice, masquerade: MasqueradeChoice, features: &Features) -> Result<Backends> {
+    // The kernel's own backends are for kernels without BPF. Here they would be in the way of the better ones,
+    // which also check the pods' sources, for want of a mount.
+    let auto = ndp == NdpChoice::Auto || masquerade == MasqueradeChoice::Auto;
+    if let Err(no @ NoBpf { unmounted: true, .. }) = &features.bpf
+        && auto
+    {
+        bail!("{no}; or choose --ndp kernel --masquerade nftables, with which pods' sources are not checked");
+    }
     Ok(Backends {
-        ndp: choose_ndp(config.ndp, &features.bpf)?,
-        masquerade: choose_masquerade(config.masquerade, features)?,
+        ndp: choose_ndp(ndp, &features.bpf)?,
+        masquerade: choose_masquerade(masquerade, features)?,
     })
 }
 
-fn choose_ndp(choice: NdpChoice, bpf: &Result<(), String>) -> Result<NdpBackend> {
+fn choose_ndp(choice: NdpChoice, bpf: &Result<(), NoBpf>) -> Result<NdpBackend> {
     match (choice, bpf) {
         (NdpChoice::Auto | NdpChoice::Ebpf, Ok(())) => Ok(NdpBackend::Ebpf),
         (NdpChoice::Kernel, _) => Ok(NdpBackend::Kernel),
         (NdpChoice::Ebpf, Err(reason)) => bail!("--ndp ebpf needs BPF: {reason}; or choose --ndp kernel"),
         (NdpChoice::Auto, Err(reason)) => {
             warn!(
-                reason,
+                %reason,
                 "no BPF here: the kernel's own proxy answers neighbour solicitations, and pods' sources are not checked"
             );
             Ok(NdpBackend::Kernel)
@@ -193,7 +201,7 @@ fn choose_masquerade(choice: MasqueradeChoice, features: &Features) -> Result<Ma
         }
         (MasqueradeChoice::Nftables, _, true) => Ok(MasqueradeBackend::Nftables),
         (MasqueradeChoice::Auto, Err(reason), true) => {
-            warn!(reason, "no BPF here: nftables translates the pods' IPv4");
+            warn!(%reason, "no BPF here: nftables translates the pods' IPv4");
             Ok(MasqueradeBackend::Nftables)
         }
         (MasqueradeChoice::Nftables, _, false) => {
@@ -227,8 +235,12 @@ fn hello(config: &NodeConfig, head: &Head) -> Hello {
 mod tests {
     use super::*;
 
+    fn no_bpf(unmounted: bool) -> Result<(), NoBpf> {
+        Err(NoBpf { reason: "too old".to_owned(), unmounted })
+    }
+
     fn features(bpf: bool, nft: bool) -> Features {
-        let bpf = if bpf { Ok(()) } else { Err("no BPF file system".to_owned()) };
+        let bpf = if bpf { Ok(()) } else { no_bpf(false) };
         Features { bpf, tcx: true, force_forwarding: true, nft }
     }
 
@@ -244,15 +256,26 @@ mod tests {
 
     #[test]
     fn auto_falls_back_to_the_kernels_own() {
-        assert_eq!(choose_ndp(NdpChoice::Auto, &Err("old".into())).unwrap(), NdpBackend::Kernel);
+        assert_eq!(choose_ndp(NdpChoice::Auto, &no_bpf(false)).unwrap(), NdpBackend::Kernel);
         assert_eq!(masquerade(MasqueradeChoice::Auto, false, true), Ok(MasqueradeBackend::Nftables));
     }
 
     #[test]
+    fn auto_does_not_make_up_for_a_missing_mount() {
+        let features = Features { bpf: no_bpf(true), ..features(false, true) };
+        let (kernel, nftables) = (NdpChoice::Kernel, MasqueradeChoice::Nftables);
+        for (ndp, masquerade) in [(NdpChoice::Auto, nftables), (kernel, MasqueradeChoice::Auto)] {
+            let error = choose(ndp, masquerade, &features).unwrap_err().to_string();
+            assert!(error.starts_with("too old; or choose --ndp kernel --masquerade nftables"), "{error}");
+        }
+        assert!(choose(kernel, nftables, &features).is_ok());
+    }
+
+    #[test]
     fn what_was_asked_for_and_is_missing_is_said_with_the_reason() {
-        let error = choose_ndp(NdpChoice::Ebpf, &Err("no BPF file system".into())).unwrap_err().to_string();
-        assert_eq!(error, "--ndp ebpf needs BPF: no BPF file system; or choose --ndp kernel");
-        assert!(masquerade(MasqueradeChoice::Ebpf, false, true).unwrap_err().contains("no BPF file system"));
+        let error = choose_ndp(NdpChoice::Ebpf, &no_bpf(false)).unwrap_err().to_string();
+        assert_eq!(error, "--ndp ebpf needs BPF: too old; or choose --ndp kernel");
+        assert!(masquerade(MasqueradeChoice::Ebpf, false, true).unwrap_err().contains("too old"));
         assert!(
             masquerade(MasqueradeChoice::Nftables, true, false).unwrap_err().contains("install nftables")
         );

@@ -261,6 +261,12 @@ fn an_agent_that_cannot_join_leaves_nothing_behind() {
     assert!(refused.contains("name it with --uplink"), "{refused}");
     let refused = sentence(node.command("run").args(["eth7", "n1", &token]).output().unwrap());
     assert!(refused.contains("there is no device eth7"), "{refused}");
+    let unmounted = node.path("unmounted");
+    let mut run = node.command("run");
+    run.args(["eth0", "n1", &token]).env("HEXTET_NODE_BPF_DIR", &unmounted);
+    let refused = sentence(run.output().unwrap());
+    assert!(refused.contains("is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf; or"), "{refused}");
+    assert!(!unmounted.exists());
     assert_eq!(ip(&["-n", &node.net.node, "-6", "route"]), before);
     assert!(!ip(&["-n", &node.net.node, "-6", "addr"]).contains("ff02::1:ff"));
 }
@@ -320,19 +326,15 @@ impl TestNode {
 
     fn command(&self, what: &str) -> std::process::Command {
         let mut command = in_netns(&self.net.node, env!("CARGO_BIN_EXE_hextet-node"));
-        command.env("HEXTET_NODE_BPF_DIR", self.bpf_dir());
+        if on_bpffs() {
+            command.env("HEXTET_NODE_BPF_DIR", self.bpf_dir());
+        }
         command.arg(what).arg(self.folder.path());
         command
     }
 
-    /// On the BPF file system where there is one; elsewhere the agent takes the kernel's own backends.
     fn bpf_dir(&self) -> PathBuf {
-        match statfs("/sys/fs/bpf") {
-            Ok(there) if there.filesystem_type() == BPF_FS_MAGIC => {
-                Path::new("/sys/fs/bpf").join(&self.net.node)
-            }
-            _ => self.path("bpf"),
-        }
+        Path::new("/sys/fs/bpf").join(&self.net.node)
     }
 
     /// Starts the agent and waits until it is ready.
@@ -433,8 +435,15 @@ impl Drop for TestNode {
         }
         let _ = self.command("down").output();
         // Empty by now.
-        let _ = fs::remove_dir_all(self.bpf_dir());
+        if on_bpffs() {
+            let _ = fs::remove_dir_all(self.bpf_dir());
+        }
     }
+}
+
+/// Where there is no BPF file system, the tests are of the kernel's own backends.
+fn on_bpffs() -> bool {
+    statfs("/sys/fs/bpf").is_ok_and(|there| there.filesystem_type() == BPF_FS_MAGIC)
 }
 
 fn address(pod: &PodAssignment) -> Ipv6Addr {

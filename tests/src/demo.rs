@@ -123,11 +123,15 @@ impl Demo<'_> {
 
     fn every_hop(&self, pods: &[Pod]) -> Result<()> {
         heading("One ping from the pod on n1 to the pod on n3, captured by tcpdump at every hop");
+        let to = pods[2].address();
         let hops = walk::between_pods(self.testbed, &pods[0], &pods[2])?;
-        let sights = walk::pings(self.testbed, &hops, pods[2].address(), 1)?;
+        let sights = walk::pings(self.testbed, &hops, to, 1)?;
+        println!("{}$ ping -c 1 {to}    while tcpdump runs at:", self.at(&pods[0].id));
         for sight in &sights {
-            println!("{} {}, hop limit {}", sight.hop.place, sight.hop.link, walk::request_hop_limit(sight)?);
+            let (at, link) = (self.at(&sight.hop.place), &sight.hop.link);
+            println!("{at}$ tcpdump -nti {link} 'icmp6 and host {to}'");
             sight.text.lines().for_each(|line| println!("    {line}"));
+            println!("    (the request's hop limit is {})", walk::request_hop_limit(sight)?);
         }
         walk::same_everywhere(&sights, 2)?;
         println!("every byte is the same at all {} of them, MAC addresses and hop limit aside", sights.len());

@@ -71,6 +71,9 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             Err(error) => tally.fail(format!("kernel {version}: {error:#}")),
         }
     }
+    if let Some(filter) = args.filter.as_deref().filter(|_| tally.is_empty()) {
+        tally.fail(format!("no test has `{filter}` in its name"));
+    }
     print!("{}", tally.details());
     println!("{tally}");
     Ok(if tally.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -16,6 +16,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+/// Where pins go. Without it the kernel's own backends do the work.
+const BPF_DIR: &str = "HEXTET_NODE_BPF_DIR";
+
 const USAGE: &str =
     "usage: hextet-node supervise --pod-dir DIR | (run|plan|show|down) DIR [UPLINK] [NAME] [TOKEN]";
 
@@ -50,6 +53,10 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut end = signal(SignalKind::terminate())?;
+    let (ndp, masquerade) = match env::var_os(BPF_DIR) {
+        Some(_) => (NdpChoice::Auto, MasqueradeChoice::Auto),
+        None => (NdpChoice::Kernel, MasqueradeChoice::Nftables),
+    };
     let given = |word: &str| (!word.is_empty()).then(|| word.to_owned());
     let config = NodeConfig {
         paths: paths(folder),
@@ -57,8 +64,8 @@ async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> R
         name: given(name),
         uplink: given(uplink),
         underlay: None,
-        ndp: NdpChoice::Auto,
-        masquerade: MasqueradeChoice::Auto,
+        ndp,
+        masquerade,
         labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
         cpu_millis: None,
         memory_bytes: None,
@@ -68,8 +75,7 @@ async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> R
 
 fn paths(folder: &str) -> NodePaths {
     let folder = PathBuf::from(folder);
-    // Not on a BPF file system unless the folder is: the tests choose by where they put it.
-    let bpf_dir = env::var_os("HEXTET_NODE_BPF_DIR").map_or_else(|| folder.join("bpf"), PathBuf::from);
+    let bpf_dir = env::var_os(BPF_DIR).map_or_else(|| folder.join("bpf"), PathBuf::from);
     NodePaths { state_dir: folder.join("state"), run_dir: folder.join("run"), bpf_dir }
 }
 

@@ -60,6 +60,11 @@ impl Tally {
         self.passed += usize::from(self.note_skip(format!("{what}: {reason}")));
     }
 
+    /// Whether no test ran, nor was skipped.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.passed + self.failed + self.ignored + self.skips.len() + self.failures.len() == 0
+    }
+
     /// Whether nothing failed.
     pub(crate) fn is_good(&self) -> bool {
         self.failed == 0 && self.failures.is_empty()
