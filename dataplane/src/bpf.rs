@@ -5,6 +5,7 @@
 //! Everything works in the network namespace of the calling thread.
 
 mod attach;
+mod batch;
 mod counters;
 mod features;
 mod filter;

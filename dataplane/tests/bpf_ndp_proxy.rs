@@ -1,9 +1,10 @@
-//! The NDP proxy in `uplink_ingress`, run by the kernel on crafted frames, and against the host's build of the same logic.
+//! The NDP proxy in `uplink_ingress`, run by the kernel on crafted frames, and against the host's build of the same
+//! logic.
 
 #[path = "bpf/support.rs"]
 mod support;
 
-use std::net::Ipv6Addr;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use dataplane::bpf::{Bpf, Program::UplinkIngress};
 use dataplane_common::{
@@ -263,6 +264,22 @@ fn pods_are_answered_for_only_while_they_are_set() {
     bpf.remove_local_pod(pod()).unwrap();
     bpf.remove_local_pod(pod()).unwrap();
     assert_eq!(run(&mut bpf, UplinkIngress, &packet).0, NEXT);
+}
+
+/// More than one call of the kernel gives.
+#[test]
+fn a_large_map_is_read_whole() {
+    if !may_run("ndp_proxy large map") {
+        return;
+    }
+    let pins = Pins::new("ndp-large");
+    let mut bpf = pins.open();
+    let pods: BTreeMap<Ipv6Addr, [u8; 6]> =
+        (0..10_000).map(|i| (Ipv6Addr::from(u128::from(pod()) + i), UPLINK)).collect();
+    for (pod, mac) in &pods {
+        bpf.set_local_pod(*pod, *mac).unwrap();
+    }
+    assert!(bpf.local_pods().unwrap().into_iter().eq(pods));
 }
 
 /// The same source compiled for the kernel and for the host must do the same with every frame.

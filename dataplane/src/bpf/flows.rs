@@ -12,13 +12,13 @@ use aya::{
     maps::{HashMap, MapData, MapError},
 };
 use dataplane_common::masquerade::{
-    Mapping, MappingKey, SESSIONS_MAX, Session, SessionKey, expired, is_owned_by, port_index,
+    Mapping, MappingKey, Session, SessionKey, expired, is_owned_by, port_index,
 };
 
 use super::{
     BpfError,
     port_table::PortTable,
-    settings::{failed, hash, hash_mut, is_absent, map},
+    settings::{entries, failed, hash_mut, is_absent, map},
 };
 
 const SESSIONS: &str = "NAT_SESSIONS";
@@ -27,10 +27,6 @@ const PORTS: &str = "NAT_PORTS";
 
 /// A mapping without a session is one that is being made, unless it is older than this.
 const MAKING_NS: u64 = 1_000_000_000;
-
-/// Keys that one sweep reads at most. A removal during the walk makes the kernel begin again, so it is more
-/// than the table holds.
-const KEYS_MAX: usize = 2 * SESSIONS_MAX as usize;
 
 pub(super) fn sweep(object: &mut Ebpf, now_ns: u64) -> Result<usize, BpfError> {
     let ports = open_ports(object)?;
@@ -68,11 +64,8 @@ struct Found {
 
 impl Found {
     fn read(object: &Ebpf, ports: &PortTable, now_ns: u64) -> Result<Found, BpfError> {
-        let sessions = hash::<SessionKey, Session>(object, SESSIONS)?;
         let mut found = Found::default();
-        for key in sessions.keys().take(KEYS_MAX) {
-            let key = key.map_err(failed("read", SESSIONS))?;
-            let Some(session) = get(&sessions, SESSIONS, &key)? else { continue };
+        for (key, session) in entries::<SessionKey, Session>(object, SESSIONS)? {
             let owner = ports.owner(port_index(key.protocol, session.outside_port));
             if !is_owned_by(owner, key.inside, key.inside_port) {
                 found.orphans.push(key);
@@ -95,20 +88,11 @@ impl Found {
 
     /// Mappings of which no session lives.
     fn ended_mappings(&self, object: &Ebpf, now_ns: u64) -> Result<BTreeMap<MappingKey, Mapping>, BpfError> {
-        let mappings = hash::<MappingKey, Mapping>(object, MAPPINGS)?;
-        let mut ended = BTreeMap::new();
-        for key in mappings.keys().take(KEYS_MAX) {
-            let key = key.map_err(failed("read", MAPPINGS))?;
-            if self.live.contains(&key) {
-                continue;
-            }
-            if let Some(mapping) = get(&mappings, MAPPINGS, &key)?
-                && now_ns.saturating_sub(mapping.created_ns) > MAKING_NS
-            {
-                ended.insert(key, mapping);
-            }
-        }
-        Ok(ended)
+        let mut mappings = entries::<MappingKey, Mapping>(object, MAPPINGS)?;
+        mappings.retain(|(key, mapping)| {
+            !self.live.contains(key) && now_ns.saturating_sub(mapping.created_ns) > MAKING_NS
+        });
+        Ok(mappings.into_iter().collect())
     }
 }
 

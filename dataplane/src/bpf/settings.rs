@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd as _,
     path::Path,
 };
 
@@ -19,7 +20,7 @@ use dataplane_common::{
 };
 use ipnetwork::Ipv4Network;
 
-use super::{BpfError, GuardEntry, MasqueradeConfig};
+use super::{BpfError, GuardEntry, MasqueradeConfig, batch};
 
 const NDP_PODS: &str = "NDP_PODS";
 const GUARD: &str = "GUARD";
@@ -38,13 +39,6 @@ pub(super) fn failed(action: &'static str, map: &'static str) -> impl Fn(MapErro
     move |source| BpfError::Map { action, map, source: Box::new(source) }
 }
 
-pub(super) fn hash<'a, K: Pod, V: Pod>(
-    object: &'a Ebpf,
-    name: &'static str,
-) -> Result<HashMap<&'a MapData, K, V>, BpfError> {
-    HashMap::try_from(map(object, name)?).map_err(failed("open", name))
-}
-
 pub(super) fn hash_mut<'a, K: Pod, V: Pod>(
     object: &'a mut Ebpf,
     name: &'static str,
@@ -52,19 +46,12 @@ pub(super) fn hash_mut<'a, K: Pod, V: Pod>(
     HashMap::try_from(map_mut(object, name)?).map_err(failed("open", name))
 }
 
-/// All entries. One that goes while they are read is left out.
-fn entries<K: Pod + Ord, V: Pod>(object: &Ebpf, name: &'static str) -> Result<Vec<(K, V)>, BpfError> {
-    let hash = hash::<K, V>(object, name)?;
-    let mut found = Vec::new();
-    for key in hash.keys() {
-        let key = key.map_err(failed("read", name))?;
-        match hash.get(&key, 0) {
-            Ok(value) => found.push((key, value)),
-            Err(MapError::KeyNotFound) => {}
-            Err(e) => return Err(failed("read", name)(e)),
-        }
-    }
-    Ok(found)
+/// All entries of a hash map.
+pub(super) fn entries<K: Pod, V: Pod>(object: &Ebpf, name: &'static str) -> Result<Vec<(K, V)>, BpfError> {
+    // The sizes of keys and values are the map's.
+    HashMap::<_, K, V>::try_from(map(object, name)?).map_err(failed("open", name))?;
+    let Map::HashMap(data) = map(object, name)? else { return Err(BpfError::NoMap(name)) };
+    batch::entries(data.fd().as_fd()).map_err(|e| failed("read", name)(MapError::IoError(e)))
 }
 
 fn insert<K: Pod, V: Pod>(
