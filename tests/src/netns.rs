@@ -93,7 +93,13 @@ impl NetNs {
     pub fn set_sysctls(&self, settings: &[(String, &str)]) -> Result<()> {
         self.run(|| -> Result<()> {
             for (key, value) in settings {
-                match std::fs::write(Path::new("/proc/sys").join(key), value) {
+                let path = Path::new("/proc/sys").join(key);
+                // Writing what is there already is not nothing: `all.forwarding=0` takes `force_forwarding` off
+                // every interface.
+                if std::fs::read_to_string(&path).is_ok_and(|now| now.trim() == *value) {
+                    continue;
+                }
+                match std::fs::write(&path, value) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                     other => other.with_context(|| format!("cannot set {key} to {value}"))?,
                 }

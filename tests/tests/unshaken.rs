@@ -9,6 +9,7 @@ use hextet_tests::command::Run;
 use hextet_tests::netns::NetNs;
 use hextet_tests::probe::{Pings, all_greet, ping};
 use hextet_tests::process::Daemon;
+use hextet_tests::progress::Progress;
 use hextet_tests::scenario::{BUSYBOX, CURL, IPERF, Needs, PING, check, scenario};
 use hextet_tests::wait::time_scale;
 use hextet_tests::{Options, Testbed, jobs, wait_until};
@@ -37,20 +38,24 @@ fn run(testbed: &Testbed) -> Result<()> {
     let seconds = (f64::from(FLOW_S) * time_scale()) as u32;
     let to_pod = Flow { from: one.clone(), to: pods[2].address().into(), seconds };
     let to_wan = Flow { from: one.clone(), to: WAN.parse()?, seconds };
-    check("pings and flows of each kind, with every agent killed and started", || {
-        std::thread::scope(|scope| {
-            let flows = [scope.spawn(|| to_pod.ping()), scope.spawn(|| from_lan(&client, &to_pod).ping())];
-            let streams = [scope.spawn(|| to_pod.stream()), scope.spawn(|| to_wan.stream())];
-            let agents = kill_and_start_agents(testbed);
-            for flow in flows {
-                no_loss(flow.join().map_err(|_| anyhow!("a ping panicked"))??)?;
-            }
-            for stream in streams {
-                stream.join().map_err(|_| anyhow!("a flow panicked"))??;
-            }
-            agents
-        })
-    })?;
+    check(
+        "pings and flows of each kind, with every agent killed and started, and the testbed up again",
+        || {
+            std::thread::scope(|scope| {
+                let flows =
+                    [scope.spawn(|| to_pod.ping()), scope.spawn(|| from_lan(&client, &to_pod).ping())];
+                let streams = [scope.spawn(|| to_pod.stream()), scope.spawn(|| to_wan.stream())];
+                let agents = kill_and_start_agents(testbed);
+                for flow in flows {
+                    no_loss(flow.join().map_err(|_| anyhow!("a ping panicked"))??)?;
+                }
+                for stream in streams {
+                    stream.join().map_err(|_| anyhow!("a flow panicked"))??;
+                }
+                agents
+            })
+        },
+    )?;
     check("each pod still answers", || all_greet(&client, &pods, Duration::from_secs(5)))
 }
 
@@ -98,7 +103,8 @@ fn kill_and_start_agents(testbed: &Testbed) -> Result<()> {
         agent.kill9()?;
         agent.start_until_ready()?;
     }
-    Ok(())
+    // A second `up` must not touch what runs.
+    Testbed::up(testbed.prefix().clone(), testbed.options().clone(), Progress::Quiet).map(drop)
 }
 
 fn iperf_server(testbed: &Testbed, name: &str, place: &NetNs) -> Result<()> {
