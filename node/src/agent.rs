@@ -41,6 +41,8 @@ use crate::{
 
 /// However quiet the kernel is, it is looked at this often.
 const AUDIT_PERIOD: Duration = Duration::from_secs(30);
+/// How long the server may take to write down that the node leaves.
+const LEAVE_MAX: Duration = Duration::from_secs(3);
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -178,7 +180,7 @@ impl Agent {
             FromServer::Attached { reports, channel } => {
                 self.reports.attached(reports, channel, self.pods.reports());
             }
-            FromServer::Detached => self.reports.detached(),
+            FromServer::Detached { .. } => self.reports.detached(),
             FromServer::Assignment(assignment) => self.assign(assignment).await,
             FromServer::ReadLogs(request) => {
                 if let Some(channel) = self.reports.channel() {
@@ -407,6 +409,7 @@ impl Agent {
 
     async fn down(&mut self, inbox: &mut Inbox) -> Result<Vec<String>> {
         info!("taking the node down");
+        let mut lines = vec![self.leave(inbox).await.to_owned()];
         // Keepers that end have something to say that nobody needs to hear.
         inbox.keepers.close();
         while inbox.keepers.try_recv().is_ok() {}
@@ -415,7 +418,28 @@ impl Agent {
             Some(desired) => planned_teardown(&mut self.dataplane, &desired).await,
             None => Vec::new(),
         };
-        teardown::all(&self.paths, &mut self.dataplane, planned).await
+        lines.extend(teardown::all(&self.paths, &mut self.dataplane, planned).await?);
+        Ok(lines)
+    }
+
+    /// Gives the lease back, so that others take the pods over now and not when it ends. Says how it went.
+    async fn leave(&mut self, inbox: &mut Inbox) -> &'static str {
+        const ALONE: &str = "the server was not told: it misses the node when the lease ends";
+        let leave = async {
+            // It ends the stream, in order, when it has written that down.
+            self.reports.leave().await
+                && loop {
+                    match inbox.server.recv().await {
+                        Some(FromServer::Detached { orderly }) => break orderly,
+                        Some(_) => {}
+                        None => break false,
+                    }
+                }
+        };
+        let left = tokio::time::timeout(LEAVE_MAX, leave).await == Ok(true);
+        // Without an address there is no new stream, which would bring the node back.
+        self.hello.send_modify(|hello| hello.underlay = None);
+        if left { "the server knows that the node is down" } else { ALONE }
     }
 
     fn view(&self) -> NodeView {

@@ -45,8 +45,8 @@ pub(crate) enum FromServer {
     Assignment(Assignment),
     /// Somebody wants to read a log.
     ReadLogs(ReadLogs),
-    /// The stream has ended.
-    Detached,
+    /// The stream has ended: without an error, when the server had no more to say.
+    Detached { orderly: bool },
 }
 
 /// What the server is told first; a change of the addresses makes a new stream.
@@ -75,7 +75,7 @@ pub(crate) async fn run(
         }
         let mut served = false;
         let result = attach(&credentials, &mut hello, &events, &mut served).await;
-        if events.send(FromServer::Detached).await.is_err() {
+        if events.send(FromServer::Detached { orderly: result.is_ok() }).await.is_err() {
             return;
         }
         if served {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hextet_api::v1::{NodeReport, PodPhase, PodReport, PodReports, node_report};
+use hextet_api::v1::{NodeLeaving, NodeReport, PodPhase, PodReport, PodReports, node_report};
 use tokio::sync::mpsc::{OwnedPermit, Sender};
 use tonic::transport::Channel;
 
@@ -40,6 +40,12 @@ impl Reports {
 
     pub(crate) fn channel(&self) -> Option<Channel> {
         self.stream.as_ref().map(|(_, channel)| channel.clone())
+    }
+
+    /// The last word to the server: the node is taken down. False when there is no stream.
+    pub(crate) async fn leave(&self) -> bool {
+        let Some((stream, _)) = &self.stream else { return false };
+        stream.send(report(node_report::Report::Leaving(NodeLeaving {}))).await.is_ok()
     }
 
     /// The state of `pod`; said only when it is another than the one that was said last.

@@ -209,9 +209,22 @@ async fn read_reports(
             Ok(None) => return Status::cancelled("the node has ended its stream"),
             Err(status) => return status,
         };
+        if matches!(report.report, Some(Report::Leaving(_))) {
+            return leave(hub, node, inbox).await;
+        }
         if let Err(status) = take_report(hub, node, report, inbox) {
             return status;
         }
+    }
+}
+
+/// The stream's end, without an error, tells the node that its leaving is durable.
+async fn leave(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
+    // Reports that wait would bring the node back.
+    inbox.take();
+    match hub.write(origin(node), Event::NodeLeaving(node.to_owned())).await {
+        Ok(_) => Status::ok("the node was taken down"),
+        Err(error) => service::status(error),
     }
 }
 
@@ -224,7 +237,7 @@ fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> 
             }
         }
         Some(Report::Heartbeat(_)) => {}
-        Some(Report::Hello(_)) | None => {
+        Some(Report::Hello(_) | Report::Leaving(_)) | None => {
             return Err(Status::invalid_argument("a node says hello once, first"));
         }
     }

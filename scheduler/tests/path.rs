@@ -2,9 +2,10 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use hextet_api::v1;
+use scheduler::server::ServerConfig;
 use support::{FakeNode, LEASE, TestServer, Watch, code, config, subscribe};
 use tonic::Code;
 
@@ -110,6 +111,28 @@ async fn a_node_that_is_cut_off_loses_its_ha_pods_and_returns_without_them() {
 
     let n1 = FakeNode::attach(credentials).await;
     n1.when("an assignment", |told| (told.full == 1 && told.pods.is_empty()).then_some(())).await;
+    assert_eq!(phase(server.nodes().await), v1::NodePhase::Ready);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_says_that_it_leaves_is_lost_at_once_and_may_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = Duration::from_secs(3600);
+    let server = TestServer::start_with(ServerConfig { lease, ..config(dir.path()) }).await;
+    let n1 = FakeNode::join(&server, "n1", 1).await;
+    let _n2 = FakeNode::join(&server, "n2", 2).await;
+    server.apply("hello", 2, "one").await;
+    server.running(2).await;
+    let credentials = n1.leave().await;
+    let phase = |nodes: Vec<v1::Node>| nodes.iter().find(|node| node.name == "n1").unwrap().phase();
+    assert_eq!(phase(server.nodes().await), v1::NodePhase::Lost, "before the stream has ended");
+    server
+        .pods_when("moved", |pods| {
+            pods.len() == 2 && pods.iter().all(|pod| pod.node == "n2" && support::is_running(pod))
+        })
+        .await;
+    let _n1 = FakeNode::attach(credentials).await;
     assert_eq!(phase(server.nodes().await), v1::NodePhase::Ready);
     server.stop().await;
 }

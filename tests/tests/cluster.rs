@@ -351,7 +351,10 @@ fn node_down(network: &Testbed) -> Result<()> {
     all_greet(&client, &pods, SOON)?;
     ensure!(kernel_state(testbed, "n2")? != before, "a node with pods can be seen in its kernel");
     check("nothing is left of pods, interfaces, routes, rules, programs, settings", || {
-        testbed.netctl_on("n2", &["node", "down"])?.success()?;
+        let said = testbed.netctl_on("n2", &["node", "down"])?.success()?;
+        ensure!(said.contains("the server knows that the node is down"), "{said}");
+        let nodes = testbed.netctl(&["nodes"])?.success()?;
+        ensure!(nodes.lines().any(|line| line.starts_with("n2 ") && line.contains("lost")), "{nodes}");
         wait_until(SOON, "the agent has ended", || testbed.agent("n2").pid().is_none())?;
         ensure!(pods.iter().all(|pod| !netns::list().contains(&pod.id)), "a pod's namespace is left");
         let after = kernel_state(testbed, "n2")?;

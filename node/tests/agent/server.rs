@@ -273,6 +273,8 @@ impl Talk {
             Some(Report::Hello(hello)) => self.hellos.push(hello),
             Some(Report::Heartbeat(_)) => self.heartbeats += 1,
             Some(Report::Pods(pods)) => self.reports.extend(pods.pods),
+            // The end of the stream tells that it was heard.
+            Some(Report::Leaving(_)) => self.streams.clear(),
             None => panic!("an empty report"),
         }
     }

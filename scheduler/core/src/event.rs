@@ -33,6 +33,8 @@ pub enum Event {
     PodReports(String, Vec<PodReport>),
     /// These nodes have not reported for a lease's time.
     LeaseEnded(Vec<String>),
+    /// A node is being taken down and gives its lease back.
+    NodeLeaving(String),
     /// Load balancers know that these pods terminate, or have had the time to.
     Drained(Vec<PodId>),
     /// A node will not come back.

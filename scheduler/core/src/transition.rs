@@ -92,6 +92,7 @@ fn dispatch(
         Event::NodeReturned(name) => node::returned(draft, name),
         Event::PodReports(name, reports) => node::reports(draft, name, reports),
         Event::LeaseEnded(names) => Ok(node::lease_ended(draft, names)),
+        Event::NodeLeaving(name) => Ok(node::leaving(draft, name)),
         Event::Drained(pods) => Ok(group::drained(draft, pods)),
         Event::DeleteNode(name) => node::delete(draft, name, context),
     }

@@ -73,6 +73,7 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
             let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
             told(world, "scheduler", Event::LeaseEnded(nodes))
         }
+        ["leaving", node] => told(world, &format!("node:{node}"), Event::NodeLeaving((*node).to_owned())),
         ["returned", node] => told(world, &format!("node:{node}"), Event::NodeReturned((*node).to_owned())),
         ["drained"] => {
             let pods = world.state.pods().keys().cloned().collect();

@@ -189,6 +189,7 @@ pub(crate) struct Told {
 pub(crate) struct FakeNode {
     pub(crate) credentials: Credentials,
     pub(crate) told: Arc<Mutex<Told>>,
+    reports: mpsc::Sender<v1::NodeReport>,
     task: JoinHandle<()>,
 }
 
@@ -206,10 +207,18 @@ impl FakeNode {
         reports.send(report(Report::Hello(hello()))).await.unwrap();
         let commands = client.attach(ReceiverStream::new(stream)).await.unwrap().into_inner();
         let told = Arc::new(Mutex::new(Told::default()));
-        let task = tokio::spawn(live(client, reports, commands, told.clone()));
-        let node = FakeNode { credentials, told, task };
+        let task = tokio::spawn(live(client, reports.clone(), commands, told.clone()));
+        let node = FakeNode { credentials, told, reports, task };
         node.when("an assignment", |told| (told.full > 0).then_some(())).await;
         node
+    }
+
+    /// Says that it is being taken down, and waits until the server has ended the stream.
+    pub(crate) async fn leave(self) -> Credentials {
+        self.reports.send(report(Report::Leaving(v1::NodeLeaving {}))).await.unwrap();
+        timeout(DEADLINE, self.task).await.expect("the stream ends").unwrap();
+        assert!(self.told.lock().unwrap().ended.is_none(), "without an error");
+        self.credentials
     }
 
     /// Stops at once, as a machine that loses its power does.

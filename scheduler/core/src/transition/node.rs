@@ -101,6 +101,12 @@ pub(super) fn lease_ended(draft: &mut Draft<'_>, names: &[String]) -> Step {
     Step { message: format!("lease of {} ended", lost.join(", ")), replan }
 }
 
+/// The same, by the node's own word and at once.
+pub(super) fn leaving(draft: &mut Draft<'_>, name: &str) -> Step {
+    let message = format!("node {name} was taken down");
+    Step { message, ..lease_ended(draft, &[name.to_owned()]) }
+}
+
 fn lose(draft: &mut Draft<'_>, pod: Pod, node: &str) {
     if pod.phase == PodPhase::Terminating {
         return group::forget(draft, &pod);
