@@ -6,12 +6,16 @@ use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    sync::Once,
 };
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane::bpf::{Bpf, BpfOptions, Program};
 use dataplane_common::checksum::{Sum, sum_bytes};
+
+#[path = "bpffs.rs"]
+mod bpffs;
+
+use bpffs::{BPFFS, mount_bpffs};
 
 /// Verdict: on to the kernel.
 pub(crate) const NEXT: i32 = -1;
@@ -44,7 +48,7 @@ pub(crate) struct Pins(PathBuf);
 impl Pins {
     pub(crate) fn new(test: &str) -> Pins {
         mount_bpffs();
-        let dir = PathBuf::from(format!("/sys/fs/bpf/hxA-{}-{test}", std::process::id()));
+        let dir = Path::new(BPFFS).join(format!("hxA-{}-{test}", std::process::id()));
         fs::create_dir_all(&dir).expect("a folder on the BPF file system");
         Pins(dir)
     }
@@ -91,23 +95,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// As systemd does at boot; it stays, because tests of other processes may use it by now. One test mounts for
-/// all of a binary: a second mount would lie over the first and hide what is pinned there.
-fn mount_bpffs() {
-    use nix::{
-        mount::{MsFlags, mount},
-        sys::statfs::{BPF_FS_MAGIC, statfs},
-    };
-    static MOUNTED: Once = Once::new();
-    MOUNTED.call_once(|| {
-        let top = Path::new("/sys/fs/bpf");
-        if !statfs(top).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
-            mount(Some("bpf"), top, Some("bpf"), MsFlags::empty(), None::<&str>)
-                .expect("bpffs can be mounted");
-        }
-    });
 }
 
 /// Runs a program on a frame: verdict and frame afterwards.

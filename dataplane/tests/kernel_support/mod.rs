@@ -5,21 +5,19 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        Once,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use dataplane::{Config, Dataplane, Desired, MasqueradeBackend, NdpBackend, Op, Pod, Reconciled, Uplink};
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, setns},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
+use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use tempfile::TempDir;
+
+#[path = "../bpf/bpffs.rs"]
+mod bpffs;
+
+use bpffs::{BPFFS, mount_bpffs};
 
 /// Says on stderr that a test was skipped and why.
 pub(crate) fn skip(reason: &str) {
@@ -154,19 +152,6 @@ impl Drop for Lan {
             }
         }
     }
-}
-
-const BPFFS: &str = "/sys/fs/bpf";
-
-/// As systemd does at boot; it stays, because tests of other processes may use it by now.
-fn mount_bpffs() {
-    static MOUNTED: Once = Once::new();
-    MOUNTED.call_once(|| {
-        let mounted = statfs(BPFFS).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
-        if !mounted {
-            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
-        }
-    });
 }
 
 pub(crate) fn pod(n: usize) -> Pod {
