@@ -16,6 +16,7 @@ use clap::{Parser, ValueEnum};
 use hextet_tests::{
     Options, Testbed,
     command::Run,
+    interrupt,
     progress::{Progress, write_now},
     testbed::down,
     topology::Prefix,
@@ -96,7 +97,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// Takes the testbeds down whatever happens, Ctrl-C included.
 fn run(cli: &Cli) -> Result<()> {
+    interrupt::catch()?;
+    let measured = measure(cli);
+    interrupt::ignore()?;
+    for failure in [CLUSTER, REFERENCE]
+        .into_iter()
+        .flat_map(|name| Prefix::new(name).map(|prefix| down(&prefix)))
+        .flatten()
+    {
+        eprintln!("error: {failure:#}");
+    }
+    measured
+}
+
+fn measure(cli: &Cli) -> Result<()> {
     let started = Instant::now();
     let mut bench = Bench::set_up(cli)?;
     let wanted = |group| cli.only.is_empty() || cli.only.contains(&group);
@@ -125,10 +141,10 @@ impl Bench {
         }
         say("two testbeds: one with a cluster, one for what is made by hand");
         let options = |cluster| Options { nodes: 3, cluster, ..Options::default() };
-        let by_hand = Testbed::up(reference, options(false), Progress::Quiet)?.down_on_drop();
+        let by_hand = Testbed::up(reference, options(false), Progress::Quiet)?;
         Ok(Self {
             by_hand: ByHand::make(by_hand)?,
-            cluster: Testbed::up(cluster, options(true), Progress::Quiet)?.down_on_drop(),
+            cluster: Testbed::up(cluster, options(true), Progress::Quiet)?,
             rounds: cli.rounds,
             span: Duration::from_secs(cli.seconds),
             report: Report::new(cli.rounds, machine()),

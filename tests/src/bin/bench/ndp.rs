@@ -84,18 +84,22 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
     ));
     // The rest of the cluster goes on without it.
     bench.cluster.agent("n1").kill9()?;
-    let measured = SIZES.iter().try_for_each(|size| {
-        fill_table(&bench.cluster, pod, &addresses[..size.count])?;
-        fill_kernel(&bench.by_hand.testbed, &addresses[..size.count])?;
-        rounds(bench, size, &addresses[..size.count])
-    });
+    let measured = rounds(bench, pod, &addresses);
     bench.cluster.agent("n1").start_until_ready()?;
     measured
 }
 
-fn rounds(bench: &mut Bench, size: &Size, addresses: &[Ipv6Addr]) -> Result<()> {
-    for round in 1..=bench.rounds {
+/// Both sizes in every round: the machine is not the same a minute later.
+fn rounds(bench: &mut Bench, pod: Ipv6Addr, addresses: &[Ipv6Addr]) -> Result<()> {
+    let mut there = 0;
+    for (round, size) in (1..=bench.rounds).flat_map(|round| SIZES.iter().map(move |size| (round, size))) {
         say(&format!("{TABLE}, {} addresses: round {round} of {}", size.count, bench.rounds));
+        let (few, many) = (there.min(size.count), there.max(size.count));
+        let grows = size.count > there;
+        change_table(&bench.cluster, pod, &addresses[few.max(1)..many.max(1)], grows)?;
+        change_kernel(&bench.by_hand.testbed, &addresses[few..many], grows)?;
+        there = size.count;
+        let addresses = &addresses[..size.count];
         for (variant, testbed) in [(OURS, &bench.cluster), ("proxy_ndp", &bench.by_hand.testbed)] {
             let asker = Asker::new(testbed, addresses).with_context(|| format!("asking on {variant}"))?;
             let rate = asker.flood(bench.span).with_context(|| format!("asking {variant} many times"))?;
@@ -221,8 +225,8 @@ fn is_advertisement(frame: &[u8]) -> bool {
     frame.get(14 + 40) == Some(&NEIGHBOR_ADVERTISEMENT)
 }
 
-/// Makes the kernel answer for the addresses.
-fn fill_kernel(testbed: &Testbed, addresses: &[Ipv6Addr]) -> Result<()> {
+/// Makes the kernel answer for the addresses, or no longer.
+fn change_kernel(testbed: &Testbed, addresses: &[Ipv6Addr], answer: bool) -> Result<()> {
     let n1 = testbed.netns("n1");
     n1.set_sysctls(&[
         ("net/ipv6/conf/eth0/forwarding".to_owned(), "1"),
@@ -231,13 +235,14 @@ fn fill_kernel(testbed: &Testbed, addresses: &[Ipv6Addr]) -> Result<()> {
         // Answers at once; by default it waits up to 0.8 s.
         ("net/ipv6/neigh/eth0/proxy_delay".to_owned(), "0"),
     ])?;
+    let verb = if answer { "replace" } else { "del" };
     let lines: Vec<String> =
-        addresses.iter().map(|address| format!("neigh replace proxy {address} dev eth0")).collect();
+        addresses.iter().map(|address| format!("neigh {verb} proxy {address} dev eth0")).collect();
     ip_batch(Some(&n1), &lines)
 }
 
-/// Puts copies of the pod's entry under the other addresses into the table of the BPF program.
-fn fill_table(testbed: &Testbed, pod: Ipv6Addr, addresses: &[Ipv6Addr]) -> Result<()> {
+/// Puts copies of the pod's entry under other addresses into the table of the BPF program, or takes them out.
+fn change_table(testbed: &Testbed, pod: Ipv6Addr, addresses: &[Ipv6Addr], answer: bool) -> Result<()> {
     let map = table(testbed)?;
     let entry = bpftool(&["map", "lookup", "pinned", &map, "key", "hex"], &hex(&pod.octets()))?;
     let value: serde_json::Value = serde_json::from_str(&entry).context("bpftool printed no JSON")?;
@@ -249,9 +254,11 @@ fn fill_table(testbed: &Testbed, pod: Ipv6Addr, addresses: &[Ipv6Addr]) -> Resul
     }
     for part in addresses.chunks(BPFTOOL_BATCH) {
         let key = |address: &Ipv6Addr| hex(&address.octets()).join(" ");
-        let lines = part
-            .iter()
-            .map(|address| format!("map update pinned {map} key hex {} value hex {value}\n", key(address)));
+        let line = |address| match answer {
+            true => format!("map update pinned {map} key hex {} value hex {value}\n", key(address)),
+            false => format!("map delete pinned {map} key hex {}\n", key(address)),
+        };
+        let lines = part.iter().map(line);
         Run::new(&["bpftool", "batch", "file", "-"]).stdin(lines.collect::<String>()).success()?;
     }
     Ok(())
