@@ -49,6 +49,9 @@ const LENGTH_MIN: usize = 24;
 /// a timestamp has 4; one with more units than this is dropped.
 pub const OPTION_UNITS_MAX: usize = 16;
 
+/// The longest solicitation that is looked at, with its Ethernet header.
+pub const SOLICITATION_BYTES_MAX: usize = OPTIONS + OPTION_UNITS_MAX * 8;
+
 /// Length of every answer: Ethernet, IPv6, advertisement, one link-layer option.
 pub const ANSWER_BYTES: usize = OPTIONS + 8;
 

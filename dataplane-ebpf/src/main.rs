@@ -3,8 +3,8 @@
 //!
 //! | program | hook |
 //! | --- | --- |
-//! | `uplink_ingress` (`ndp_proxy.rs`, `masquerade_ingress.rs`) | uplink, ingress |
-//! | `uplink_egress` | uplink, egress |
+//! | `uplink_ingress` (`ndp_proxy.rs`, `masquerade.rs`) | uplink, ingress |
+//! | `uplink_egress` (`masquerade.rs`) | uplink, egress |
 //! | `pod_guard` | host side of each pod's veth, ingress |
 //!
 //! It is built for `bpfel-unknown-none` by `dataplane/build.rs`. On the host it compiles for clippy alone.
@@ -15,7 +15,7 @@
 mod answer;
 mod log;
 mod maps;
-mod masquerade_ingress;
+mod masquerade;
 mod ndp_proxy;
 mod pod_guard;
 mod skb;

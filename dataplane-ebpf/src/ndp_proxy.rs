@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     counter::Counter,
-    ndp::{self, OPTION_UNITS_MAX, Verdict},
+    ndp::{self, SOLICITATION_BYTES_MAX, Verdict},
 };
 
 use crate::{
@@ -12,9 +12,6 @@ use crate::{
     maps::{NDP_PODS, count},
     skb::Skb,
 };
-
-/// The longest solicitation that is looked at.
-const SOLICITATION_BYTES_MAX: usize = ndp::ANSWER_BYTES - 8 + OPTION_UNITS_MAX * 8;
 
 /// Answers, drops what is malformed, leaves the rest to the kernel.
 #[inline(always)]

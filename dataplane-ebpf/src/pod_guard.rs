@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use dataplane_common::{
     counter::Counter,
     guard::{self, Verdict},
-    ndp::{self, OPTION_UNITS_MAX},
+    ndp::{self, SOLICITATION_BYTES_MAX},
 };
 
 use crate::{
@@ -14,8 +14,6 @@ use crate::{
     skb::Skb,
 };
 
-/// The longest solicitation that is looked at.
-const SOLICITATION_BYTES_MAX: usize = ndp::ANSWER_BYTES - 8 + OPTION_UNITS_MAX * 8;
 /// Ethernet, the longest IPv4 header and two ports: what the checks read.
 const HEADERS_BYTES: usize = 14 + 60 + 4;
 

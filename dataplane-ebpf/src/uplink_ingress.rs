@@ -4,16 +4,16 @@
 //! with most packets.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use dataplane_common::ethernet;
+use dataplane_common::{ethernet, masquerade::ingress};
 
-use crate::{masquerade_ingress, ndp_proxy, skb::Skb};
+use crate::{masquerade, ndp_proxy, skb::Skb};
 
 /// IPv4 goes to the masquerade, everything else to the NDP proxy.
 #[classifier]
 pub(crate) fn uplink_ingress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     if skb.protocol() == ethernet::IPV4 {
-        masquerade_ingress::run(&ctx, &mut skb)
+        masquerade::run(&ctx, &mut skb, ingress)
     } else {
         ndp_proxy::run(&ctx, &mut skb)
     }

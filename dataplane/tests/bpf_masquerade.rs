@@ -1,5 +1,5 @@
-//! The masquerade in `uplink_egress` and `uplink_ingress`, run by the kernel on crafted frames, and against the host's
-//! build of the same logic.
+//! The masquerade in `uplink_egress` and `uplink_ingress`, run by the kernel on crafted frames, and
+//! against the host's build of the same logic.
 
 #[path = "bpf/support.rs"]
 mod support;

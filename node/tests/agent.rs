@@ -435,9 +435,7 @@ impl Drop for TestNode {
         }
         let _ = self.command("down").output();
         // Empty by now.
-        if on_bpffs() {
-            let _ = fs::remove_dir_all(self.bpf_dir());
-        }
+        let _ = fs::remove_dir_all(self.bpf_dir());
     }
 }
 

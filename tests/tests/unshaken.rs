@@ -38,24 +38,20 @@ fn run(testbed: &Testbed) -> Result<()> {
     let seconds = (f64::from(FLOW_S) * time_scale()) as u32;
     let to_pod = Flow { from: one.clone(), to: pods[2].address().into(), seconds };
     let to_wan = Flow { from: one.clone(), to: WAN.parse()?, seconds };
-    check(
-        "pings and flows of each kind, with every agent killed and started, and the testbed up again",
-        || {
-            std::thread::scope(|scope| {
-                let flows =
-                    [scope.spawn(|| to_pod.ping()), scope.spawn(|| from_lan(&client, &to_pod).ping())];
-                let streams = [scope.spawn(|| to_pod.stream()), scope.spawn(|| to_wan.stream())];
-                let agents = kill_and_start_agents(testbed);
-                for flow in flows {
-                    no_loss(flow.join().map_err(|_| anyhow!("a ping panicked"))??)?;
-                }
-                for stream in streams {
-                    stream.join().map_err(|_| anyhow!("a flow panicked"))??;
-                }
-                agents
-            })
-        },
-    )?;
+    check("pings and flows, with every agent killed and started and the testbed up again", || {
+        std::thread::scope(|scope| {
+            let flows = [scope.spawn(|| to_pod.ping()), scope.spawn(|| from_lan(&client, &to_pod).ping())];
+            let streams = [scope.spawn(|| to_pod.stream()), scope.spawn(|| to_wan.stream())];
+            let agents = kill_and_start_agents(testbed);
+            for flow in flows {
+                no_loss(flow.join().map_err(|_| anyhow!("a ping panicked"))??)?;
+            }
+            for stream in streams {
+                stream.join().map_err(|_| anyhow!("a flow panicked"))??;
+            }
+            agents
+        })
+    })?;
     check("each pod still answers", || all_greet(&client, &pods, Duration::from_secs(5)))
 }
 

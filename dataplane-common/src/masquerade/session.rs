@@ -15,8 +15,7 @@ pub const TCP_ESTABLISHED_TIMEOUT_NS: u64 = 7_440 * SECOND_NS;
 /// TCP, partly open or closing: 4 minutes (RFC 5382 REQ-5).
 pub const TCP_TRANSITORY_TIMEOUT_NS: u64 = 240 * SECOND_NS;
 /// TCP, closed by both sides or reset: 10 seconds, for the last retransmissions. RFC 5382 section 5 leaves
-/// it open; RFC 7857 section 2.2 lets a NAT
-/// forget it at once.
+/// it open; RFC 7857 section 2.2 lets a NAT forget it at once.
 pub const TCP_CLOSED_TIMEOUT_NS: u64 = 10 * SECOND_NS;
 /// TCP, closed: after this, a flow that finds no free port may take its port.
 pub const TCP_CLOSED_RECLAIM_NS: u64 = SECOND_NS;

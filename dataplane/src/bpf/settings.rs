@@ -48,9 +48,10 @@ pub(super) fn hash_mut<'a, K: Pod, V: Pod>(
 
 /// All entries of a hash map.
 pub(super) fn entries<K: Pod, V: Pod>(object: &Ebpf, name: &'static str) -> Result<Vec<(K, V)>, BpfError> {
+    let found = map(object, name)?;
     // The sizes of keys and values are the map's.
-    HashMap::<_, K, V>::try_from(map(object, name)?).map_err(failed("open", name))?;
-    let Map::HashMap(data) = map(object, name)? else { return Err(BpfError::NoMap(name)) };
+    HashMap::<_, K, V>::try_from(found).map_err(failed("open", name))?;
+    let Map::HashMap(data) = found else { return Err(BpfError::NoMap(name)) };
     batch::entries(data.fd().as_fd()).map_err(|e| failed("read", name)(MapError::IoError(e)))
 }
 

@@ -102,14 +102,15 @@ fn run(cli: &Cli) -> Result<()> {
     interrupt::catch()?;
     let measured = measure(cli);
     interrupt::ignore()?;
-    for failure in [CLUSTER, REFERENCE]
-        .into_iter()
-        .flat_map(|name| Prefix::new(name).map(|prefix| down(&prefix)))
-        .flatten()
-    {
+    for failure in take_down()? {
         eprintln!("error: {failure:#}");
     }
     measured
+}
+
+/// Takes both testbeds down; what could not be removed.
+fn take_down() -> Result<Vec<anyhow::Error>> {
+    Ok([Prefix::new(CLUSTER)?, Prefix::new(REFERENCE)?].iter().flat_map(down).collect())
 }
 
 fn measure(cli: &Cli) -> Result<()> {
@@ -134,17 +135,14 @@ fn measure(cli: &Cli) -> Result<()> {
 
 impl Bench {
     fn set_up(cli: &Cli) -> Result<Self> {
-        let (cluster, reference) = (Prefix::new(CLUSTER)?, Prefix::new(REFERENCE)?);
-        for prefix in [&cluster, &reference] {
-            // What an interrupted run left behind; there is nothing to say when there is none.
-            down(prefix);
-        }
+        // What an interrupted run left behind; there is nothing to say when there is none.
+        take_down()?;
         say("two testbeds: one with a cluster, one for what is made by hand");
         let options = |cluster| Options { nodes: 3, cluster, ..Options::default() };
-        let by_hand = Testbed::up(reference, options(false), Progress::Quiet)?;
+        let by_hand = Testbed::up(Prefix::new(REFERENCE)?, options(false), Progress::Quiet)?;
         Ok(Self {
             by_hand: ByHand::make(by_hand)?,
-            cluster: Testbed::up(cluster, options(true), Progress::Quiet)?,
+            cluster: Testbed::up(Prefix::new(CLUSTER)?, options(true), Progress::Quiet)?,
             rounds: cli.rounds,
             span: Duration::from_secs(cli.seconds),
             report: Report::new(cli.rounds, machine()),

@@ -96,6 +96,7 @@ fn rounds(bench: &mut Bench, pod: Ipv6Addr, addresses: &[Ipv6Addr]) -> Result<()
         say(&format!("{TABLE}, {} addresses: round {round} of {}", size.count, bench.rounds));
         let (few, many) = (there.min(size.count), there.max(size.count));
         let grows = size.count > there;
+        // The first is the real pod's own, which stays.
         change_table(&bench.cluster, pod, &addresses[few.max(1)..many.max(1)], grows)?;
         change_kernel(&bench.by_hand.testbed, &addresses[few..many], grows)?;
         there = size.count;
