@@ -11,6 +11,9 @@
 #![cfg_attr(not(test), no_std)]
 #![warn(unsafe_op_in_unsafe_fn)]
 
+#[cfg(all(feature = "memory", not(test)))]
+extern crate std;
+
 pub mod checksum;
 pub mod counter;
 pub mod ethernet;
@@ -20,9 +23,10 @@ pub mod ipv6;
 pub mod masquerade;
 pub mod ndp;
 pub mod packet;
+pub mod pod_link;
 #[cfg(feature = "user")]
 mod user;
 
 /// The version of every map's name, key, value and meaning. Pins live below a folder of this name, so that
 /// an agent of another version never adopts maps that it would misread.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;

@@ -1,8 +1,8 @@
 //! Masquerade: IPv4 packets of pods leave with the node's address, replies find their way back (NAPT44).
 //!
 //! Mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): one inside address and port has one
-//! outside port, whatever the remote. Filtering is address- and port-dependent: a packet comes in only
-//! from a remote that the pod has written to. Ports are preserved when they are free. It is no firewall and
+//! outside port, whatever the remote. Filtering is address-dependent, or endpoint-independent when asked for
+//! (RFC 4787 REQ-8). Ports come from blocks that belong to one pod each ([`block`]). It is no firewall and
 //! knows no application protocol.
 //!
 //! # Tables
@@ -11,25 +11,35 @@
 //! | `NAT_SESSIONS`, hash | [`SessionKey`] | [`Session`] | every packet |
 //! | `NAT_PORTS`, array | [`port_index`] | [`owner`] | every packet that comes in |
 //! | `NAT_MAPPINGS`, hash | [`MappingKey`] | [`Mapping`] | new flows |
+//! | `NAT_BLOCKS`, array | block | [`Block`] | new flows |
+//! | `NAT_SOURCES`, LPM trie | remote | [`Source`] | new flows of a node with several addresses |
 //! | `NAT_FRAGMENTS`, LRU hash | [`FragmentKey`] | [`Fragment`] | fragments |
 //!
 //! The programs make flows, and reuse the port of a flow that has ended; the agent's sweep frees the rest.
 //! With the agent gone, flows of one inside port and one remote recycle themselves; an inside port that has
 //! written to several remotes keeps its outside port until the sweep comes back.
 
+pub mod block;
+mod claim;
 mod error;
 mod flow;
+mod hairpin;
+mod inward;
+#[cfg(any(test, feature = "memory"))]
+pub mod memory;
 mod port;
 mod segment;
 mod session;
 mod translate;
 
-pub use flow::{egress, ingress, linear_bytes};
-pub use port::{OWNER_FREE, is_owned_by, owner, owner_inside, pool_port, port_index};
+pub use block::{BLOCKS_MAX, Block, Pool};
+pub use flow::{egress, linear_bytes};
+pub use hairpin::{Hairpin, hairpin};
+pub use inward::ingress;
+pub use port::{OWNER_FREE, is_owned_by, owner, owner_inside, port_index};
 pub use session::{
-    ICMP_TIMEOUT_NS, SESSION_REFRESH_NS, State, TCP_CLOSED_RECLAIM_NS, TCP_CLOSED_TIMEOUT_NS,
-    TCP_ESTABLISHED_TIMEOUT_NS, TCP_TRANSITORY_TIMEOUT_NS, TcpFlags, UDP_DNS_TIMEOUT_NS, UDP_TIMEOUT_NS,
-    expired, timeout_ns,
+    ICMP_TIMEOUT_NS, SESSION_REFRESH_NS, State, TCP_CLOSED_RECLAIM_NS, TCP_ESTABLISHED_TIMEOUT_NS,
+    TCP_TRANSITORY_TIMEOUT_NS, TcpFlags, UDP_DNS_TIMEOUT_NS, UDP_TIMEOUT_NS, expired, timeout_ns,
 };
 pub use translate::PacketMut;
 
@@ -37,11 +47,10 @@ use crate::{counter::Counter, ipv4::Address};
 
 /// Capacity of the map `NAT_SESSIONS`.
 ///
-/// Allocated in full: 262,144 x 88 bytes + 4 MB of buckets = 27 MB. Written by `uplink_egress` (new,
-/// state, time), `uplink_ingress` (state, time) and the agent's sweep (removal). When full, a new flow
-/// is dropped and counted; nothing live is evicted. The flows of single remotes cannot fill it: they are
-/// at most 196,608, one for each outside port.
-pub const SESSIONS_MAX: u32 = 262_144;
+/// 16 MB of buckets; 96 bytes more for each session that there is, 100 MB at most. Written by `uplink_egress`
+/// (new, state, time), `uplink_ingress` (state, time) and the agent's sweep (removal). When full, a new flow
+/// is dropped and counted; nothing live is evicted.
+pub const SESSIONS_MAX: u32 = 1_048_576;
 
 /// Capacity of the map `NAT_MAPPINGS`: one for each outside port of each protocol, so it is never full
 /// before the ports are.
@@ -64,29 +73,78 @@ pub const PORTS_MAX: u32 = 3 * 65_536;
 /// host on their way in.
 pub const FRAGMENTS_MAX: u32 = 8_192;
 
-/// Ports tried for a new flow before it is dropped. In a table that is nine tenths full, a free one is found
-/// with a chance of 97 in 100.
+/// Ports tried for a new flow before it is dropped.
 pub const PROBES_MAX: u32 = 32;
+
+/// Addresses of a node's uplink that packets may leave with.
+pub const NODES_MAX: usize = 4;
+
+/// Capacity of the map `NAT_SOURCES`: prefixes for which packets leave with another address than the first.
+///
+/// LPM trie, allocated entry by entry: 64 x about 100 bytes. Written by the agent, read by `uplink_egress`.
+/// When full, remotes of further prefixes see the first address.
+pub const SOURCES_MAX: u32 = 64;
 
 /// The only value of the map `MASQUERADE`, an array of one. Written by the agent.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The address that packets leave with.
-    pub node: Address,
+    /// The addresses that packets leave with. The first is for remotes without an entry in `NAT_SOURCES`;
+    /// unused ones are zero.
+    pub nodes: [Address; NODES_MAX],
     /// The range whose packets are translated.
     pub pod_network: Address,
     /// The mask of that range.
     pub pod_mask: Address,
-    /// The first port that the host gives to its own sockets (`ip_local_port_range`), host order.
-    pub host_ports_min: u16,
-    /// The last port that the host gives to its own sockets, host order.
-    pub host_ports_max: u16,
+    /// The ports that pods get.
+    pub pool: Pool,
+    /// Whom a mapping lets in besides those who were written to; one of [`Config::ADDRESS_DEPENDENT`] and
+    /// [`Config::ENDPOINT_INDEPENDENT`].
+    pub filtering: u32,
     /// 1: translate. 0: pass everything.
     pub enabled: u32,
 }
 
+impl Config {
+    /// Other ports of an address that was written to (RFC 4787 section 5).
+    pub const ADDRESS_DEPENDENT: u32 = 0;
+    /// Everybody.
+    pub const ENDPOINT_INDEPENDENT: u32 = 1;
+
+    /// A masquerade that passes everything.
+    pub const OFF: Config = Config {
+        nodes: [0; NODES_MAX],
+        pod_network: 0,
+        pod_mask: 0,
+        pool: Pool::EMPTY,
+        filtering: Self::ADDRESS_DEPENDENT,
+        enabled: 0,
+    };
+
+    /// Whether packets leave with `address`.
+    #[inline(always)]
+    pub fn is_node(&self, address: Address) -> bool {
+        address != 0 && self.nodes.contains(&address)
+    }
+
+    /// Whether `address` is of the range that is translated.
+    #[inline(always)]
+    pub fn is_pod(&self, address: Address) -> bool {
+        address & self.pod_mask == self.pod_network
+    }
+
+    /// The number of a pod in the range: what tells it from the node's others.
+    #[inline(always)]
+    pub fn pod_number(&self, pod: Address) -> u32 {
+        u32::from_be(pod & !self.pod_mask)
+    }
+}
+
 /// Key of `NAT_SESSIONS`: one inside address and port with one remote. All in wire order.
+///
+/// TCP has one session for each connection. UDP has one for each address of a remote, whatever its port:
+/// that is what filtering asks for. Of an inside TCP port that has several remotes, those that came later
+/// have one with port 0, too, which says that their address was written to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey {
@@ -96,7 +154,7 @@ pub struct SessionKey {
     pub remote: Address,
     /// The pod's port, or the identifier of its echo.
     pub inside_port: u16,
-    /// The remote's port; 0 for ICMP.
+    /// The remote's TCP port; 0 for UDP and ICMP.
     pub remote_port: u16,
     /// TCP, UDP or ICMP.
     pub protocol: u8,
@@ -118,12 +176,14 @@ impl SessionKey {
 pub struct Session {
     /// When a packet was last seen (CLOCK_MONOTONIC), at most [`SESSION_REFRESH_NS`] behind.
     pub last_seen_ns: u64,
-    /// The port at the node's address, wire order.
+    /// The node's address.
+    pub outside: Address,
+    /// The port at that address, wire order.
     pub outside_port: u16,
     /// How far a TCP connection has come; a [`State`].
     pub state: State,
     /// Zero.
-    pub zero: [u8; 5],
+    pub zero: u8,
 }
 
 /// Key of `NAT_MAPPINGS`: an inside address and port. In wire order.
@@ -148,9 +208,9 @@ pub struct Mapping {
     pub created_ns: u64,
     /// The first remote, wire order. With it goes the only session, unless `shared`.
     pub remote: Address,
-    /// The first remote's port, wire order.
+    /// The first remote's port in [`SessionKey`].
     pub remote_port: u16,
-    /// The port at the node's address, wire order.
+    /// The port at the node's addresses, wire order.
     pub outside_port: u16,
     /// 1 once there was a second session: then only the sweep can tell whether all have ended.
     pub shared: u32,
@@ -183,7 +243,30 @@ pub struct Fragment {
     pub address: Address,
 }
 
-const _: () = assert!(size_of::<Config>() == 20);
+/// Key of `NAT_SOURCES` as the kernel wants it: the length of the prefix, then the address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The address that packets to the prefix leave with, wire order.
+    pub address: Address,
+}
+
+/// A socket that the host may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostSocket {
+    /// TCP, UDP or ICMP, which has no sockets.
+    pub protocol: u8,
+    /// The host's address, wire order.
+    pub address: Address,
+    /// The host's port, wire order.
+    pub port: u16,
+    /// Whom it may talk to, wire order.
+    pub remote: Address,
+    /// The port there, wire order.
+    pub remote_port: u16,
+}
+
+const _: () = assert!(size_of::<Config>() == 40 && size_of::<Source>() == 4);
 const _: () = assert!(size_of::<SessionKey>() == 16 && size_of::<Session>() == 16);
 const _: () = assert!(size_of::<MappingKey>() == 8 && size_of::<Mapping>() == 24);
 const _: () = assert!(size_of::<FragmentKey>() == 12 && size_of::<Fragment>() == 4);
@@ -223,8 +306,14 @@ pub trait Tables {
     fn port(&mut self, index: u32) -> u64;
     /// Gives a port from one owner to another; false if it was not `from`'s.
     fn claim_port(&mut self, index: u32, from: u64, to: u64) -> bool;
-    /// Whether a socket of the host has `port` (wire order) at the node's address, towards the remote.
-    fn host_has_port(&mut self, node: Address, key: &SessionKey, port: u16) -> bool;
+    /// A block of ports in its place.
+    fn block(&mut self, block: u32) -> Option<&mut Block>;
+    /// Gives a block from one owner to another; false if it was not `from`'s.
+    fn claim_block(&mut self, block: u32, from: u64, to: u64) -> bool;
+    /// The node's address for a remote that does not see the first one.
+    fn source(&mut self, remote: Address) -> Option<Address>;
+    /// Whether the host has a socket that would take the remote's packets: a connected or a listening one.
+    fn host_has(&mut self, socket: &HostSocket) -> bool;
     /// Where the fragments of a datagram go.
     fn fragment(&mut self, key: &FragmentKey) -> Option<Address>;
     /// Remembers where they go.

@@ -2,7 +2,7 @@
 
 use aya::Pod;
 
-use crate::{guard, ipv6, masquerade, ndp};
+use crate::{guard, ipv6, masquerade, ndp, pod_link};
 
 macro_rules! pod {
     ($($ty:ty),*) => {$(
@@ -17,11 +17,14 @@ pod!(
     ipv6::Address,
     ndp::PodMac,
     guard::Entry,
+    pod_link::PodLink,
     masquerade::Config,
     masquerade::SessionKey,
     masquerade::Session,
     masquerade::MappingKey,
     masquerade::Mapping,
+    masquerade::Block,
+    masquerade::Source,
     masquerade::FragmentKey,
     masquerade::Fragment
 );

@@ -5,7 +5,8 @@
 //! | --- | --- |
 //! | `uplink_ingress` (`ndp_proxy.rs`, `masquerade.rs`) | uplink, ingress |
 //! | `uplink_egress` (`masquerade.rs`) | uplink, egress |
-//! | `pod_guard` | host side of each pod's veth, ingress |
+//! | `uplink_backstop` (`backstop.rs`) | uplink, egress, behind the others |
+//! | `pod_guard` (`hairpin.rs`) | host side of each pod's veth, ingress |
 //!
 //! It is built for `bpfel-unknown-none` by `dataplane/build.rs`. On the host it compiles for clippy alone.
 #![cfg_attr(target_arch = "bpf", no_std)]
@@ -13,6 +14,8 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod answer;
+mod backstop;
+mod hairpin;
 mod log;
 mod maps;
 mod masquerade;

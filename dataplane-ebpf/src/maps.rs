@@ -3,20 +3,24 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use dataplane_common::{
     counter::{COUNTERS_MAX, Counter},
     guard::{self, GUARD_MAX},
+    ipv4::Address as Address4,
     ipv6::Address,
     masquerade::{
-        Config, FRAGMENTS_MAX, Fragment, FragmentKey, MAPPINGS_MAX, Mapping, MappingKey, PORTS_MAX,
-        SESSIONS_MAX, Session, SessionKey,
+        BLOCKS_MAX, Block, Config, FRAGMENTS_MAX, Fragment, FragmentKey, MAPPINGS_MAX, Mapping, MappingKey,
+        PORTS_MAX, SESSIONS_MAX, SOURCES_MAX, Session, SessionKey, Source,
     },
     ndp::{NDP_PODS_MAX, PodMac},
+    pod_link::{PODS_MAX, PodLink},
 };
 
-/// The agent maps `NAT_PORTS` into its memory.
+/// Memory is taken entry by entry.
+const BPF_F_NO_PREALLOC: u32 = 1;
+/// The agent maps `NAT_PORTS` and `NAT_BLOCKS` into its memory.
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Local pods and the MAC address to answer with.
@@ -33,7 +37,8 @@ pub(crate) static MASQUERADE: Array<Config> = Array::pinned(1, 0);
 
 /// One inside port with one remote.
 #[map]
-pub(crate) static NAT_SESSIONS: HashMap<SessionKey, Session> = HashMap::pinned(SESSIONS_MAX, 0);
+pub(crate) static NAT_SESSIONS: HashMap<SessionKey, Session> =
+    HashMap::pinned(SESSIONS_MAX, BPF_F_NO_PREALLOC);
 
 /// Inside ports and their outside ports.
 #[map]
@@ -42,6 +47,18 @@ pub(crate) static NAT_MAPPINGS: HashMap<MappingKey, Mapping> = HashMap::pinned(M
 /// Outside ports and their owners.
 #[map]
 pub(crate) static NAT_PORTS: Array<u64> = Array::pinned(PORTS_MAX, BPF_F_MMAPABLE);
+
+/// Blocks of outside ports.
+#[map]
+pub(crate) static NAT_BLOCKS: Array<Block> = Array::pinned(BLOCKS_MAX, BPF_F_MMAPABLE);
+
+/// Prefixes for which packets leave with another address than the first.
+#[map]
+pub(crate) static NAT_SOURCES: LpmTrie<Address4, Source> = LpmTrie::pinned(SOURCES_MAX, BPF_F_NO_PREALLOC);
+
+/// The links of pods by their IPv4 addresses.
+#[map]
+pub(crate) static PODS: HashMap<Address4, PodLink> = HashMap::pinned(PODS_MAX, 0);
 
 /// Where the later fragments of a datagram go.
 #[map]

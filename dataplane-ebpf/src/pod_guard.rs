@@ -3,12 +3,13 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use dataplane_common::{
     counter::Counter,
+    ethernet,
     guard::{self, Verdict},
     ndp::{self, SOLICITATION_BYTES_MAX},
 };
 
 use crate::{
-    DROP, NEXT, answer,
+    DROP, NEXT, answer, hairpin,
     log::event,
     maps::{GUARD, count},
     skb::Skb,
@@ -36,7 +37,7 @@ pub(crate) fn pod_guard(ctx: TcContext) -> i32 {
     match verdict {
         Verdict::Pass => {
             count(Counter::GuardPass);
-            NEXT
+            if skb.protocol() == ethernet::IPV4 { hairpin::run(&ctx, &mut skb) } else { NEXT }
         }
         Verdict::Drop(reason) => drop(&ctx, reason),
         Verdict::Answer(answer) => match answer::send(&skb, &answer) {

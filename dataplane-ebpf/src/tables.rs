@@ -8,19 +8,21 @@ use aya_ebpf::{
     helpers::{
         bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
+    maps::lpm_trie::Key,
     programs::TcContext,
 };
 use dataplane_common::{
     counter::Counter,
     ipv4::{self, Address},
     masquerade::{
-        Fragment, FragmentKey, Inserted, Mapping, MappingKey, OWNER_FREE, Session, SessionKey, Tables,
+        Block, Fragment, FragmentKey, HostSocket, Inserted, Mapping, MappingKey, OWNER_FREE, Session,
+        SessionKey, Tables,
     },
 };
 
 use crate::{
     log::event,
-    maps::{NAT_FRAGMENTS, NAT_MAPPINGS, NAT_PORTS, NAT_SESSIONS, count},
+    maps::{NAT_BLOCKS, NAT_FRAGMENTS, NAT_MAPPINGS, NAT_PORTS, NAT_SESSIONS, NAT_SOURCES, count},
 };
 
 /// The network namespace of the interface (`BPF_F_CURRENT_NETNS`).
@@ -119,19 +121,40 @@ impl Tables for Maps<'_> {
     }
 
     #[inline(always)]
-    fn host_has_port(&mut self, node: Address, key: &SessionKey, port: u16) -> bool {
+    fn block(&mut self, block: u32) -> Option<&mut Block> {
+        // SAFETY: an element of an array stays where it is. Its owner is only read through this; the other
+        // fields are hints and counts, of which a lost write does no harm.
+        NAT_BLOCKS.get_ptr_mut(block).map(|p| unsafe { &mut *p })
+    }
+
+    #[inline(always)]
+    fn claim_block(&mut self, block: u32, from: u64, to: u64) -> bool {
+        match NAT_BLOCKS.get_ptr_mut(block) {
+            // The owner is the block's first field.
+            Some(block) => compare_exchange(block.cast(), from, to),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn source(&mut self, remote: Address) -> Option<Address> {
+        NAT_SOURCES.get(&Key::new(32, remote)).map(|source| source.address)
+    }
+
+    #[inline(always)]
+    fn host_has(&mut self, socket: &HostSocket) -> bool {
         // SAFETY: integers only, for which zero is a value.
         let mut tuple: bpf_sock_tuple = unsafe { zeroed() };
-        tuple.__bindgen_anon_1.ipv4.saddr = key.remote;
-        tuple.__bindgen_anon_1.ipv4.sport = key.remote_port;
-        tuple.__bindgen_anon_1.ipv4.daddr = node;
-        tuple.__bindgen_anon_1.ipv4.dport = port;
+        tuple.__bindgen_anon_1.ipv4.saddr = socket.remote;
+        tuple.__bindgen_anon_1.ipv4.sport = socket.remote_port;
+        tuple.__bindgen_anon_1.ipv4.daddr = socket.address;
+        tuple.__bindgen_anon_1.ipv4.dport = socket.port;
         // The size says that it is IPv4.
         // SAFETY: the variant was written just above.
         let size = size_of_val(unsafe { &tuple.__bindgen_anon_1.ipv4 }) as u32;
         // SAFETY: the context is valid, and `tuple` has at least `size` bytes.
         let sock = unsafe {
-            match key.protocol {
+            match socket.protocol {
                 ipv4::TCP => bpf_skc_lookup_tcp(self.skb().cast(), &mut tuple, size, CURRENT_NETNS, 0).cast(),
                 ipv4::UDP => bpf_sk_lookup_udp(self.skb().cast(), &mut tuple, size, CURRENT_NETNS, 0),
                 _ => return false,
@@ -162,7 +185,7 @@ impl Tables for Maps<'_> {
 fn compare_exchange(port: *mut u64, from: u64, to: u64) -> bool {
     let found: u64;
     // The target has no compare_exchange in core, so it is said in assembly.
-    // SAFETY: `port` points to an element of `NAT_PORTS`, 8 bytes and aligned to 8.
+    // SAFETY: `port` points to 8 bytes, aligned to 8, of an element of `NAT_PORTS` or `NAT_BLOCKS`.
     #[cfg(target_arch = "bpf")]
     unsafe {
         core::arch::asm!(

@@ -10,12 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dataplane_core::{Action, Guard, Masquerade, Op, Place};
+use dataplane_core::{Action, Guard, Op, Place};
 use thiserror::Error;
 
 use crate::{
     BpfError, Dataplane, NftError, NoBpf, StateError,
-    bpf::{Bpf, GuardEntry, MasqueradeConfig},
+    bpf::{Bpf, GuardEntry},
     netlink::{Netlink, NetlinkError, index_of},
     netns, nft, observe, sysctl,
 };
@@ -322,10 +322,8 @@ fn apply_bpf(bpf: &mut Bpf, action: &Action) -> Result<(), ApplyError> {
         Action::NdpDelete { address } => bpf.remove_local_pod(*address)?,
         Action::GuardSet { dev, guard } => bpf.set_guard(index_of(dev)?, guard_entry(guard))?,
         Action::GuardDelete { dev } => bpf.remove_guard(guarded_index(dev)?)?,
-        Action::MasqueradeSet(masquerade) => {
-            bpf.set_masquerade_config(Some(masquerade_config(masquerade)))?
-        }
-        Action::MasqueradeDelete => bpf.set_masquerade_config(None)?,
+        Action::MasqueradeSet(masquerade) => bpf.set_masquerade(Some(masquerade))?,
+        Action::MasqueradeDelete => bpf.set_masquerade(None)?,
         other => unreachable!("{other:?} is not done with BPF"),
     }
     Ok(())
@@ -347,10 +345,6 @@ fn guard_entry(guard: &Guard) -> GuardEntry {
         pod_mac: guard.pod_mac.0,
         host_mac: guard.host_mac.0,
     }
-}
-
-fn masquerade_config(masquerade: &Masquerade) -> MasqueradeConfig {
-    MasqueradeConfig { node_ipv4: masquerade.node_ipv4, pod_ipv4: masquerade.pod_ipv4 }
 }
 
 /// Says what is in the way, when something is.

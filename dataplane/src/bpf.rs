@@ -13,8 +13,8 @@ mod flows;
 mod log;
 mod object;
 mod pins;
-mod port_table;
 mod settings;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,8 @@ use aya::{
     maps::MapError,
     programs::{ProgramError, SchedClassifier, tc::TcError},
 };
-pub use dataplane_core::Program;
+pub use dataplane_core::{Masquerade, Program};
+pub use flows::{Flow, PortBlock, Swept};
 use ipnetwork::Ipv4Network;
 use thiserror::Error;
 
@@ -68,15 +69,6 @@ pub struct GuardEntry {
     pub pod_mac: [u8; 6],
     /// The MAC address of the veth's host side, given to those who ask for `fe80::1`.
     pub host_mac: [u8; 6],
-}
-
-/// What the masquerade translates, and to what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MasqueradeConfig {
-    /// The address that packets leave with.
-    pub node_ipv4: Ipv4Addr,
-    /// The range whose packets are translated.
-    pub pod_ipv4: Ipv4Network,
 }
 
 /// One counter of the programs, summed over the CPUs.
@@ -239,6 +231,7 @@ pub struct Bpf {
     object: Ebpf,
     /// By program, the tag of its instructions in this build.
     tags: BTreeMap<Program, u64>,
+    sweeper: flows::Sweeper,
 }
 
 impl Bpf {
@@ -260,7 +253,7 @@ impl Bpf {
         let tags = object::load_programs(&mut object)?;
         let hook = options.hook.unwrap_or_else(|| if features::tcx() { Hook::Tcx } else { Hook::Clsact });
         attach::collect_stale(&pins);
-        Ok(Bpf { pins, hook, object, tags })
+        Ok(Bpf { pins, hook, object, tags, sweeper: flows::Sweeper::default() })
     }
 
     /// What the kernel has, by trying.
@@ -363,8 +356,8 @@ impl Bpf {
     ///
     /// # Errors
     /// [`BpfError::Map`].
-    pub fn masquerade_config(&self) -> Result<Option<MasqueradeConfig>, BpfError> {
-        settings::masquerade_config(&self.object)
+    pub fn masquerade(&self) -> Result<Option<Masquerade>, BpfError> {
+        settings::masquerade(&self.object)
     }
 
     /// Translates so from now on, or no longer. Ports that the host gives to its own sockets
@@ -372,16 +365,17 @@ impl Bpf {
     ///
     /// # Errors
     /// [`BpfError::Map`] or [`BpfError::Path`].
-    pub fn set_masquerade_config(&mut self, config: Option<MasqueradeConfig>) -> Result<(), BpfError> {
-        settings::set_masquerade_config(&mut self.object, config)
+    pub fn set_masquerade(&mut self, masquerade: Option<&Masquerade>) -> Result<(), BpfError> {
+        settings::set_masquerade(&mut self.object, masquerade)
     }
 
-    /// Frees the flows that have expired at `now_ns` ([`monotonic_ns`]) and says how many.
+    /// Frees the flows that have expired at `now_ns` ([`monotonic_ns`]), and says how many and who has which
+    /// ports.
     ///
     /// # Errors
-    /// [`BpfError::Map`] or [`BpfError::Path`].
-    pub fn sweep_flows(&mut self, now_ns: u64) -> Result<usize, BpfError> {
-        flows::sweep(&mut self.object, now_ns)
+    /// [`BpfError::Map`].
+    pub fn sweep_flows(&mut self, now_ns: u64) -> Result<Swept, BpfError> {
+        self.sweeper.sweep(&mut self.object, now_ns)
     }
 
     /// Detaches every program that is pinned under `dir` and removes the pins, of every layout version.
@@ -396,6 +390,23 @@ impl Bpf {
     /// [`BpfError::Map`] when there are pins that cannot be read.
     pub fn counters(dir: &Path) -> Result<Vec<Counter>, BpfError> {
         counters::read(&pins::layout(dir))
+    }
+
+    /// The masquerade's flows that have not ended, from the pins under `dir`: works while no agent runs.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`] when there are pins that cannot be read.
+    pub fn flows(dir: &Path) -> Result<Vec<Flow>, BpfError> {
+        flows::list(&pins::layout(dir), monotonic_ns())
+    }
+
+    /// The private address of the pod that has an outside port now, and the first port of its block; from the
+    /// pins under `dir`.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`] when there are pins that cannot be read.
+    pub fn port_holder(dir: &Path, port: u16) -> Result<Option<(Ipv4Addr, u16)>, BpfError> {
+        flows::holder(&pins::layout(dir), port)
     }
 
     /// Forwards what the programs log to `tracing` at TRACE (target `dataplane::bpf`), on a task of the

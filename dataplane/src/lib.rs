@@ -24,6 +24,7 @@ mod netlink;
 mod netns;
 mod nft;
 mod observe;
+mod source;
 mod state;
 mod sysctl;
 mod uplink;
@@ -33,10 +34,10 @@ use std::{io, path::PathBuf};
 use thiserror::Error;
 
 pub use apply::ApplyError;
-pub use bpf::{BpfError, Counter};
+pub use bpf::{BpfError, Counter, Flow, PortBlock, Swept, monotonic_ns};
 pub use changes::{Changes, ChangesError};
 pub use dataplane_core::{
-    Desired, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown,
+    Desired, Filtering, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown,
 };
 pub use features::{Features, NoBpf};
 pub use netlink::NetlinkError;
@@ -104,8 +105,6 @@ pub struct Dataplane {
     bpf: Option<Bpf>,
     features: Features,
     state: State,
-    /// The table was not there when last looked for, so that a node that wants none need not run `nft` again.
-    nft_absent: bool,
 }
 
 impl Dataplane {
@@ -123,7 +122,7 @@ impl Dataplane {
         let state = State::load(&config.state_dir)?;
         let opened = Bpf::open(&config.bpf_dir);
         let features = Features::probe(opened.as_ref().err()).await;
-        let mut dataplane = Self { config, netlink, bpf: opened.ok(), features, state, nft_absent: false };
+        let mut dataplane = Self { config, netlink, bpf: opened.ok(), features, state };
         dataplane.forward_program_logs();
         Ok(dataplane)
     }
@@ -163,14 +162,14 @@ impl Dataplane {
         Ok(failures)
     }
 
-    /// Frees masquerade flows that have expired and says how many.
+    /// Frees masquerade flows that have expired and says how many, and who has which ports.
     ///
     /// # Errors
-    /// [`BpfError`] when the map cannot be read.
-    pub fn sweep_flows(&mut self) -> Result<usize, BpfError> {
+    /// [`BpfError`] when a map cannot be read.
+    pub fn sweep_flows(&mut self) -> Result<Swept, BpfError> {
         match &mut self.bpf {
             Some(bpf) => bpf.sweep_flows(bpf::monotonic_ns()),
-            None => Ok(0),
+            None => Ok(Swept::default()),
         }
     }
 

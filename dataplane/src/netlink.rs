@@ -26,9 +26,11 @@ use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
+use crate::source::Ipv4Route;
+
 use messages::{
-    address, address_message, device, family, is_main_table, metric, neighbour, neighbour_address, out_index,
-    proxy, proxy_message, route, route_message,
+    address, address_message, device, family, ipv4_route, is_main_table, metric, neighbour,
+    neighbour_address, out_index, proxy, proxy_message, route, route_message,
 };
 
 /// Why the kernel did not answer or refused.
@@ -142,6 +144,13 @@ impl Netlink {
             .collect();
         defaults.sort_unstable();
         Ok(defaults)
+    }
+
+    /// The IPv4 routes of the main table out of a device.
+    pub(crate) async fn ipv4_routes(&self, index: u32) -> Result<Vec<Ipv4Route>, NetlinkError> {
+        let messages = self.dump_routes(AddressFamily::Inet, RouteProtocol::Unspec).await?;
+        let out = messages.iter().filter(|m| is_main_table(m) && out_index(m) == Some(index));
+        Ok(out.filter(|m| m.header.kind == RouteType::Unicast).filter_map(ipv4_route).collect())
     }
 
     async fn dump_routes(

@@ -1,8 +1,9 @@
-//! The table `inet hextet`, written and read as JSON through the `nft` program.
+//! The table `ip hextet`, written and read as JSON through the `nft` program.
 //!
-//! The schema is the `nftables` crate's. Its runner is not used: it loses what `nft` says about a failure.
+//! The schema is the `nftables` crate's. Its runner is not used: it loses what `nft` says about a failure. The
+//! family is `ip`, not `inet`: a chain of `inet` would have every IPv6 packet between pods pass by it.
 
-use std::{io, net::Ipv4Addr, process::Stdio};
+use std::{collections::BTreeSet, io, process::Stdio};
 
 use dataplane_core::NftTable;
 use ipnetwork::Ipv4Network;
@@ -10,16 +11,15 @@ use nftables::{
     batch::Batch,
     expr::{Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix},
     schema::{Chain, NfListObject, NfObject, Nftables, Rule, Table},
-    stmt::{Match, Operator, Statement},
+    stmt::{AnonymousCounter, Counter, Match, Operator, Statement},
     types::{NfChainType, NfFamily, NfHook},
 };
 use thiserror::Error;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 const TABLE: &str = "hextet";
-const CHAIN: &str = "postrouting";
-/// `srcnat`, where source addresses are translated by convention.
-const PRIORITY: i32 = 100;
+/// What pods' host sides are called.
+const PODS: &str = "hx*";
 
 /// Why the table cannot be read or written.
 #[derive(Debug, Error)]
@@ -42,7 +42,7 @@ pub(crate) async fn works() -> bool {
 
 /// What is in the table, if it is there.
 pub(crate) async fn read() -> Result<Option<NftTable>, NftError> {
-    let answer = match run(&["-j", "list", "table", "inet", TABLE], None).await {
+    let answer = match run(&["-j", "list", "table", "ip", TABLE], None).await {
         Err(NftError::Refused(message)) if message.contains("No such file or directory") => return Ok(None),
         answer => answer?,
     };
@@ -57,9 +57,9 @@ pub(crate) async fn set(table: &NftTable) -> Result<(), NftError> {
     batch.add(NfListObject::Table(own_table()));
     batch.delete(NfListObject::Table(own_table()));
     batch.add(NfListObject::Table(own_table()));
-    if let NftTable::Masquerade { uplink, pod_ipv4 } = table {
-        batch.add(NfListObject::Chain(chain()));
-        batch.add(NfListObject::Rule(rule(uplink, *pod_ipv4)));
+    for (chain, rule) in chains(table) {
+        batch.add(NfListObject::Chain(chain));
+        batch.add(NfListObject::Rule(rule));
     }
     send(batch).await
 }
@@ -97,105 +97,189 @@ async fn run(arguments: &[&str], input: Option<Vec<u8>>) -> Result<Vec<u8>, NftE
 }
 
 fn own_table() -> Table<'static> {
-    Table { family: NfFamily::INet, name: TABLE.into(), handle: None }
+    Table { family: NfFamily::IP, name: TABLE.into(), handle: None }
 }
 
-fn chain() -> Chain<'static> {
+/// The chains of the table, with the one rule of each.
+fn chains(table: &NftTable) -> Vec<(Chain<'static>, Rule<'static>)> {
+    match table {
+        NftTable::Masquerade { uplink, pod_ipv4 } => vec![
+            (chain("postrouting"), masquerade(uplink, *pod_ipv4)),
+            (chain("backstop"), backstop(None, *pod_ipv4)),
+        ],
+        NftTable::Backstop { uplink, pod_ipv4 } => {
+            vec![(chain("backstop"), backstop(uplink.as_deref(), *pod_ipv4))]
+        }
+        NftTable::Other => Vec::new(),
+    }
+}
+
+/// `postrouting` is where source addresses are translated by convention; `backstop` is behind it.
+fn chain(name: &'static str) -> Chain<'static> {
+    let (kind, priority) = match name {
+        "postrouting" => (NfChainType::NAT, 100),
+        _ => (NfChainType::Filter, 200),
+    };
     Chain {
-        family: NfFamily::INet,
+        family: NfFamily::IP,
         table: TABLE.into(),
-        name: CHAIN.into(),
-        _type: Some(NfChainType::NAT),
+        name: name.into(),
+        _type: Some(kind),
         hook: Some(NfHook::Postrouting),
-        prio: Some(PRIORITY),
+        prio: Some(priority),
         ..Chain::default()
     }
 }
 
-fn rule<'a>(uplink: &str, pod_ipv4: Ipv4Network) -> Rule<'a> {
-    let expressions = vec![
-        equals(
-            NamedExpression::Meta(Meta { key: MetaKey::Oifname }),
-            Expression::String(uplink.to_owned().into()),
-        ),
-        equals(
-            NamedExpression::Payload(Payload::PayloadField(PayloadField {
-                protocol: "ip".into(),
-                field: "saddr".into(),
-            })),
-            Expression::Named(NamedExpression::Prefix(Prefix {
-                addr: Box::new(Expression::String(pod_ipv4.network().to_string().into())),
-                len: pod_ipv4.prefix().into(),
-            })),
-        ),
-        Statement::Masquerade(None),
-    ];
+fn masquerade(uplink: &str, pod_ipv4: Ipv4Network) -> Rule<'static> {
+    let out = oifname(Operator::EQ, uplink);
+    rule("postrouting", vec![out, from(pod_ipv4), Statement::Masquerade(None)])
+}
+
+fn backstop(translated_at: Option<&str>, pod_ipv4: Ipv4Network) -> Rule<'static> {
+    let devices = std::iter::once(PODS).chain(translated_at);
+    let mut statements: Vec<_> = devices.map(|device| oifname(Operator::NEQ, device)).collect();
+    let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter::default())));
+    statements.extend([from(pod_ipv4), counter, Statement::Drop(None)]);
+    rule("backstop", statements)
+}
+
+fn rule(chain: &'static str, statements: Vec<Statement<'static>>) -> Rule<'static> {
     Rule {
-        family: NfFamily::INet,
+        family: NfFamily::IP,
         table: TABLE.into(),
-        chain: CHAIN.into(),
-        expr: expressions.into(),
+        chain: chain.into(),
+        expr: statements.into(),
         ..Rule::default()
     }
 }
 
-fn equals<'a>(left: NamedExpression<'a>, right: Expression<'a>) -> Statement<'a> {
-    Statement::Match(Match { left: Expression::Named(left), right, op: Operator::EQ })
+fn oifname(op: Operator, device: &str) -> Statement<'static> {
+    let left = Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Oifname }));
+    Statement::Match(Match { left, right: Expression::String(device.to_owned().into()), op })
 }
 
-/// Reads back what [`set`] writes; anything else is [`NftTable::Other`].
+fn from(pod_ipv4: Ipv4Network) -> Statement<'static> {
+    let field = PayloadField { protocol: "ip".into(), field: "saddr".into() };
+    let prefix = Prefix {
+        addr: Box::new(Expression::String(pod_ipv4.network().to_string().into())),
+        len: pod_ipv4.prefix().into(),
+    };
+    Statement::Match(Match {
+        left: Expression::Named(NamedExpression::Payload(Payload::PayloadField(field))),
+        right: Expression::Named(NamedExpression::Prefix(prefix)),
+        op: Operator::EQ,
+    })
+}
+
+/// Reads back what [`set`] writes: the form whose own rules are those that are there. Anything else is
+/// [`NftTable::Other`].
 fn content(ruleset: &Nftables<'_>) -> NftTable {
-    let mut chains = 0;
-    let mut rules = Vec::new();
+    let (mut found_chains, mut rules) = (Vec::new(), Vec::new());
     for object in ruleset.objects.iter() {
         match object {
             NfObject::ListObject(NfListObject::MetainfoObject(_) | NfListObject::Table(_)) => {}
-            NfObject::ListObject(NfListObject::Chain(found)) if is_own_chain(found) => chains += 1,
+            NfObject::ListObject(NfListObject::Chain(found)) => found_chains.push(found),
             NfObject::ListObject(NfListObject::Rule(rule)) => rules.push(rule),
             _ => return NftTable::Other,
         }
     }
-    match (chains, rules.as_slice()) {
-        (1, [only]) => masquerade(only).unwrap_or(NftTable::Other),
-        _ => NftTable::Other,
+    let is_there = |table: &NftTable| {
+        let wanted = chains(table);
+        wanted.len() == found_chains.len()
+            && wanted.len() == rules.len()
+            && wanted.iter().zip(&found_chains).all(|((own, _), found)| is_chain(own, found))
+            && wanted.iter().zip(&rules).all(|((_, own), found)| is_rule(own, found))
+    };
+    forms(&rules).into_iter().find(is_there).unwrap_or(NftTable::Other)
+}
+
+/// Every form with the devices and the range that the rules name.
+fn forms(rules: &[&Rule<'_>]) -> Vec<NftTable> {
+    let matches = rules.iter().flat_map(|rule| rule.expr.iter()).filter_map(|statement| match statement {
+        Statement::Match(found) => Some(&found.right),
+        _ => None,
+    });
+    let (mut devices, mut range) = (BTreeSet::new(), None);
+    for right in matches {
+        match right {
+            Expression::String(device) if device != PODS => {
+                devices.insert(device.to_string());
+            }
+            Expression::Named(NamedExpression::Prefix(prefix)) => range = network(prefix),
+            _ => {}
+        }
     }
+    let Some(pod_ipv4) = range else { return Vec::new() };
+    let mut forms = vec![NftTable::Backstop { uplink: None, pod_ipv4 }];
+    for uplink in devices {
+        forms.push(NftTable::Backstop { uplink: Some(uplink.clone()), pod_ipv4 });
+        forms.push(NftTable::Masquerade { uplink, pod_ipv4 });
+    }
+    forms
 }
 
-fn is_own_chain(found: &Chain<'_>) -> bool {
-    let own = chain();
-    (found._type, found.hook, found.prio) == (own._type, own.hook, own.prio)
-}
-
-/// The rule's two variables, when it is the rule that [`rule`] makes of them.
-fn masquerade(found: &Rule<'_>) -> Option<NftTable> {
-    let [Statement::Match(oifname), Statement::Match(saddr), _] = &*found.expr else { return None };
-    let Expression::String(uplink) = &oifname.right else { return None };
-    let Expression::Named(NamedExpression::Prefix(prefix)) = &saddr.right else { return None };
+fn network(prefix: &Prefix<'_>) -> Option<Ipv4Network> {
     let Expression::String(address) = &*prefix.addr else { return None };
-    let address: Ipv4Addr = address.parse().ok()?;
-    let pod_ipv4 = Ipv4Network::new(address, u8::try_from(prefix.len).ok()?).ok()?;
-    let same = rule(uplink, pod_ipv4).expr == found.expr;
-    same.then(|| NftTable::Masquerade { uplink: uplink.to_string(), pod_ipv4 })
+    Ipv4Network::new(address.parse().ok()?, u8::try_from(prefix.len).ok()?).ok()
+}
+
+fn is_chain(own: &Chain<'_>, found: &Chain<'_>) -> bool {
+    (&own.name, own._type, own.hook, own.prio) == (&found.name, found._type, found.hook, found.prio)
+}
+
+/// What was counted since makes no difference.
+fn is_rule(own: &Rule<'_>, found: &Rule<'_>) -> bool {
+    let is_equal = |(own, found): (&Statement<'_>, &Statement<'_>)| match (own, found) {
+        (Statement::Counter(_), Statement::Counter(_)) => true,
+        (own, found) => own == found,
+    };
+    own.chain == found.chain
+        && own.expr.len() == found.expr.len()
+        && own.expr.iter().zip(found.expr.iter()).all(is_equal)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// As nftables 1.0.6 answers `nft -j list table inet hextet`.
-    fn listing(extra: &str) -> String {
-        let rule = r#"{"rule": {"family": "inet", "table": "hextet", "chain": "postrouting", "handle": 2, "expr": [
-            {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "eth0"}},
-            {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
-                       "right": {"prefix": {"addr": "10.254.0.0", "len": 20}}}},
-            EXTRA {"masquerade": null}]}}"#;
-        let rule = rule.replace("EXTRA", extra);
+    const SADDR: &str = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+        "right": {"prefix": {"addr": "10.254.0.0", "len": 20}}}}"#;
+    const COUNTER: &str = r#"{"counter": {"packets": 7, "bytes": 588}}"#;
+
+    fn oif(op: &str, device: &str) -> String {
+        format!(
+            r#"{{"match": {{"op": "{op}", "left": {{"meta": {{"key": "oifname"}}}}, "right": "{device}"}}}}"#
+        )
+    }
+
+    fn chain_and_rule(name: &str, kind: &str, priority: i32, statements: &[&str]) -> String {
+        format!(
+            r#"{{"chain": {{"family": "ip", "table": "hextet", "name": "{name}", "handle": 1, "type": "{kind}",
+                       "hook": "postrouting", "prio": {priority}, "policy": "accept"}}}},
+            {{"rule": {{"family": "ip", "table": "hextet", "chain": "{name}", "handle": 2, "expr": [{}]}}}}"#,
+            statements.join(", ")
+        )
+    }
+
+    /// As nftables 1.0.6 answers `nft -j list table ip hextet`.
+    fn listing(content: &[String]) -> String {
         format!(
             r#"{{"nftables": [{{"metainfo": {{"version": "1.0.6", "release_name": "x", "json_schema_version": 1}}}},
-            {{"table": {{"family": "inet", "name": "hextet", "handle": 1}}}},
-            {{"chain": {{"family": "inet", "table": "hextet", "name": "postrouting", "handle": 1, "type": "nat",
-                       "hook": "postrouting", "prio": 100, "policy": "accept"}}}}, {rule}]}}"#
+            {{"table": {{"family": "ip", "name": "hextet", "handle": 1}}}}, {}]}}"#,
+            content.join(", ")
         )
+    }
+
+    fn backstop_of(devices: &[&str]) -> String {
+        let devices: Vec<String> = devices.iter().map(|device| oif("!=", device)).collect();
+        let mut statements: Vec<&str> = devices.iter().map(String::as_str).collect();
+        statements.extend([SADDR, COUNTER, r#"{"drop": null}"#]);
+        chain_and_rule("backstop", "filter", 200, &statements)
+    }
+
+    fn range() -> Ipv4Network {
+        "10.254.0.0/20".parse().unwrap()
     }
 
     fn parsed(json: &str) -> NftTable {
@@ -203,20 +287,34 @@ mod tests {
     }
 
     #[test]
-    fn own_rule_is_recognised() {
-        let expected =
-            NftTable::Masquerade { uplink: "eth0".to_owned(), pod_ipv4: "10.254.0.0/20".parse().unwrap() };
-        assert_eq!(parsed(&listing("")), expected);
+    fn own_rules_are_recognised_whatever_they_have_counted() {
+        let rule = [&oif("==", "eth0"), SADDR, r#"{"masquerade": null}"#];
+        let masquerade = chain_and_rule("postrouting", "nat", 100, &rule);
+        assert_eq!(
+            parsed(&listing(&[masquerade, backstop_of(&["hx*"])])),
+            NftTable::Masquerade { uplink: "eth0".to_owned(), pod_ipv4: range() }
+        );
+        assert_eq!(
+            parsed(&listing(&[backstop_of(&["hx*", "eth0"])])),
+            NftTable::Backstop { uplink: Some("eth0".to_owned()), pod_ipv4: range() }
+        );
+        assert_eq!(
+            parsed(&listing(&[backstop_of(&["hx*"])])),
+            NftTable::Backstop { uplink: None, pod_ipv4: range() }
+        );
     }
 
     #[test]
     fn changed_rule_is_not_taken_for_ours() {
-        assert_eq!(parsed(&listing(r#"{"counter": {"packets": 0, "bytes": 0}},"#)), NftTable::Other);
+        let other = chain_and_rule("backstop", "filter", 200, &[&oif("!=", "hx*"), SADDR, COUNTER]);
+        assert_eq!(parsed(&listing(&[other])), NftTable::Other);
+        assert_eq!(parsed(&listing(&[backstop_of(&["eth0", "hx*"])])), NftTable::Other);
+        assert_eq!(parsed(&listing(&[backstop_of(&["hx*"]), backstop_of(&["hx*"])])), NftTable::Other);
     }
 
     #[test]
     fn empty_table_is_not_taken_for_ours() {
-        let json = r#"{"nftables": [{"table": {"family": "inet", "name": "hextet", "handle": 1}}]}"#;
+        let json = r#"{"nftables": [{"table": {"family": "ip", "name": "hextet", "handle": 1}}]}"#;
         assert_eq!(parsed(json), NftTable::Other);
     }
 }

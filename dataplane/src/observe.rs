@@ -8,9 +8,8 @@ use std::{
 };
 
 use dataplane_core::{
-    Address, Desired, Guard, Mac, Masquerade, MasqueradeBackend, Observed, ObservedBpf, ObservedPod,
-    ObservedUplink, POD_IF, PROTOCOL, PROTOCOL_NAME, ProtocolName, Stack, node_sysctl_keys, pod_sysctl_keys,
-    veth_sysctl_keys,
+    Address, Desired, Guard, Mac, Observed, ObservedBpf, ObservedPod, ObservedUplink, POD_IF, PROTOCOL,
+    PROTOCOL_NAME, ProtocolName, Stack, node_sysctl_keys, pod_sysctl_keys, veth_sysctl_keys,
 };
 use hextet_address::PodLink;
 use thiserror::Error;
@@ -45,7 +44,7 @@ pub enum ObserveError {
     #[error("cannot read the multicast groups")]
     Groups(#[source] io::Error),
     /// The nftables table.
-    #[error("cannot read table inet hextet")]
+    #[error("cannot read table ip hextet")]
     Nft(#[from] NftError),
     /// The BPF side.
     #[error("cannot read the state of the BPF programs")]
@@ -72,9 +71,7 @@ impl Dataplane {
         let keys = node_sysctl_keys(desired, force_forwarding);
         observed.host.sysctls.extend(read_sysctls(&keys));
         observed.host.addresses.extend(held_join(desired)?);
-        if desired.masquerade == MasqueradeBackend::Nftables || !self.nft_absent {
-            observed.nft = self.observe_nft().await?;
-        }
+        observed.nft = self.observe_nft().await?;
         Ok(observed)
     }
 
@@ -103,6 +100,7 @@ impl Dataplane {
             proxies: self.netlink.proxies(&names).await?,
             pods: self.own_pods(insides, &links)?,
             journal: self.state.facts.sysctls.clone(),
+            has_nft: self.features.nft,
             nft: None,
             bpf: self.bpf.as_ref().map(|bpf| observed_bpf(bpf, &names)).transpose()?,
             links: BTreeMap::new(),
@@ -184,7 +182,6 @@ impl Dataplane {
 
     async fn observe_nft(&mut self) -> Result<Option<dataplane_core::NftTable>, ObserveError> {
         let table = if self.features.nft { nft::read().await? } else { None };
-        self.nft_absent = table.is_none();
         Ok(table)
     }
 
@@ -271,10 +268,7 @@ fn observed_bpf(bpf: &Bpf, names: &BTreeMap<u32, String>) -> Result<ObservedBpf,
     let ndp = bpf.local_pods()?.into_iter().map(|(address, mac)| (address, Mac(mac))).collect();
     let guards =
         bpf.guards()?.into_iter().map(|(index, entry)| (name_of(names, index), guard(entry))).collect();
-    let masquerade = bpf
-        .masquerade_config()?
-        .map(|config| Masquerade { node_ipv4: config.node_ipv4, pod_ipv4: config.pod_ipv4 });
-    Ok(ObservedBpf { pinned: true, attachments, ndp, guards, masquerade })
+    Ok(ObservedBpf { pinned: true, attachments, ndp, guards, masquerade: bpf.masquerade()? })
 }
 
 fn guard(entry: crate::bpf::GuardEntry) -> Guard {

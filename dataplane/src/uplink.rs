@@ -2,15 +2,18 @@
 
 use std::{
     cmp::Reverse,
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnetwork::Ipv4Network;
 use netlink_packet_route::{AddressFamily, address::AddressFlags};
 use thiserror::Error;
 
 use crate::{
     Dataplane,
     netlink::{Device, DeviceAddress, NetlinkError},
+    source::sources,
 };
 
 /// What a node needs to know of its uplink.
@@ -20,8 +23,10 @@ pub struct UplinkInfo {
     pub name: String,
     /// The address at which other nodes reach this one: global or ULA, neither tentative nor deprecated.
     pub ipv6: Option<Ipv6Addr>,
-    /// The address that pods leave with.
+    /// The address that pods leave with: the one that the default route would choose.
     pub ipv4: Option<Ipv4Addr>,
+    /// Prefixes whose routes would choose another of its addresses.
+    pub sources: BTreeMap<Ipv4Network, Ipv4Addr>,
     /// Its MTU.
     pub mtu_bytes: u32,
 }
@@ -66,19 +71,22 @@ impl Dataplane {
 
     async fn describe(&self, device: Device) -> Result<UplinkInfo, UplinkError> {
         let mut addresses = self.netlink.addresses().await?;
-        addresses.retain(|address| address.index == device.index && is_usable(address));
+        addresses.retain(|address| address.index == device.index);
+        let (ipv4, sources) = sources(&self.netlink.ipv4_routes(device.index).await?, &addresses);
+        addresses.retain(is_usable);
         addresses.sort_by_key(preference);
-        let ips = || addresses.iter().map(|address| address.network.ip());
+        let mut ips = addresses.iter().map(|address| address.network.ip());
         Ok(UplinkInfo {
             name: device.name,
-            ipv6: ips().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
-            ipv4: ips().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }),
+            ipv6: ips.find_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
+            ipv4,
+            sources,
             mtu_bytes: device.link.mtu_bytes,
         })
     }
 }
 
-fn is_usable(address: &DeviceAddress) -> bool {
+pub(crate) fn is_usable(address: &DeviceAddress) -> bool {
     let unusable = AddressFlags::Tentative | AddressFlags::Deprecated | AddressFlags::Dadfailed;
     let wide = match address.network.ip() {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
@@ -88,7 +96,7 @@ fn is_usable(address: &DeviceAddress) -> bool {
 }
 
 /// Static before learned, primary before temporary or secondary, then by number, so that the choice is stable.
-fn preference(address: &DeviceAddress) -> (bool, Reverse<bool>, IpAddr) {
+pub(crate) fn preference(address: &DeviceAddress) -> (bool, Reverse<bool>, IpAddr) {
     let flags = address.flags;
     (
         flags.contains(AddressFlags::Secondary),

@@ -3,7 +3,12 @@
 #[path = "bpf/support.rs"]
 mod support;
 
-use std::{process::Command, thread};
+use std::{
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
@@ -12,7 +17,7 @@ use aya::programs::{
 };
 use dataplane::bpf::{
     Attachment, Bpf, BpfError, BpfOptions, Hook, Program,
-    Program::{PodGuard, UplinkEgress, UplinkIngress},
+    Program::{PodGuard, UplinkBackstop, UplinkEgress, UplinkIngress},
 };
 use nix::{
     net::if_::if_nametoindex,
@@ -114,6 +119,42 @@ fn programs_outlive_the_agent_and_are_found_again() {
     }
 }
 
+fn layout(pins: &Pins) -> PathBuf {
+    pins.path().join(format!("v{}", dataplane_common::LAYOUT_VERSION))
+}
+
+/// What the backstop sees must be translated already, whoever was attached first.
+#[test]
+fn the_backstop_comes_behind_the_translation_also_when_that_is_attached_anew() {
+    // Filters have their order by priority.
+    if hooks("attach order")[0] != Hook::Tcx {
+        return;
+    }
+    alone("attach-order", |pins| {
+        let mut bpf = open(pins, Hook::Tcx);
+        let order = || -> Vec<String> {
+            let (_, programs) = SchedClassifier::query_tcx("hxA-a", TcAttachType::Egress).unwrap();
+            programs.iter().map(|info| info.name_as_str().unwrap().to_owned()).collect()
+        };
+        attach(&mut bpf, UplinkEgress, "hxA-a");
+        attach(&mut bpf, UplinkBackstop, "hxA-a");
+        let wanted = order();
+        assert!(
+            wanted[0].starts_with("uplink_egress") && wanted[1].starts_with("uplink_backstop"),
+            "{wanted:?}"
+        );
+        bpf.detach(UplinkEgress, "hxA-a").unwrap();
+        // The kernel ends a link a moment after its last reference has gone.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while order() != wanted[1..] {
+            assert!(Instant::now() < deadline, "still there: {:?}", order());
+            thread::yield_now();
+        }
+        attach(&mut bpf, UplinkEgress, "hxA-a");
+        assert_eq!(order(), wanted);
+    });
+}
+
 #[test]
 fn another_builds_program_is_not_ours_and_is_replaced() {
     if hooks("attach replaces")[0] != Hook::Tcx {
@@ -126,7 +167,7 @@ fn another_builds_program_is_not_ours_and_is_replaced() {
         let order = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = older.attach_with_options("hxA-a", TcAttachType::Ingress, order).unwrap();
         let link: FdLink = older.take_link(id).unwrap().try_into().unwrap();
-        let pin = pins.path().join("v1/link-hxA-a-uplink_ingress");
+        let pin = layout(pins).join("link-hxA-a-uplink_ingress");
         link.pin(&pin).unwrap();
         assert_eq!(found(&bpf), []);
         attach(&mut bpf, UplinkIngress, "hxA-a");
@@ -152,7 +193,7 @@ fn pins_of_vanished_interfaces_are_collected_and_the_name_may_come_back() {
             ip("link del hxA-a");
             drop(bpf);
             let _bpf = open(pins, hook);
-            let left: Vec<_> = std::fs::read_dir(pins.path().join("v1"))
+            let left: Vec<_> = std::fs::read_dir(layout(pins))
                 .unwrap()
                 .map(|e| e.unwrap().file_name().into_string().unwrap())
                 .filter(|name| name.contains("hxA-a"))

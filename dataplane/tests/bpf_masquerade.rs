@@ -3,8 +3,6 @@
 
 #[path = "bpf/support.rs"]
 mod support;
-#[path = "bpf/tables.rs"]
-mod tables;
 
 use std::{
     collections::BTreeMap,
@@ -13,15 +11,19 @@ use std::{
     time::Duration,
 };
 
+use dataplane::Filtering;
 use dataplane::bpf::{
-    Bpf, BpfOptions, MasqueradeConfig, Program, Program::UplinkEgress, Program::UplinkIngress, monotonic_ns,
+    Bpf, BpfOptions, GuardEntry, Masquerade, Program, Program::UplinkBackstop, Program::UplinkEgress,
+    Program::UplinkIngress, monotonic_ns,
 };
 use dataplane_common::{
     checksum::sum_bytes,
-    masquerade::{self, Config, TCP_CLOSED_RECLAIM_NS, TCP_CLOSED_TIMEOUT_NS, UDP_TIMEOUT_NS, Verdict},
+    masquerade::{
+        self, Config, NODES_MAX, Pool, TCP_CLOSED_RECLAIM_NS, TCP_TRANSITORY_TIMEOUT_NS, UDP_TIMEOUT_NS,
+        Verdict, block::BLOCK_PORTS, memory::Memory,
+    },
 };
 use support::*;
-use tables::HostTables;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -37,8 +39,18 @@ const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 254, 0, 6);
 const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const OTHER_REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
 
-fn config() -> MasqueradeConfig {
-    MasqueradeConfig { node_ipv4: NODE, pod_ipv4: "10.254.0.0/20".parse().unwrap() }
+fn config() -> Masquerade {
+    Masquerade {
+        node_ipv4: NODE,
+        sources: BTreeMap::new(),
+        pod_ipv4: "10.254.0.0/20".parse().unwrap(),
+        filtering: Filtering::AddressDependent,
+    }
+}
+
+/// A port of the home of pod 10.254.0.`pod`, which the pod keeps when it uses it itself.
+fn home(pod: u32, n: u16) -> u16 {
+    (Pool::beside(32_768, 60_999).home(pod).unwrap() * BLOCK_PORTS) as u16 + n
 }
 
 /// Runs the test in a network namespace of its own: its sockets are nobody else's.
@@ -55,7 +67,7 @@ fn alone_with(test: &str, options: &BpfOptions, body: impl FnOnce(&Pins, &mut Bp
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
             let pins = Pins::new(test);
             let mut bpf = pins.open_with(options);
-            bpf.set_masquerade_config(Some(config())).unwrap();
+            bpf.set_masquerade(Some(&config())).unwrap();
             body(&pins, &mut bpf);
         };
         if let Err(panic) = scope.spawn(run).join() {
@@ -94,10 +106,11 @@ fn open_flow(
 fn each_protocol_leaves_with_the_nodes_address_and_its_reply_comes_back() {
     alone("masq-protocols", |pins, bpf| {
         let to = (REMOTE, 80);
+        let (port, id) = (home(5, 1), home(5, 2));
         for (protocol, request, reply, ports) in [
-            (TCP, Transport::Tcp(SYN), Transport::Tcp(SYN_ACK), (40_000, 80)),
-            (UDP, Transport::Udp, Transport::Udp, (40_000, 80)),
-            (ICMP, Transport::Icmp(8, 77), Transport::Icmp(0, 77), (0, 0)),
+            (TCP, Transport::Tcp(SYN), Transport::Tcp(SYN_ACK), (port, 80)),
+            (UDP, Transport::Udp, Transport::Udp, (port, 80)),
+            (ICMP, Transport::Icmp(8, id), Transport::Icmp(0, id), (0, 0)),
         ] {
             let sent = ipv4(protocol, (POD, ports.0), to, request.clone());
             let translated = ipv4(protocol, (NODE, ports.0), to, request);
@@ -115,11 +128,12 @@ fn each_protocol_leaves_with_the_nodes_address_and_its_reply_comes_back() {
 #[test]
 fn udp_without_a_checksum_stays_without() {
     alone("masq-nosum", |_, bpf| {
-        let mut sent = ipv4(UDP, (POD, 4000), (REMOTE, 7), Transport::Udp);
+        let port = home(5, 1);
+        let mut sent = ipv4(UDP, (POD, port), (REMOTE, 7), Transport::Udp);
         sent[40..42].fill(0);
         let (_, frame) = out(bpf, &sent);
         assert_eq!((&frame[26..30], &frame[40..42]), (&NODE.octets()[..], &[0, 0][..]));
-        let mut answer = ipv4(UDP, (REMOTE, 7), (NODE, 4000), Transport::Udp);
+        let mut answer = ipv4(UDP, (REMOTE, 7), (NODE, port), Transport::Udp);
         answer[40..42].fill(0);
         let (_, frame) = back(bpf, &answer);
         assert_eq!((&frame[30..34], &frame[40..42]), (&POD.octets()[..], &[0, 0][..]));
@@ -129,7 +143,8 @@ fn udp_without_a_checksum_stays_without() {
 #[test]
 fn ip_options_are_stepped_over() {
     alone("masq-options", |_, bpf| {
-        let plain = ipv4(TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        let port = home(5, 1);
+        let plain = ipv4(TCP, (POD, port), (REMOTE, 80), Transport::Tcp(SYN));
         let mut sent = [&plain[..34], &[1, 1, 1, 0], &plain[34..]].concat();
         sent[14] = 0x46;
         sent[17] += 4;
@@ -139,7 +154,7 @@ fn ip_options_are_stepped_over() {
         let (verdict, frame) = out(bpf, &sent);
         assert_eq!((verdict, &frame[26..30]), (NEXT, &NODE.octets()[..]));
         assert!(sum_bytes(&frame[14..38]).is_valid());
-        let bare = ipv4(TCP, (NODE, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        let bare = ipv4(TCP, (NODE, port), (REMOTE, 80), Transport::Tcp(SYN));
         assert_eq!(frame[38..], bare[34..], "ports, checksum and data as without options");
     });
 }
@@ -176,7 +191,10 @@ fn no_private_source_leaves_untranslated() {
         for (counter, frame) in [
             ("drop_protocol", ipv4(132, (POD, 0), to, Transport::Raw(vec![0; 20]))),
             ("drop_protocol", ipv4(ICMP, (POD, 0), to, Transport::Icmp(0, 1))),
-            ("drop_protocol", ipv4(ICMP, (POD, 0), to, Transport::Icmp(3, 1))),
+            (
+                "drop_icmp_error",
+                ipv4(ICMP, (POD, 0), to, Transport::Raw(quote(&ipv4(UDP, to, (POD, 9), Transport::Udp)))),
+            ),
             ("drop_header", ipv4(TCP, (POD, 0), to, Transport::Raw(vec![0; 17]))),
             ("drop_header", ipv4(UDP, (POD, 0), to, Transport::Raw(vec![0; 7]))),
             ("drop_header", cut),
@@ -195,24 +213,48 @@ fn no_private_source_leaves_untranslated() {
 #[test]
 fn switched_off_it_passes_everything() {
     alone("masq-off", |_, bpf| {
-        assert_eq!(bpf.masquerade_config().unwrap(), Some(config()));
-        bpf.set_masquerade_config(None).unwrap();
-        assert_eq!(bpf.masquerade_config().unwrap(), None);
+        assert_eq!(bpf.masquerade().unwrap(), Some(config()));
+        bpf.set_masquerade(None).unwrap();
+        assert_eq!(bpf.masquerade().unwrap(), None);
         let frame = ipv4(TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
         assert_eq!(out(bpf, &frame), (NEXT, frame.clone()));
     });
 }
 
 #[test]
-fn only_the_remote_that_was_written_to_comes_in() {
+fn only_the_address_that_was_written_to_comes_in() {
     alone("masq-filter", |pins, bpf| {
-        open_flow(bpf, UDP, (POD, 4000), (REMOTE, 7), Transport::Udp);
-        for stranger in [(OTHER_REMOTE, 7), (REMOTE, 8)] {
-            let frame = ipv4(UDP, stranger, (NODE, 4000), Transport::Udp);
-            assert_eq!(back(bpf, &frame), (NEXT, frame.clone()), "left to the host");
-        }
-        assert_eq!(pins.count("masquerade_ingress", "pass_no_session"), 2);
+        let port = source_port(&open_flow(bpf, UDP, (POD, 4000), (REMOTE, 7), Transport::Udp));
+        let other_port = ipv4(UDP, (REMOTE, 8), (NODE, port), Transport::Udp);
+        let delivered = ipv4(UDP, (REMOTE, 8), (POD, 4000), Transport::Udp);
+        assert_eq!(back(bpf, &other_port), (NEXT, delivered));
+        let stranger = ipv4(UDP, (OTHER_REMOTE, 7), (NODE, port), Transport::Udp);
+        assert_eq!(back(bpf, &stranger).0, DROP, "without a word");
+        assert_eq!(pins.count("masquerade_ingress", "drop_filtered"), 1);
+        let open = Masquerade { filtering: Filtering::EndpointIndependent, ..config() };
+        bpf.set_masquerade(Some(&open)).unwrap();
+        assert_eq!(bpf.masquerade().unwrap(), Some(open));
+        assert_eq!(back(bpf, &stranger).1[30..34], POD.octets());
     });
+}
+
+#[test]
+fn the_backstop_drops_what_nobody_has_translated() {
+    alone("masq-backstop", |pins, bpf| {
+        let private = ipv4(TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        let translated = open_flow(bpf, TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        assert_eq!(run(bpf, UplinkBackstop, &private).0, DROP);
+        assert_eq!(run(bpf, UplinkBackstop, &translated), (NEXT, translated.clone()));
+        assert_eq!(pins.count("backstop", "drop_private"), 1);
+        assert_eq!(pins.count("backstop", "pass"), 1);
+        bpf.set_masquerade(None).unwrap();
+        assert_eq!(run(bpf, UplinkBackstop, &private).0, NEXT, "somebody else translates");
+    });
+}
+
+/// An ICMP error, port unreachable, about a frame.
+fn quote(frame: &[u8]) -> Vec<u8> {
+    [&[3, 3, 0, 0, 0, 0, 0, 0][..], &frame[14..42]].concat()
 }
 
 /// RFC 4787 REQ-1, RFC 5382 REQ-1.
@@ -221,23 +263,23 @@ fn one_inside_port_has_one_outside_port_for_all_remotes() {
     alone("masq-eim", |_, bpf| {
         for protocol in [TCP, UDP] {
             let kind = if protocol == TCP { Transport::Tcp(SYN) } else { Transport::Udp };
-            open_flow(bpf, protocol, (OTHER_POD, 5000), (REMOTE, 7), kind.clone());
+            let other = open_flow(bpf, protocol, (OTHER_POD, 5000), (REMOTE, 7), kind.clone());
             let first = open_flow(bpf, protocol, (POD, 5000), (REMOTE, 7), kind.clone());
             let second = open_flow(bpf, protocol, (POD, 5000), (OTHER_REMOTE, 9), kind);
-            assert_ne!(source_port(&first), 5000, "taken by the other pod");
             assert_eq!(source_port(&first), source_port(&second));
+            assert_ne!(source_port(&first), source_port(&other));
         }
     });
 }
 
 #[test]
-fn a_taken_port_is_replaced_by_one_outside_of_the_hosts_range() {
+fn a_port_that_is_not_of_the_pods_block_is_replaced_by_one_that_is() {
     alone("masq-taken", |_, bpf| {
         for (protocol, kind) in [(TCP, Transport::Tcp(SYN)), (UDP, Transport::Udp)] {
             open_flow(bpf, protocol, (OTHER_POD, 40_000), (REMOTE, 80), kind.clone());
             let frame = open_flow(bpf, protocol, (POD, 40_000), (REMOTE, 80), kind);
             let port = source_port(&frame);
-            assert!(port >= 1024 && !(32_768..=60_999).contains(&port), "{port}");
+            assert!((home(5, 0)..home(5, 0) + 128).contains(&port), "{port}");
             assert!(transport_sum(&frame).is_valid() && sum_bytes(&frame[14..34]).is_valid());
             // And the reply to that port is the second pod's.
             let answer = match protocol {
@@ -261,15 +303,17 @@ fn a_taken_port_is_replaced_by_one_outside_of_the_hosts_range() {
 fn a_port_of_the_hosts_own_socket_is_not_taken() {
     alone("masq-host", |_, bpf| {
         up("lo");
-        let socket = UdpSocket::bind("0.0.0.0:4001").unwrap();
-        let listener = std::net::TcpListener::bind("0.0.0.0:4002").unwrap();
-        let udp = open_flow(bpf, UDP, (POD, 4001), (REMOTE, 7), Transport::Udp);
-        assert_ne!(source_port(&udp), 4001);
-        let tcp = open_flow(bpf, TCP, (POD, 4002), (REMOTE, 7), Transport::Tcp(SYN));
-        assert_ne!(source_port(&tcp), 4002);
+        let (at_udp, at_tcp) = (home(5, 1), home(5, 2));
+        let socket = UdpSocket::bind(("0.0.0.0", at_udp)).unwrap();
+        let listener = std::net::TcpListener::bind(("0.0.0.0", at_tcp)).unwrap();
+        let udp = open_flow(bpf, UDP, (POD, at_udp), (REMOTE, 7), Transport::Udp);
+        assert_ne!(source_port(&udp), at_udp);
+        let tcp = open_flow(bpf, TCP, (POD, at_tcp), (REMOTE, 7), Transport::Tcp(SYN));
+        assert_ne!(source_port(&tcp), at_tcp);
         drop((socket, listener));
-        let udp = open_flow(bpf, UDP, (OTHER_POD, 4001), (REMOTE, 7), Transport::Udp);
-        assert_eq!(source_port(&udp), 4001, "free again");
+        bpf.sweep_flows(monotonic_ns() + 2 * UDP_TIMEOUT_NS).unwrap();
+        let udp = open_flow(bpf, UDP, (POD, at_udp), (REMOTE, 7), Transport::Udp);
+        assert_eq!(source_port(&udp), at_udp, "free again");
     });
 }
 
@@ -298,7 +342,7 @@ fn fragments_follow_their_first() {
         assert_eq!(later[34..], fragment(POD, REMOTE, 5, false)[34..]);
         assert_eq!(out(bpf, &fragment(OTHER_POD, REMOTE, 5, false)).0, DROP, "its first was not seen");
         // The reply: ports are swapped by hand, for the helper gives both ends their own.
-        let mut reply = ipv4(UDP, (REMOTE, 7), (NODE, 4000), Transport::Udp);
+        let mut reply = ipv4(UDP, (REMOTE, 7), (NODE, source_port(&first)), Transport::Udp);
         reply[20] = 0x20;
         let (_, delivered) = back(bpf, &reply);
         assert_eq!(delivered[30..34], POD.octets());
@@ -315,9 +359,6 @@ fn fragments_follow_their_first() {
 fn icmp_errors_about_a_flow_reach_its_pod() {
     alone("masq-errors", |pins, bpf| {
         const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-        open_flow(bpf, UDP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Udp);
-        open_flow(bpf, TCP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Tcp(SYN));
-        open_flow(bpf, ICMP, (OTHER_POD, 0), (REMOTE, 0), Transport::Icmp(8, 4000));
         for (protocol, kind, port) in [
             (UDP, Transport::Udp, 4000),
             (TCP, Transport::Tcp(SYN), 4000),
@@ -352,50 +393,110 @@ fn the_sweep_frees_what_has_ended_and_nothing_else() {
         out(bpf, &ipv4(TCP, (POD, 4000), (REMOTE, 7), Transport::Tcp(RST)));
         open_flow(bpf, TCP, (POD, 4001), (REMOTE, 7), Transport::Tcp(SYN));
         let now = monotonic_ns();
-        assert_eq!(bpf.sweep_flows(now).unwrap(), 0);
-        assert_eq!(bpf.sweep_flows(now + TCP_CLOSED_TIMEOUT_NS + 1).unwrap(), 1, "the reset connection");
-        // Now its port is another pod's to have, and the living one's is not.
-        let frame = open_flow(bpf, TCP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Tcp(SYN));
-        assert_eq!(source_port(&frame), 4000);
-        let frame = open_flow(bpf, TCP, (OTHER_POD, 4001), (REMOTE, 7), Transport::Tcp(SYN));
-        assert_ne!(source_port(&frame), 4001);
-        assert_eq!(bpf.sweep_flows(now + UDP_TIMEOUT_NS + 1_000_000_000).unwrap(), 6, "all the rest");
-        let frame = open_flow(bpf, UDP, (OTHER_POD, 4001), (REMOTE, 7), Transport::Udp);
-        assert_eq!(source_port(&frame), 4001);
+        assert_eq!(bpf.sweep_flows(now).unwrap().freed, 0);
+        let late = now + TCP_TRANSITORY_TIMEOUT_NS + 1_000_000_000;
+        assert_eq!(bpf.sweep_flows(late).unwrap().freed, 2, "the two that were never established");
+        assert_eq!(bpf.sweep_flows(now + UDP_TIMEOUT_NS + 1_000_000_000).unwrap().freed, 3, "all the rest");
+        // Their ports are free for others.
+        for n in 0..128 {
+            let frame = open_flow(bpf, UDP, (POD, home(5, n)), (REMOTE, 7), Transport::Udp);
+            assert_eq!(source_port(&frame), home(5, n));
+        }
     });
 }
 
 /// The agent may be dead: then the program itself takes over the port of a connection that was closed.
 #[test]
-fn a_new_flow_takes_the_port_of_a_closed_connection_when_all_are_taken() {
+fn a_new_flow_takes_the_port_of_a_closed_connection_when_all_of_the_pods_are_taken() {
     alone("masq-reclaim", |pins, bpf| {
-        fill_ports(bpf);
-        let frame = ipv4(TCP, (POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
-        assert_eq!(out(bpf, &frame).0, DROP, "all ports live");
-        assert_eq!(pins.count("masquerade_egress", "drop_no_port"), 1);
-        // Half of the ports outside of the host's range are given up; that counts after a second.
-        for port in 1024..20_000 {
-            let closed = (Ipv4Addr::new(10, 254, 1, 1), port);
-            out(bpf, &ipv4(TCP, closed, (REMOTE, 80), Transport::Tcp(RST)));
+        bpf.set_guard(77, guard()).unwrap();
+        let taken = fill_ports(bpf, POD);
+        assert!(taken.len() > 15_000, "{}: its home and nearly all extras", taken.len());
+        let frame = |port| ipv4(TCP, (POD, port), (REMOTE, 80), Transport::Tcp(SYN));
+        let refused = (1..=u16::MAX).find(|port| out(bpf, &frame(*port)).0 == DROP).unwrap();
+        assert!(pins.count("masquerade_egress", "drop_no_port") > 0);
+        let swept = bpf.sweep_flows(monotonic_ns()).unwrap();
+        assert!(swept.refused[&POD] > 0 && swept.blocks.len() > 100, "{swept:?}");
+        assert!(swept.blocks.values().all(|block| block.ipv4 == POD));
+        // Another pod's home is not touched by that.
+        let other = open_flow(bpf, TCP, (OTHER_POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));
+        assert!((home(6, 0)..home(6, 0) + 128).contains(&source_port(&other)));
+        for (inside, _) in taken.iter().step_by(2) {
+            out(bpf, &ipv4(TCP, (POD, *inside), (REMOTE, 80), Transport::Tcp(RST)));
         }
-        assert_eq!(pins.count("masquerade_egress", "reclaimed"), 0);
+        let before = pins.count("masquerade_egress", "reclaimed");
         thread::sleep(Duration::from_nanos(TCP_CLOSED_RECLAIM_NS) + Duration::from_millis(100));
-        let (verdict, sent) = out(bpf, &frame);
+        let (verdict, sent) = out(bpf, &frame(refused));
         assert_eq!(verdict, NEXT, "{:?}", pins.counters());
-        assert!((1024..20_000).contains(&source_port(&sent)), "{}", source_port(&sent));
-        assert_eq!(pins.count("masquerade_egress", "reclaimed"), 1);
-        // The reply is the new flow's, and the one that had the port before gets another or none.
+        assert_eq!(pins.count("masquerade_egress", "reclaimed"), before + 1);
         let answer = ipv4(TCP, (REMOTE, 80), (NODE, source_port(&sent)), Transport::Tcp(SYN_ACK));
-        assert_eq!(back(bpf, &answer).1[30..34], POD.octets());
+        let delivered = ipv4(TCP, (REMOTE, 80), (POD, refused), Transport::Tcp(SYN_ACK));
+        assert_eq!(back(bpf, &answer).1, delivered, "the reply is the new flow's");
+        // When all has ended, the extras are given back.
+        let swept = bpf.sweep_flows(monotonic_ns() + TCP_TRANSITORY_TIMEOUT_NS + 2_000_000_000).unwrap();
+        assert_eq!(swept.blocks.keys().collect::<Vec<_>>(), [&home(5, 0)], "its home stays");
     });
 }
 
-/// Takes all TCP ports with connections of pods of 10.254.1.0/24.
-fn fill_ports(bpf: &mut Bpf) {
-    for port in 0..=u16::MAX {
-        let from = (Ipv4Addr::new(10, 254, 1, 1), port);
-        open_flow(bpf, TCP, from, (REMOTE, 80), Transport::Tcp(SYN));
+fn guard() -> GuardEntry {
+    GuardEntry {
+        ipv6: "fd00::5".parse().unwrap(),
+        ipv4: POD,
+        pod_ipv4: "10.254.0.0/20".parse().unwrap(),
+        pod_mac: [2; 6],
+        host_mac: [6; 6],
     }
+}
+
+/// Opens as many TCP connections of a pod as it gets ports: inside and outside port of each.
+fn fill_ports(bpf: &mut Bpf, pod: Ipv4Addr) -> Vec<(u16, u16)> {
+    let mut taken = Vec::new();
+    for port in 1..=u16::MAX {
+        let (verdict, frame) = out(bpf, &ipv4(TCP, (pod, port), (REMOTE, 80), Transport::Tcp(SYN)));
+        if verdict == NEXT {
+            taken.push((port, source_port(&frame)));
+        }
+    }
+    taken
+}
+
+/// A pod that has gone leaves nothing to the next one with its address.
+#[test]
+fn a_removed_pod_takes_its_flows_along() {
+    alone("masq-forget", |_, bpf| {
+        let entry = guard();
+        bpf.set_guard(77, entry).unwrap();
+        assert_eq!(bpf.guards().unwrap().into_iter().collect::<Vec<_>>(), [(77, entry)]);
+        let sent = open_flow(bpf, UDP, (POD, 4000), (REMOTE, 7), Transport::Udp);
+        let kept = open_flow(bpf, UDP, (OTHER_POD, 4000), (REMOTE, 7), Transport::Udp);
+        bpf.remove_guard(77).unwrap();
+        let answer = |port| ipv4(UDP, (REMOTE, 7), (NODE, port), Transport::Udp);
+        let late = answer(source_port(&sent));
+        assert_eq!(back(bpf, &late), (NEXT, late.clone()), "the host's");
+        assert_eq!(back(bpf, &answer(source_port(&kept))).1[30..34], OTHER_POD.octets());
+        assert!(bpf.guards().unwrap().is_empty());
+    });
+}
+
+/// RFC 4787 REQ-2: by the kernel's routes; and what left with an address that has gone ends.
+#[test]
+fn each_remote_sees_the_address_of_its_route_as_long_as_the_node_has_it() {
+    const SECOND: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
+    alone("masq-sources", |_, bpf| {
+        let sources = BTreeMap::from([("198.51.100.3/32".parse().unwrap(), SECOND)]);
+        let both = Masquerade { sources, ..config() };
+        bpf.set_masquerade(Some(&both)).unwrap();
+        assert_eq!(bpf.masquerade().unwrap(), Some(both));
+        let first = open_flow(bpf, UDP, (POD, 4000), (REMOTE, 7), Transport::Udp);
+        let (_, second) = out(bpf, &ipv4(UDP, (POD, 4000), (OTHER_REMOTE, 7), Transport::Udp));
+        assert_eq!((source_port(&second), &second[26..30]), (source_port(&first), &SECOND.octets()[..]));
+        let answer = ipv4(UDP, (OTHER_REMOTE, 7), (SECOND, source_port(&second)), Transport::Udp);
+        assert_eq!(back(bpf, &answer).1[30..34], POD.octets());
+        bpf.set_masquerade(Some(&config())).unwrap();
+        assert_eq!(back(bpf, &answer), (NEXT, answer.clone()), "not the node's any more");
+        let anew = open_flow(bpf, UDP, (POD, 4000), (OTHER_REMOTE, 7), Transport::Udp);
+        assert_eq!(source_port(&anew), source_port(&first), "new flows use the new address");
+    });
 }
 
 #[test]
@@ -417,7 +518,7 @@ fn a_full_table_drops_new_flows_and_keeps_the_old() {
         for frame in &opened {
             assert_eq!(out(bpf, frame).0, NEXT, "a flow that was there stays");
         }
-        assert_eq!(bpf.sweep_flows(monotonic_ns() + 2 * UDP_TIMEOUT_NS).unwrap(), opened.len());
+        assert_eq!(bpf.sweep_flows(monotonic_ns() + 2 * UDP_TIMEOUT_NS).unwrap().freed, opened.len());
         assert_eq!(out(bpf, &ipv4(UDP, (POD, 9000), (REMOTE, 7), Transport::Udp)).0, NEXT);
     });
 }
@@ -427,13 +528,15 @@ fn a_full_table_drops_new_flows_and_keeps_the_old() {
 fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
     const SEED: u64 = 0x6d61_7371;
     alone("masq-diff", |_, bpf| {
-        let mut host = HostTables::default();
+        let mut host = Memory { now_ns: monotonic_ns(), ..Memory::default() };
+        let mut nodes = [0; NODES_MAX];
+        nodes[0] = u32::from_ne_bytes(NODE.octets());
         let config = Config {
-            node: u32::from_ne_bytes(NODE.octets()),
+            nodes,
             pod_network: u32::from_ne_bytes([10, 254, 0, 0]),
             pod_mask: u32::from_ne_bytes([255, 255, 240, 0]),
-            host_ports_min: 32_768,
-            host_ports_max: 60_999,
+            pool: Pool::beside(32_768, 60_999),
+            filtering: Config::ADDRESS_DEPENDENT,
             enabled: 1,
         };
         let mut random = Random(SEED);
@@ -457,7 +560,7 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
 
 /// One pod only, with few ports: it always gets the port that it has, so there is no randomness in the flows.
 fn mutated(random: &mut Random) -> (Program, Vec<u8>) {
-    let port = 4000 + random.below(8) as u16;
+    let port = home(5, random.below(8) as u16);
     let remote = [REMOTE, OTHER_REMOTE][random.below(2)];
     let flags = [SYN, ACK, SYN_ACK, RST, 0x11][random.below(5)];
     let outward = random.below(2) == 0;

@@ -10,6 +10,7 @@
 mod support;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -18,10 +19,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane::bpf::{
-    Bpf, GuardEntry, MasqueradeConfig, Program,
-    Program::{PodGuard, UplinkEgress, UplinkIngress},
+use dataplane::{
+    Filtering,
+    bpf::{
+        Bpf, GuardEntry, Masquerade, Program,
+        Program::{PodGuard, UplinkBackstop, UplinkEgress, UplinkIngress},
+    },
 };
+use dataplane_common::masquerade::{Pool, block};
 use nix::{
     net::if_::if_nametoindex,
     sched::{CloneFlags, setns},
@@ -120,7 +125,13 @@ fn agent(pins: &Pins) -> Bpf {
     let mut bpf = pins.open();
     bpf.set_local_pod(POD.parse().unwrap(), UPLINK_MAC).unwrap();
     let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
-    bpf.set_masquerade_config(Some(MasqueradeConfig { node_ipv4: NODE_V4, pod_ipv4 })).unwrap();
+    let masquerade = Masquerade {
+        node_ipv4: NODE_V4,
+        sources: BTreeMap::new(),
+        pod_ipv4,
+        filtering: Filtering::AddressDependent,
+    };
+    bpf.set_masquerade(Some(&masquerade)).unwrap();
     let entry = GuardEntry {
         ipv6: POD.parse().unwrap(),
         ipv4: POD_V4,
@@ -129,7 +140,8 @@ fn agent(pins: &Pins) -> Bpf {
         host_mac: HOST_SIDE_MAC,
     };
     bpf.set_guard(if_nametoindex("hxpod").unwrap(), entry).unwrap();
-    for (program, ifname) in [(UplinkIngress, "eth0"), (UplinkEgress, "eth0"), (PodGuard, "hxpod")] {
+    let uplink = [UplinkIngress, UplinkEgress, UplinkBackstop].map(|program| (program, "eth0"));
+    for (program, ifname) in uplink.into_iter().chain([(PodGuard, "hxpod")]) {
         attach(&mut bpf, program, ifname);
     }
     bpf
@@ -235,7 +247,9 @@ fn a_pods_connection_leaves_with_the_nodes_address_and_outlives_the_agent() {
         (connection, peer, local)
     });
     assert_eq!(peer.ip(), NODE_V4);
-    assert_eq!(peer.port(), local.port(), "the port is preserved");
+    let pool = Pool::beside(32_768, 60_999);
+    let number = pool.number(block::block_of(peer.port().to_be()));
+    assert_eq!(number, Some(5), "a port of the pod's home: {}", peer.port());
     assert_eq!(local.ip(), POD_V4);
     // Enough for segmentation offload, without the agent, and over the replacement by a new one.
     drop(bpf);

@@ -2,6 +2,7 @@
 
 mod apply;
 mod completions;
+mod flows;
 mod jobs;
 mod login;
 mod logs;
@@ -14,6 +15,7 @@ mod server;
 mod supervise;
 mod token;
 mod watch;
+mod whois;
 
 use std::{future::Future, io, io::IsTerminal as _};
 
@@ -57,6 +59,8 @@ enum Command {
     Pods(pods::Args),
     Nodes(nodes::Args),
     Routes(routes::Args),
+    Flows(flows::Args),
+    Whois(whois::Args),
     Logs(logs::Args),
     Watch(watch::Args),
     Token(token::Args),
@@ -84,6 +88,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pods(args) => block_on(pods::run(args, chosen)),
         Command::Nodes(args) => block_on(nodes::run(args, format)),
         Command::Routes(args) => block_on(routes::run(args, format)),
+        Command::Flows(args) => block_on(flows::run(args, format)),
+        Command::Whois(args) => block_on(whois::run(args, format)),
         Command::Logs(args) => block_on(logs::run(args)),
         Command::Watch(args) => block_on(watch::run(args, format)),
         Command::Token(args) => block_on(token::run(args, format)),

@@ -6,13 +6,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv6Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
-use dataplane::{ApplyError, Changes, Dataplane, Op, UplinkInfo, plan, plan_teardown};
+use dataplane::{ApplyError, Changes, Dataplane, Op, Swept, UplinkInfo, plan, plan_teardown};
 use dataplane_core::{Action, Desired};
 use hextet_api::v1;
 use tokio::{
@@ -33,6 +33,7 @@ use crate::{
     log_sender::LogSender,
     pod_state::{Event, Stage},
     pods::{Duty, Pods},
+    port_log::{PortLog, Reading},
     reports::Reports,
     store::{Settings, Store},
     teardown,
@@ -71,6 +72,9 @@ pub(crate) struct Agent {
     pub(crate) logs: LogSender,
     pub(crate) schedule: Schedule,
     pub(crate) underlay: Option<Underlay>,
+    pub(crate) ports: PortLog,
+    /// New flows that were refused so far, by the pod's private address.
+    pub(crate) refused: BTreeMap<Ipv4Addr, u32>,
 }
 
 /// What the agent listens to.
@@ -322,6 +326,9 @@ impl Agent {
                 "the kernel is not as it should be, trying again"
             );
         }
+        if reconciled.ops.iter().any(is_guard) {
+            self.sweep();
+        }
         let mut events = self.network_events(&desired, &failures_by_pod(&reconciled.failures));
         events.extend(replaced(&reconciled.ops).map(|pod| (pod, Event::NetworkReplaced)));
         self.happen(events).await;
@@ -370,10 +377,30 @@ impl Agent {
 
     fn sweep(&mut self) {
         match self.dataplane.sweep_flows() {
-            Ok(0) => {}
-            Ok(freed) => debug!(freed, "masquerade flows have expired"),
+            Ok(swept) => {
+                debug!(freed = swept.freed, "masquerade flows that have expired");
+                self.note_ports(&swept);
+            }
             Err(error) => {
                 warn!(error = format!("{:#}", anyhow::Error::new(error)), "cannot sweep masquerade flows")
+            }
+        }
+    }
+
+    /// Writes down who has which outside ports, and says who was refused one.
+    fn note_ports(&mut self, swept: &Swept) {
+        let named = self.assignment.pods.iter().filter_map(|(id, record)| Some((record.ipv4?, id.clone())));
+        let pods = named.collect();
+        let now = (unix_s(), dataplane::monotonic_ns() / 1_000_000_000);
+        if let Err(error) = self.ports.note(&Reading { blocks: &swept.blocks, pods: &pods, now }) {
+            warn!(%error, "cannot write down who has which outside ports, trying again");
+        }
+        for (ipv4, count) in &swept.refused {
+            let before = self.refused.insert(*ipv4, *count).unwrap_or(0);
+            if *count != before {
+                let pod = pods.get(ipv4).map_or("?", String::as_str);
+                let flows = count.wrapping_sub(before);
+                warn!(pod, flows, "new IPv4 flows of the pod were refused: its outside ports are taken");
             }
         }
     }
@@ -511,7 +538,7 @@ pub(crate) async fn underlay(dataplane: &Dataplane, choice: &UplinkChoice) -> Re
     let address = choice.address.or(info.ipv6).with_context(|| {
         format!("device {} has no global or unique local IPv6 address: give it one, or name another with --underlay", info.name)
     })?;
-    Ok(Underlay { device: info.name, address, ipv4: info.ipv4 })
+    Ok(Underlay { device: info.name, address, ipv4: info.ipv4, sources: info.sources })
 }
 
 impl UplinkChoice {
@@ -544,6 +571,15 @@ async fn changed(changes: &mut Option<Changes>) {
 /// Whether a pod that had to wait for an IPv4 address has one now.
 fn is_ipv4_given(old: &Assignment, new: &Assignment) -> bool {
     new.pods.iter().any(|(id, pod)| pod.ipv4 != old.pods.get(id).and_then(|before| before.ipv4))
+}
+
+/// Whether a pod came to its ports, or lost them.
+fn is_guard(op: &Op) -> bool {
+    matches!(op.action, Action::GuardSet { .. } | Action::GuardDelete { .. })
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Pods whose network namespace was made.

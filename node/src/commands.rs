@@ -1,7 +1,12 @@
 //! The commands about a node: answered by its agent, or from its store and its kernel when none runs.
 
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
 use anyhow::{Context as _, Result, bail};
-use dataplane::{Counter, Dataplane, Op};
+use dataplane::{Counter, Dataplane, MasqueradeBackend, Op, bpf::Bpf};
 
 use crate::{
     agent::{UplinkChoice, planned_teardown, underlay, view},
@@ -11,10 +16,11 @@ use crate::{
     identity::Identity,
     local::{self, Answer, Request},
     lock::NodeLock,
+    port_log::{self, Holder},
     start::{open_dataplane, require_root},
     store::{Settings, Store},
     teardown,
-    view::NodeView,
+    view::{FlowView, NodeView},
 };
 
 /// What the agent would do to the kernel now, an operation per line; empty when all is as it should be.
@@ -71,6 +77,52 @@ pub async fn down(paths: &NodePaths) -> Result<Vec<String>> {
 pub fn counters(paths: &NodePaths) -> Result<Vec<Counter>> {
     require_root("read the counters")?;
     Ok(Dataplane::counters(&paths.bpf_dir)?)
+}
+
+/// The IPv4 flows of `pod`, or of all pods, through the BPF masquerade.
+///
+/// # Errors
+/// When the machine has not joined, there is no such pod, or the flows cannot be read.
+pub async fn flows(paths: &NodePaths, pod: Option<&str>) -> Result<Vec<FlowView>> {
+    let view = show(paths).await?;
+    if let Some(unknown) = pod.filter(|pod| !view.pods.contains_key(*pod)) {
+        bail!("there is no pod {unknown} on this node: `netctl node show` lists them");
+    }
+    if view.masquerade != MasqueradeBackend::Ebpf.to_string() {
+        bail!("this node masquerades with nftables: its flows are in `conntrack -L`");
+    }
+    let names = pods_by_ipv4(&view);
+    let flows = Bpf::flows(&paths.absolute()?.bpf_dir)?.into_iter();
+    let named = flows.filter_map(|flow| Some(FlowView { pod: names.get(&flow.inside)?.clone(), flow }));
+    Ok(named.filter(|flow| pod.is_none_or(|pod| flow.pod == pod)).collect())
+}
+
+fn pods_by_ipv4(view: &NodeView) -> BTreeMap<Ipv4Addr, String> {
+    view.pods.iter().filter_map(|(id, pod)| Some((pod.ipv4?, id.clone()))).collect()
+}
+
+/// The pod that has an outside port, now or at an earlier time (seconds since the Unix epoch).
+///
+/// # Errors
+/// When the address is not one that this node's pods leave with, or maps or log cannot be read.
+pub async fn whois(paths: &NodePaths, address: SocketAddrV4, at: Option<u64>) -> Result<Option<Holder>> {
+    let view = show(paths).await?;
+    let paths = paths.absolute()?;
+    if at.is_none() && view.underlay_ipv4 != Some(*address.ip()) && !is_outside(&paths, *address.ip())? {
+        bail!("{} is no address that this node's pods leave with: ask the node that has it", address.ip());
+    }
+    if let Some(at) = at {
+        return port_log::holder_at(&paths.state_dir, address.port(), at)
+            .context("cannot read the log of ports");
+    }
+    let holder = Bpf::port_holder(&paths.bpf_dir, address.port())?;
+    let names = pods_by_ipv4(&view);
+    Ok(holder.and_then(|(ipv4, _)| Some(Holder { pod: names.get(&ipv4)?.clone(), ipv4 })))
+}
+
+/// Whether a flow leaves with the address: the uplink may have several.
+fn is_outside(paths: &NodePaths, address: Ipv4Addr) -> Result<bool> {
+    Ok(Bpf::flows(&paths.bpf_dir)?.iter().any(|flow| flow.outside == address))
 }
 
 /// The agent's answer; none when there is no agent.
@@ -143,5 +195,5 @@ impl Offline {
 }
 
 fn backends(settings: &Settings) -> Backends {
-    Backends { ndp: settings.ndp, masquerade: settings.masquerade }
+    Backends { ndp: settings.ndp, masquerade: settings.masquerade, filtering: settings.filtering }
 }

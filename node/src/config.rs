@@ -9,6 +9,7 @@ use std::{
     thread,
 };
 
+use dataplane_core::Filtering;
 use hextet_api::token::Token;
 use thiserror::Error;
 
@@ -40,6 +41,8 @@ pub struct NodeConfig {
     pub ndp: NdpChoice,
     /// Who translates the pods' IPv4.
     pub masquerade: MasqueradeChoice,
+    /// Who gets in at the outside ports of pods.
+    pub filtering: Filtering,
     /// For the constraints of jobs.
     pub labels: BTreeMap<String, String>,
     /// What pods may use in all; none: what the machine has.

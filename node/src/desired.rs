@@ -6,8 +6,9 @@ use std::{
     path::PathBuf,
 };
 
-use dataplane_core::{Desired, MasqueradeBackend, NdpBackend, Pod, Uplink};
+use dataplane_core::{Desired, Filtering, MasqueradeBackend, NdpBackend, Pod, Uplink};
 use hextet_api::token::Fingerprint;
+use ipnetwork::Ipv4Network;
 
 use crate::{
     assignment::{Assignment, PodRecord, Task},
@@ -26,6 +27,8 @@ pub(crate) struct Underlay {
     /// Where peers send packets for this node.
     pub(crate) address: Ipv6Addr,
     pub(crate) ipv4: Option<Ipv4Addr>,
+    /// Prefixes to which the kernel's routes would choose another of its addresses.
+    pub(crate) sources: BTreeMap<Ipv4Network, Ipv4Addr>,
 }
 
 /// The backends that were chosen.
@@ -33,6 +36,7 @@ pub(crate) struct Underlay {
 pub(crate) struct Backends {
     pub(crate) ndp: NdpBackend,
     pub(crate) masquerade: MasqueradeBackend,
+    pub(crate) filtering: Filtering,
 }
 
 /// What the kernel should hold. `absent` are pods whose kernel objects must go or never came.
@@ -51,13 +55,18 @@ pub(crate) fn desired(
         node: identity.prefix.network(),
         group: identity.group,
         pod_ipv4: identity.pod_ipv4,
-        uplink: Uplink { name: underlay.device.clone(), ipv4: underlay.ipv4 },
+        uplink: Uplink {
+            name: underlay.device.clone(),
+            ipv4: underlay.ipv4,
+            sources: underlay.sources.clone(),
+        },
         peers: peers.map(|peer| (peer.prefix.network(), peer.underlay)).collect(),
         pods: pods
             .filter_map(|(id, pod)| Some((id.clone(), Pod { address: pod.address, ipv4: pod.ipv4? })))
             .collect(),
         ndp: backends.ndp,
         masquerade: backends.masquerade,
+        filtering: backends.filtering,
     }
 }
 
@@ -141,8 +150,13 @@ mod tests {
             device: "eth0".into(),
             address: "2001:db8:1::11".parse().unwrap(),
             ipv4: Some("192.0.2.11".parse().unwrap()),
+            sources: BTreeMap::new(),
         };
-        let backends = Backends { ndp: NdpBackend::Ebpf, masquerade: MasqueradeBackend::Nftables };
+        let backends = Backends {
+            ndp: NdpBackend::Ebpf,
+            masquerade: MasqueradeBackend::Nftables,
+            filtering: Filtering::default(),
+        };
         desired(&identity(), assignment, &underlay, backends, absent)
     }
 

@@ -193,6 +193,7 @@ mod tests {
             underlay: None,
             ndp: NdpChoice::Auto,
             masquerade: MasqueradeChoice::Auto,
+            filtering: dataplane_core::Filtering::default(),
             labels: BTreeMap::new(),
             cpu_millis: None,
             memory_bytes: None,

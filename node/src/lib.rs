@@ -30,6 +30,7 @@ mod logs;
 mod pod_ipv4;
 mod pod_state;
 mod pods;
+mod port_log;
 mod reports;
 pub mod socket;
 mod start;
@@ -39,8 +40,9 @@ mod teardown;
 mod view;
 
 pub use self::{
-    commands::{counters, down, plan, show},
+    commands::{counters, down, flows, plan, show, whois},
     config::{ChoiceError, MasqueradeChoice, NdpChoice, NodeConfig, NodePaths},
+    port_log::Holder,
     start::run,
-    view::{NodeView, PodView},
+    view::{FlowView, NodeView, PodView},
 };

@@ -3,11 +3,11 @@
 //! The order is what makes a failed start harmless: nothing is made in the kernel before the node knows who it
 //! is and that it can do what it was asked for.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use dataplane::{Config, Dataplane, Features, NoBpf};
-use dataplane_core::{MasqueradeBackend, NdpBackend};
+use dataplane_core::{Filtering, MasqueradeBackend, NdpBackend};
 use hextet_api::v1::{NodeHello, Resources};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
@@ -31,6 +31,7 @@ use crate::{
     lock::NodeLock,
     log_sender::LogSender,
     pods::{NETNS_DIR, Pods},
+    port_log::PortLog,
     reports::Reports,
     store::{Settings, Store},
 };
@@ -73,6 +74,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         underlay: config.underlay,
         ndp: backends.ndp,
         masquerade: backends.masquerade,
+        filtering: backends.filtering,
     })?;
     let assignment = store.assignment()?;
     let listener = local::listen(&paths.run_dir)
@@ -101,6 +103,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         logs: LogSender::new(),
         schedule: Schedule::new(),
         underlay: None,
+        ports: PortLog::open(&config.paths.state_dir),
+        refused: BTreeMap::new(),
     };
     agent.boot().await;
     info!("node ready");
@@ -119,7 +123,9 @@ async fn identify(
     dataplane: &Dataplane,
     uplink: &UplinkChoice,
 ) -> Result<(Identity, Backends)> {
-    let backends = choose(config.ndp, config.masquerade, dataplane.features())?;
+    let chosen = choose(config.ndp, config.masquerade, dataplane.features())?;
+    let backends = Backends { filtering: config.filtering, ..chosen };
+    check_filtering(backends)?;
     if store.identity()?.is_none() {
         // Later it may be missing for a while, as at boot; a new node is better told at once.
         underlay(dataplane, uplink).await?;
@@ -175,7 +181,16 @@ fn choose(ndp: NdpChoice, masquerade: MasqueradeChoice, features: &Features) -> 
     Ok(Backends {
         ndp: choose_ndp(ndp, &features.bpf)?,
         masquerade: choose_masquerade(masquerade, features)?,
+        filtering: Filtering::default(),
     })
+}
+
+/// nftables filters by the whole remote endpoint, and nothing can be chosen there.
+fn check_filtering(backends: Backends) -> Result<()> {
+    if backends.masquerade == MasqueradeBackend::Nftables && backends.filtering != Filtering::default() {
+        bail!("--filtering {} needs --masquerade ebpf", backends.filtering);
+    }
+    Ok(())
 }
 
 fn choose_ndp(choice: NdpChoice, bpf: &Result<(), NoBpf>) -> Result<NdpBackend> {
@@ -280,6 +295,16 @@ mod tests {
             masquerade(MasqueradeChoice::Nftables, true, false).unwrap_err().contains("install nftables")
         );
         assert!(masquerade(MasqueradeChoice::Auto, false, false).unwrap_err().contains("install nftables"));
+    }
+
+    #[test]
+    fn a_filtering_that_nftables_lacks_is_refused_there() {
+        let backends = |masquerade, filtering| Backends { ndp: NdpBackend::Ebpf, masquerade, filtering };
+        let error = check_filtering(backends(MasqueradeBackend::Nftables, Filtering::EndpointIndependent));
+        let error = error.unwrap_err().to_string();
+        assert_eq!(error, "--filtering endpoint-independent needs --masquerade ebpf");
+        assert!(check_filtering(backends(MasqueradeBackend::Nftables, Filtering::default())).is_ok());
+        assert!(check_filtering(backends(MasqueradeBackend::Ebpf, Filtering::EndpointIndependent)).is_ok());
     }
 
     #[test]

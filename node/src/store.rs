@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use dataplane_core::{MasqueradeBackend, NdpBackend};
+use dataplane_core::{Filtering, MasqueradeBackend, NdpBackend};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -51,6 +51,8 @@ pub(crate) struct Settings {
     pub(crate) underlay: Option<Ipv6Addr>,
     pub(crate) ndp: NdpBackend,
     pub(crate) masquerade: MasqueradeBackend,
+    #[serde(default)]
+    pub(crate) filtering: Filtering,
 }
 
 /// The open store.

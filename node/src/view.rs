@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr, net::Ipv6Addr};
 
+use dataplane::Flow;
 use hextet_address::{ClusterPrefix, NodePrefix};
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,15 @@ pub struct PodView {
     pub message: String,
     /// How often its tasks were started again.
     pub restarts: u32,
+}
+
+/// A flow of a pod through the masquerade.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowView {
+    /// The pod.
+    pub pod: String,
+    /// The flow.
+    pub flow: Flow,
 }
 
 impl fmt::Display for NodeView {

@@ -1,23 +1,19 @@
-//! The two ways through: out, where flows are made, and in, where they are found.
+//! The way out, where flows are made.
 
 use super::{
-    Config, FragmentKey, Inserted, Mapping, MappingKey, OWNER_FREE, PROBES_MAX, SESSION_REFRESH_NS, Session,
-    SessionKey, State, Tables, TcpFlags, Verdict,
-    error::translate_error,
-    is_owned_by, owner, owner_inside, pool_port, port_index,
+    Config, FragmentKey, Inserted, SESSION_REFRESH_NS, Session, SessionKey, State, Tables, TcpFlags, Verdict,
+    claim::{NewFlow, map_port, shared_port},
+    error::translate_error_out,
+    owner_inside, port_index,
     segment::{Direction, NoSegment, Segment},
-    session::{expired, reclaimable},
     translate::{PacketMut, set_address, translate},
 };
 use crate::{
     counter::Counter,
     ethernet,
-    ipv4::{self, Header},
+    ipv4::{self, Address, Header},
     packet::Packet,
 };
-
-/// A mapping without a session is one that is being made, unless it is older than this.
-const MAKING_NS: u64 = 1_000_000_000;
 
 /// How much of the packet must lie in one piece for the logic to see all that it wants to see. Drivers
 /// and splice may leave less there, of a packet that is whole.
@@ -46,33 +42,73 @@ pub fn linear_bytes<P: Packet + ?Sized>(packet: &P) -> usize {
 /// all.
 #[inline(always)]
 pub fn egress<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, config: &Config) -> Verdict {
-    if config.enabled == 0
-        || packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4)
-        || !is_pods(packet.wire32(ipv4::SOURCE), config)
-    {
+    if config.enabled == 0 || packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4) {
         tables.count(Counter::EgressPass);
         return Verdict::Next;
     }
-    match out(packet, tables, config) {
-        Ok(counter) => {
-            tables.count(counter);
-            Verdict::Next
+    // An IPv4 header that is cut short before its source is dropped too, further on.
+    if let Some(source) = packet.wire32(ipv4::SOURCE)
+        && !config.is_pod(source)
+    {
+        let counter = of_the_host(packet, tables, config, source);
+        tables.count(counter);
+        return Verdict::Next;
+    }
+    let (counter, verdict) = match out(packet, tables, config) {
+        Ok(counter) => (counter, Verdict::Next),
+        Err(counter) => (counter, Verdict::Drop),
+    };
+    tables.count(counter);
+    verdict
+}
+
+/// The node's own packets are not touched. One that leaves from the very port of a pod's flow and to the
+/// same remote ends that flow: the replies are the host's from now on.
+#[inline(always)]
+fn of_the_host<P: PacketMut + ?Sized, T: Tables>(
+    packet: &mut P,
+    tables: &mut T,
+    config: &Config,
+    source: Address,
+) -> Counter {
+    if !config.is_node(source) {
+        return Counter::EgressPass;
+    }
+    match flow_of_a_pod(packet, tables, config) {
+        Some(key) => {
+            tables.remove_session(&key);
+            Counter::EgressHost
         }
-        Err(counter) => {
-            tables.count(counter);
-            Verdict::Drop
-        }
+        None => Counter::EgressPass,
     }
 }
 
-/// An IPv4 header that is cut short before its source is dropped too, further on.
 #[inline(always)]
-fn is_pods(source: Option<ipv4::Address>, config: &Config) -> bool {
-    source.is_none_or(|source| source & config.pod_mask == config.pod_network)
+fn flow_of_a_pod<P: PacketMut + ?Sized, T: Tables>(
+    packet: &mut P,
+    tables: &mut T,
+    config: &Config,
+) -> Option<SessionKey> {
+    let header = Header::read(packet)?;
+    if header.is_later_fragment() || header.protocol == ipv4::ICMP {
+        return None;
+    }
+    let segment = Segment::read(packet, &header, Direction::Out).ok()?;
+    if !config.pool.has(segment.near_port) {
+        return None;
+    }
+    let (inside, inside_port) = owner_inside(tables.port(port_index(header.protocol, segment.near_port)));
+    if inside == 0 {
+        return None;
+    }
+    let key = Segment { near_port: inside_port, ..segment }.session_key(&Header { source: inside, ..header });
+    let session = tables.session(&key)?;
+    (session.outside_port == segment.near_port && session.outside == header.source).then_some(key)
 }
 
+/// Gives a packet of a pod the node's address, or says why it cannot leave.
 #[inline(always)]
-fn out<P: PacketMut + ?Sized, T: Tables>(
+pub(super) fn out<P: PacketMut + ?Sized, T: Tables>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
@@ -83,22 +119,24 @@ fn out<P: PacketMut + ?Sized, T: Tables>(
         set_address(packet, Direction::Out, header.source, to).ok_or(Counter::EgressDropError)?;
         return Ok(Counter::EgressFragment);
     }
-    let segment = Segment::read(packet, &header, Direction::Out).map_err(|e| match e {
-        NoSegment::Short => Counter::EgressDropHeader,
-        NoSegment::Protocol => Counter::EgressDropProtocol,
-    })?;
-    let key = segment.session_key(&header);
-    let port = outside_port(tables, config, &key, segment.flags)?;
+    let segment = match Segment::read(packet, &header, Direction::Out) {
+        Ok(segment) => segment,
+        Err(NoSegment::Protocol) if header.protocol == ipv4::ICMP => {
+            return translate_error_out(packet, tables, &header);
+        }
+        Err(NoSegment::Protocol) => return Err(Counter::EgressDropProtocol),
+        Err(NoSegment::Short) => return Err(Counter::EgressDropHeader),
+    };
+    let (address, port) = outside(tables, config, &header, &segment)?;
     if header.is_first_fragment() {
-        tables.insert_fragment(&fragment_key(&header), config.node);
+        tables.insert_fragment(&fragment_key(&header), address);
     }
-    translate(packet, &header, &segment, Direction::Out, config.node, port)
-        .ok_or(Counter::EgressDropError)?;
+    translate(packet, &header, &segment, Direction::Out, address, port).ok_or(Counter::EgressDropError)?;
     Ok(Counter::EgressTranslated)
 }
 
 #[inline(always)]
-fn fragment_key(header: &Header) -> FragmentKey {
+pub(super) fn fragment_key(header: &Header) -> FragmentKey {
     FragmentKey {
         source: header.source,
         destination: header.destination,
@@ -108,29 +146,29 @@ fn fragment_key(header: &Header) -> FragmentKey {
     }
 }
 
-/// The outside port of the packet's flow, which is made if there is none.
+/// The outside address and port of the packet's flow, which is made if there is none.
 #[inline(always)]
-fn outside_port<T: Tables>(
+fn outside<T: Tables>(
     tables: &mut T,
     config: &Config,
-    key: &SessionKey,
-    flags: TcpFlags,
-) -> Result<u16, Counter> {
+    header: &Header,
+    segment: &Segment,
+) -> Result<(Address, u16), Counter> {
+    let key = segment.session_key(header);
     let now_ns = tables.now_ns();
-    if let Some(session) = tables.session(key) {
-        let state = match key.protocol {
-            ipv4::TCP => session.state.after_inside(flags),
-            _ => session.state,
-        };
-        touch(session, state, now_ns);
-        return Ok(session.outside_port);
+    if let Some(session) = tables.session(&key) {
+        touch(session, session.state.after_packet_out(key.protocol, segment.far_port, segment.flags), now_ns);
+        return Ok((session.outside, session.outside_port));
     }
-    new_flow(tables, config, key, flags, now_ns)
+    let outside = tables.source(key.remote).unwrap_or(config.nodes[0]);
+    let flow = NewFlow { key: &key, remote_port: segment.far_port, outside, now_ns };
+    let made = new_flow(tables, config, &flow, segment.flags);
+    made.map(|port| (outside, port))
 }
 
 /// Writes only what has changed.
 #[inline(always)]
-fn touch(session: &mut Session, state: State, now_ns: u64) {
+pub(super) fn touch(session: &mut Session, state: State, now_ns: u64) {
     if session.state != state {
         session.state = state;
         session.last_seen_ns = now_ns;
@@ -139,221 +177,57 @@ fn touch(session: &mut Session, state: State, now_ns: u64) {
     }
 }
 
+/// Makes a session, and a mapping if the inside port has none. A reset makes neither, and leaves by the mapping
+/// that there is: the answer of a pod to a connection that it does not want.
 #[inline(always)]
 fn new_flow<T: Tables>(
     tables: &mut T,
     config: &Config,
-    key: &SessionKey,
+    flow: &NewFlow<'_>,
     flags: TcpFlags,
-    now_ns: u64,
 ) -> Result<u16, Counter> {
+    let shared = shared_port(tables, flow);
     if flags.has(TcpFlags::RST) {
-        return Err(Counter::EgressDropReset);
+        return shared.unwrap_or(Err(Counter::EgressDropReset));
     }
-    let outside_port = match shared_port(tables, &key.mapping()) {
-        Some(port) => port,
-        None => map_port(tables, config, key, now_ns)?,
+    let port = match shared {
+        Some(port) => port?,
+        None => map_port(tables, config, flow)?,
     };
-    let session = Session { last_seen_ns: now_ns, outside_port, state: State::NEW, zero: [0; 5] };
-    match tables.insert_session(key, &session) {
+    let state = State::first(flow.key.protocol, flow.remote_port);
+    if shared.is_some() && flow.key.protocol == ipv4::TCP {
+        admit(tables, flow, port);
+    }
+    match insert(tables, flow, flow.key, port, state) {
         // Another CPU was first with a packet of the same flow: it found the same mapping.
         Inserted::Done | Inserted::Exists => {
             tables.count(Counter::EgressNewFlow);
-            Ok(outside_port)
+            Ok(port)
         }
         Inserted::Full => Err(Counter::EgressDropTable),
     }
 }
 
-/// The outside port that the inside port has already, for another remote.
 #[inline(always)]
-fn shared_port<T: Tables>(tables: &mut T, key: &MappingKey) -> Option<u16> {
-    let mapping = tables.mapping(key)?;
-    mapping.shared = 1;
-    Some(mapping.outside_port)
-}
-
-/// Claims an outside port and maps the inside port to it.
-#[inline(always)]
-fn map_port<T: Tables>(
+fn insert<T: Tables>(
     tables: &mut T,
-    config: &Config,
+    flow: &NewFlow<'_>,
     key: &SessionKey,
-    now_ns: u64,
-) -> Result<u16, Counter> {
-    let me = owner(key.inside, key.inside_port, tables.random() as u16);
-    let outside_port = claim(tables, config, key, me, now_ns)?;
-    let mapping = Mapping {
-        created_ns: now_ns,
-        remote: key.remote,
-        remote_port: key.remote_port,
-        outside_port,
-        shared: 0,
-        zero: 0,
-    };
-    match tables.insert_mapping(&key.mapping(), &mapping) {
-        Inserted::Done => Ok(outside_port),
-        // Another CPU was first with another remote of the same inside port: its port is the one.
-        Inserted::Exists | Inserted::Full => {
-            tables.claim_port(port_index(key.protocol, outside_port), me, OWNER_FREE);
-            shared_port(tables, &key.mapping()).ok_or(Counter::EgressDropTable)
-        }
-    }
+    outside_port: u16,
+    state: State,
+) -> Inserted {
+    let session = Session { last_seen_ns: flow.now_ns, outside: flow.outside, outside_port, state, zero: 0 };
+    tables.insert_session(key, &session)
 }
 
-/// Tries the inside port itself, then random others; in the second half also those of connections that
-/// were closed a moment ago.
+/// Notes that the inside port has written to the remote's address, beside the connection itself. Not for the
+/// first remote: the mapping names it.
 #[inline(always)]
-fn claim<T: Tables>(
-    tables: &mut T,
-    config: &Config,
-    key: &SessionKey,
-    me: u64,
-    now_ns: u64,
-) -> Result<u16, Counter> {
-    for probe in 0..PROBES_MAX {
-        let port = if probe == 0 { key.inside_port } else { pool_port(tables.random(), config) };
-        if try_claim(tables, config, key, me, now_ns, port, probe >= PROBES_MAX / 2) {
-            return Ok(port);
-        }
-    }
-    Err(Counter::EgressDropPorts)
-}
-
-#[inline(always)]
-fn try_claim<T: Tables>(
-    tables: &mut T,
-    config: &Config,
-    key: &SessionKey,
-    me: u64,
-    now_ns: u64,
-    port: u16,
-    pressed: bool,
-) -> bool {
-    let index = port_index(key.protocol, port);
-    let current = tables.port(index);
-    if current == OWNER_FREE || is_owned_by(current, key.inside, key.inside_port) {
-        return !tables.host_has_port(config.node, key, port) && tables.claim_port(index, current, me);
-    }
-    let Some(ended) = ended(tables, key.protocol, current, now_ns, pressed) else { return false };
-    if tables.host_has_port(config.node, key, port) || !tables.claim_port(index, current, me) {
-        return false;
-    }
-    tables.remove_mapping(&ended.mapping());
-    tables.remove_session(&ended);
-    tables.count(Counter::EgressReclaimed);
-    true
-}
-
-/// The only session of the port's owner, if it has ended.
-#[inline(always)]
-fn ended<T: Tables>(
-    tables: &mut T,
-    protocol: u8,
-    current: u64,
-    now_ns: u64,
-    pressed: bool,
-) -> Option<SessionKey> {
-    let (inside, inside_port) = owner_inside(current);
-    let mapping = *tables.mapping(&MappingKey { inside, inside_port, protocol, zero: 0 })?;
-    if mapping.shared != 0 {
-        return None;
-    }
-    let key = SessionKey {
-        inside,
-        remote: mapping.remote,
-        inside_port,
-        remote_port: mapping.remote_port,
-        protocol,
-        zero: [0; 3],
-    };
-    let ended = match tables.session(&key) {
-        Some(session) => reclaimable(now_ns, &key, session, pressed),
-        None => now_ns.saturating_sub(mapping.created_ns) > MAKING_NS,
-    };
-    ended.then_some(key)
-}
-
-/// Undoes the translation of a packet that comes in by the uplink. What belongs to no flow is the host's.
-#[inline(always)]
-pub fn ingress<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, config: &Config) -> Verdict {
-    if config.enabled == 0 || packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4) {
-        tables.count(Counter::IngressPass);
-        return Verdict::Next;
-    }
-    let destination = packet.wire32(ipv4::DESTINATION);
-    if destination != Some(config.node) {
-        let to_pod = destination.is_some_and(|to| to & config.pod_mask == config.pod_network);
-        tables.count(if to_pod { Counter::IngressDropPrivate } else { Counter::IngressPass });
-        return if to_pod { Verdict::Drop } else { Verdict::Next };
-    }
-    let counter = inward(packet, tables, config);
-    tables.count(counter);
-    if counter == Counter::IngressDropError { Verdict::Drop } else { Verdict::Next }
-}
-
-#[inline(always)]
-fn inward<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, config: &Config) -> Counter {
-    let Some(header) = Header::read(packet) else { return Counter::IngressPass };
-    if header.is_later_fragment() {
-        return later_fragment_in(packet, tables, &header);
-    }
-    let segment = match Segment::read(packet, &header, Direction::In) {
-        Ok(segment) => segment,
-        Err(NoSegment::Protocol) if header.protocol == ipv4::ICMP => {
-            return translate_error(packet, tables, config, &header);
-        }
-        Err(_) => return Counter::IngressPass,
-    };
-    let (inside, inside_port) = owner_inside(tables.port(port_index(header.protocol, segment.near_port)));
-    if inside == 0 {
-        return Counter::IngressPass;
-    }
-    let key = SessionKey {
-        inside,
-        remote: header.source,
-        inside_port,
-        remote_port: segment.far_port,
-        protocol: header.protocol,
-        zero: [0; 3],
-    };
-    if !reply(tables, &key, &segment) {
-        return Counter::IngressPassNoSession;
-    }
-    if header.is_first_fragment() {
-        tables.insert_fragment(&fragment_key(&header), inside);
-    }
-    match translate(packet, &header, &segment, Direction::In, inside, inside_port) {
-        Some(()) => Counter::IngressTranslated,
-        None => Counter::IngressDropError,
-    }
-}
-
-/// Notes the reply in its session. False if there is none that lives, or not at this port.
-#[inline(always)]
-fn reply<T: Tables>(tables: &mut T, key: &SessionKey, segment: &Segment) -> bool {
-    let now_ns = tables.now_ns();
-    let Some(session) = tables.session(key) else { return false };
-    if session.outside_port != segment.near_port || expired(now_ns, key, session) {
-        return false;
-    }
-    let state = match key.protocol {
-        ipv4::TCP => session.state.after_outside(segment.flags),
-        _ => session.state,
-    };
-    touch(session, state, now_ns);
-    true
-}
-
-#[inline(always)]
-fn later_fragment_in<P: PacketMut + ?Sized, T: Tables>(
-    packet: &mut P,
-    tables: &mut T,
-    header: &Header,
-) -> Counter {
-    let Some(inside) = tables.fragment(&fragment_key(header)) else { return Counter::IngressPass };
-    match set_address(packet, Direction::In, header.destination, inside) {
-        Some(()) => Counter::IngressFragment,
-        None => Counter::IngressDropError,
+fn admit<T: Tables>(tables: &mut T, flow: &NewFlow<'_>, port: u16) {
+    let key = SessionKey { remote_port: 0, ..*flow.key };
+    match tables.session(&key) {
+        Some(session) => touch(session, State::ADMITS, flow.now_ns),
+        // Without room the remote gets in by its connections alone.
+        None => drop(insert(tables, flow, &key, port, State::ADMITS)),
     }
 }

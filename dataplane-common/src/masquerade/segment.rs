@@ -2,7 +2,7 @@
 
 use super::{SessionKey, TcpFlags};
 use crate::{
-    ipv4::{self, Header},
+    ipv4::{self, Address, Header},
     packet::Packet,
 };
 
@@ -112,13 +112,19 @@ impl Segment {
     /// The key of the session of a packet that a pod sends.
     #[inline(always)]
     pub(super) fn session_key(&self, header: &Header) -> SessionKey {
-        SessionKey {
-            inside: header.source,
-            remote: header.destination,
-            inside_port: self.near_port,
-            remote_port: self.far_port,
-            protocol: header.protocol,
-            zero: [0; 3],
-        }
+        session_key(header.protocol, (header.source, self.near_port), (header.destination, self.far_port))
+    }
+}
+
+/// The key of the session of an inside and a remote port: UDP's is the same for all ports of a remote.
+#[inline(always)]
+pub(super) fn session_key(protocol: u8, inside: (Address, u16), remote: (Address, u16)) -> SessionKey {
+    SessionKey {
+        inside: inside.0,
+        remote: remote.0,
+        inside_port: inside.1,
+        remote_port: if protocol == ipv4::TCP { remote.1 } else { 0 },
+        protocol,
+        zero: [0; 3],
     }
 }

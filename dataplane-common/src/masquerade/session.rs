@@ -12,12 +12,10 @@ pub const UDP_TIMEOUT_NS: u64 = 300 * SECOND_NS;
 pub const UDP_DNS_TIMEOUT_NS: u64 = 30 * SECOND_NS;
 /// TCP, established: 2 hours 4 minutes (RFC 5382 REQ-5).
 pub const TCP_ESTABLISHED_TIMEOUT_NS: u64 = 7_440 * SECOND_NS;
-/// TCP, partly open or closing: 4 minutes (RFC 5382 REQ-5).
+/// TCP, partly open, closing or closed: 4 minutes (RFC 5382 REQ-5, RFC 7857 section 2).
 pub const TCP_TRANSITORY_TIMEOUT_NS: u64 = 240 * SECOND_NS;
-/// TCP, closed by both sides or reset: 10 seconds, for the last retransmissions. RFC 5382 section 5 leaves
-/// it open; RFC 7857 section 2.2 lets a NAT forget it at once.
-pub const TCP_CLOSED_TIMEOUT_NS: u64 = 10 * SECOND_NS;
-/// TCP, closed: after this, a flow that finds no free port may take its port.
+/// TCP, closed by both sides or reset: after this, a flow that finds no free port in its pod's blocks may take
+/// its port. Without such a need it lives on as long as other partly open ones (RFC 7857 section 2.2).
 pub const TCP_CLOSED_RECLAIM_NS: u64 = SECOND_NS;
 /// ICMP echo: 60 seconds (RFC 5508 REQ-2).
 pub const ICMP_TIMEOUT_NS: u64 = 60 * SECOND_NS;
@@ -50,7 +48,8 @@ impl TcpFlags {
     }
 }
 
-/// How far a TCP connection has come: what was seen of it so far. UDP and ICMP stay at [`State::NEW`].
+/// How far a TCP connection has come: what was seen of it so far. ICMP stays at [`State::NEW`], UDP at this or
+/// [`State::DNS`].
 ///
 /// It follows no sequence numbers, so a forged packet can mark a connection as closed; the connection's
 /// next packet keeps its session, and a reset from outside is forgotten as soon as the pod sends on.
@@ -61,6 +60,11 @@ pub struct State(pub u8);
 impl State {
     /// The pod has sent something.
     pub const NEW: State = State(0);
+
+    /// UDP that has been written to port 53 only.
+    pub const DNS: State = State(0x40);
+    /// No connection: says that the address of a remote was written to.
+    pub const ADMITS: State = State(0x80);
 
     const REPLIED: u8 = 0x01;
     const ESTABLISHED: u8 = 0x02;
@@ -79,7 +83,30 @@ impl State {
     /// Whether both sides have sent, and none has begun to end it.
     #[inline(always)]
     pub fn is_established(self) -> bool {
-        self.0 & Self::ESTABLISHED != 0 && self.0 & (Self::FIN_INSIDE | Self::FIN_OUTSIDE) == 0
+        self.0 & Self::ESTABLISHED != 0 && !self.is_closing()
+    }
+
+    /// Whether one side has ended the connection.
+    #[inline(always)]
+    pub fn is_closing(self) -> bool {
+        self.0 & (Self::FIN_INSIDE | Self::FIN_OUTSIDE) != 0
+    }
+
+    /// The state of a flow whose first packet goes to the remote's `port` (wire order).
+    #[inline(always)]
+    pub(super) fn first(protocol: u8, port: u16) -> State {
+        if protocol == ipv4::UDP && port == DNS { State::DNS } else { State::NEW }
+    }
+
+    /// The state after a packet from the pod to the remote's `port` (wire order).
+    #[inline(always)]
+    #[must_use]
+    pub(super) fn after_packet_out(self, protocol: u8, port: u16, flags: TcpFlags) -> State {
+        match protocol {
+            ipv4::TCP => self.after_inside(flags),
+            ipv4::UDP if port != DNS => State::NEW,
+            _ => self,
+        }
     }
 
     /// The state after a segment from the pod.
@@ -121,10 +148,9 @@ impl State {
 #[inline(always)]
 pub fn timeout_ns(key: &SessionKey, state: State) -> u64 {
     match key.protocol {
-        ipv4::TCP if state.is_closed() => TCP_CLOSED_TIMEOUT_NS,
-        ipv4::TCP if state.is_established() => TCP_ESTABLISHED_TIMEOUT_NS,
+        ipv4::TCP if state.is_established() && !state.is_closed() => TCP_ESTABLISHED_TIMEOUT_NS,
         ipv4::TCP => TCP_TRANSITORY_TIMEOUT_NS,
-        ipv4::UDP if key.remote_port == DNS => UDP_DNS_TIMEOUT_NS,
+        ipv4::UDP if state == State::DNS => UDP_DNS_TIMEOUT_NS,
         ipv4::UDP => UDP_TIMEOUT_NS,
         _ => ICMP_TIMEOUT_NS,
     }
@@ -166,6 +192,10 @@ mod tests {
             protocol,
             zero: [0; 3],
         }
+    }
+
+    fn session(last_seen_ns: u64, state: State) -> Session {
+        Session { last_seen_ns, outside: 0, outside_port: 0, state, zero: 0 }
     }
 
     fn established() -> State {
@@ -213,28 +243,39 @@ mod tests {
         let closed = established().after_inside(RST);
         for (protocol, port, state, timeout) in [
             (ipv4::UDP, 4000, State::NEW, UDP_TIMEOUT_NS),
-            (ipv4::UDP, 53, State::NEW, UDP_DNS_TIMEOUT_NS),
+            (ipv4::UDP, 0, State::DNS, UDP_DNS_TIMEOUT_NS),
             (ipv4::ICMP, 0, State::NEW, ICMP_TIMEOUT_NS),
             (ipv4::TCP, 53, State::NEW, TCP_TRANSITORY_TIMEOUT_NS),
             (ipv4::TCP, 80, established(), TCP_ESTABLISHED_TIMEOUT_NS),
-            (ipv4::TCP, 80, closed, TCP_CLOSED_TIMEOUT_NS),
+            (ipv4::TCP, 80, closed, TCP_TRANSITORY_TIMEOUT_NS),
+            (ipv4::TCP, 0, State::ADMITS, TCP_TRANSITORY_TIMEOUT_NS),
         ] {
-            let session = Session { last_seen_ns: 1_000, outside_port: 0, state, zero: [0; 5] };
+            let session = session(1_000, state);
             assert!(!expired(1_000 + timeout, &key(protocol, port), &session), "{protocol} {port}");
             assert!(expired(1_001 + timeout, &key(protocol, port), &session), "{protocol} {port}");
         }
     }
 
+    /// REQ-5a of RFC 4787 is for well-known ports alone.
+    #[test]
+    fn one_packet_to_another_port_than_dns_makes_it_an_ordinary_flow() {
+        let dns = State::first(ipv4::UDP, DNS);
+        assert_eq!(dns.after_packet_out(ipv4::UDP, DNS, TcpFlags::NONE), State::DNS);
+        let other = dns.after_packet_out(ipv4::UDP, 5353_u16.to_be(), TcpFlags::NONE);
+        assert_eq!(timeout_ns(&key(ipv4::UDP, 0), other), UDP_TIMEOUT_NS);
+        assert_eq!(other.after_packet_out(ipv4::UDP, DNS, TcpFlags::NONE), State::NEW);
+    }
+
     #[test]
     fn a_clock_that_lags_expires_nothing() {
-        let session = Session { last_seen_ns: 5, outside_port: 0, state: State::NEW, zero: [0; 5] };
+        let session = session(5, State::NEW);
         assert!(!expired(0, &key(ipv4::UDP, 1), &session));
     }
 
     #[test]
     fn a_closed_connection_gives_its_port_up_early_only_under_pressure() {
         let state = established().after_inside(RST);
-        let session = Session { last_seen_ns: 0, outside_port: 0, state, zero: [0; 5] };
+        let session = session(0, state);
         let now = 2 * SECOND_NS;
         assert!(!reclaimable(now, &key(ipv4::TCP, 80), &session, false));
         assert!(reclaimable(now, &key(ipv4::TCP, 80), &session, true));

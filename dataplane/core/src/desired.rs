@@ -10,6 +10,8 @@ use hextet_address::GroupId;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
+use crate::Filtering;
+
 /// All that a node wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
@@ -31,6 +33,9 @@ pub struct Desired {
     pub ndp: NdpBackend,
     /// Who translates the pods' IPv4.
     pub masquerade: MasqueradeBackend,
+    /// Who gets in at the outside ports of pods; the BPF programs alone can do otherwise than the default.
+    #[serde(default)]
+    pub filtering: Filtering,
 }
 
 /// The device to the other nodes and the world.
@@ -40,6 +45,9 @@ pub struct Uplink {
     pub name: String,
     /// The address that pods leave with. Without one pods have no IPv4 outside of the node.
     pub ipv4: Option<Ipv4Addr>,
+    /// Prefixes to which the kernel's routes would choose another of its addresses.
+    #[serde(default)]
+    pub sources: BTreeMap<Ipv4Network, Ipv4Addr>,
 }
 
 /// A pod's addresses.
@@ -67,7 +75,7 @@ pub enum NdpBackend {
 pub enum MasqueradeBackend {
     /// The BPF programs at the uplink.
     Ebpf,
-    /// The kernel's connection tracking, by a rule in table `inet hextet`.
+    /// The kernel's connection tracking, by a rule in table `ip hextet`.
     Nftables,
 }
 

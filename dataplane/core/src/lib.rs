@@ -19,7 +19,10 @@ mod plan;
 mod wanted;
 
 pub use desired::{Desired, MasqueradeBackend, NdpBackend, Pod, Uplink};
-pub use object::{Address, Guard, Hop, Link, Mac, Masquerade, Neighbour, NftTable, Program, Route};
+pub use object::{
+    Address, Filtering, Guard, Hop, Link, Mac, Masquerade, Neighbour, NftTable, Program, Route,
+    UnknownFiltering,
+};
 pub use observed::{Observed, ObservedBpf, ObservedPod, ObservedUplink, ProtocolName, Stack};
 pub use op::{Action, Op, Place};
 pub use plan::{plan, plan_teardown};

@@ -1,11 +1,14 @@
 //! The kernel objects that Hextet makes, as far as it sets them, and their text in the manner of `ip`.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
 };
 
 use ipnetwork::{IpNetwork, Ipv4Network};
+use serde::{Deserialize, Serialize};
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,19 +105,23 @@ pub enum Program {
     UplinkIngress,
     /// Uplink egress: translates what pods send.
     UplinkEgress,
+    /// Uplink egress, behind the others: drops what pods sent and nobody has translated.
+    UplinkBackstop,
     /// Host side of a pod's link, ingress: checks what the pod sends.
     PodGuard,
 }
 
 impl Program {
     /// Every program, in the order in which they are loaded.
-    pub const ALL: [Program; 3] = [Self::UplinkIngress, Self::UplinkEgress, Self::PodGuard];
+    pub const ALL: [Program; 4] =
+        [Self::UplinkIngress, Self::UplinkEgress, Self::UplinkBackstop, Self::PodGuard];
 
     /// The name in the object, in pins and in filters.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::UplinkIngress => "uplink_ingress",
             Self::UplinkEgress => "uplink_egress",
+            Self::UplinkBackstop => "uplink_backstop",
             Self::PodGuard => "pod_guard",
         }
     }
@@ -141,21 +148,46 @@ pub struct Guard {
 }
 
 /// What the BPF masquerade translates, and to what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Masquerade {
     /// The address that packets leave with.
     pub node_ipv4: Ipv4Addr,
+    /// Prefixes of remotes that see another address.
+    pub sources: BTreeMap<Ipv4Network, Ipv4Addr>,
     /// The range whose packets are translated.
     pub pod_ipv4: Ipv4Network,
+    /// Who gets in besides those that were written to.
+    pub filtering: Filtering,
 }
 
-/// The content of table `inet hextet`.
+/// Who gets in at the outside port of a pod (RFC 4787 section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filtering {
+    /// Addresses that the pod has written to from there, with any port.
+    #[default]
+    AddressDependent,
+    /// Everybody.
+    EndpointIndependent,
+}
+
+/// The content of table `ip hextet`. Each form ends with the backstop: what has a source of the pods' range where
+/// it must not is dropped and counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NftTable {
-    /// One rule: what leaves the uplink from the pods' range is masqueraded.
+    /// What leaves the uplink from the pods' range is masqueraded. The backstop is behind that, for every device
+    /// that is not a pod's.
     Masquerade {
         /// The uplink.
         uplink: String,
+        /// The pods' range.
+        pod_ipv4: Ipv4Network,
+    },
+    /// The backstop alone, for every device that is neither a pod's nor the one where BPF programs translate
+    /// behind nftables' back.
+    Backstop {
+        /// The uplink, if programs translate there.
+        uplink: Option<String>,
         /// The pods' range.
         pod_ipv4: Ipv4Network,
     },
@@ -231,7 +263,43 @@ impl fmt::Display for Guard {
 
 impl fmt::Display for Masquerade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "src {} to {}", self.pod_ipv4, self.node_ipv4)
+        write!(f, "src {} to {}", self.pod_ipv4, self.node_ipv4)?;
+        self.sources.iter().try_for_each(|(prefix, address)| write!(f, " dst {prefix} to {address}"))?;
+        if self.filtering == Filtering::default() {
+            Ok(())
+        } else {
+            write!(f, " filtering {}", self.filtering)
+        }
+    }
+}
+
+/// A word that names no filtering.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownFiltering(String);
+
+impl fmt::Display for UnknownFiltering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not one of address-dependent, endpoint-independent", self.0)
+    }
+}
+
+impl std::error::Error for UnknownFiltering {}
+
+impl FromStr for Filtering {
+    type Err = UnknownFiltering;
+
+    fn from_str(word: &str) -> Result<Self, UnknownFiltering> {
+        let all = [Self::AddressDependent, Self::EndpointIndependent];
+        all.into_iter().find(|one| one.to_string() == word).ok_or_else(|| UnknownFiltering(word.to_owned()))
+    }
+}
+
+impl fmt::Display for Filtering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AddressDependent => "address-dependent",
+            Self::EndpointIndependent => "endpoint-independent",
+        })
     }
 }
 
@@ -239,7 +307,15 @@ impl fmt::Display for NftTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Masquerade { uplink, pod_ipv4 } => {
-                write!(f, "oifname {uplink} ip saddr {pod_ipv4} masquerade")
+                write!(
+                    f,
+                    "oifname {uplink} ip saddr {pod_ipv4} masquerade, oifname != hx* ip saddr {pod_ipv4} drop"
+                )
+            }
+            Self::Backstop { uplink, pod_ipv4 } => {
+                f.write_str("oifname != hx* ")?;
+                uplink.iter().try_for_each(|uplink| write!(f, "oifname != {uplink} "))?;
+                write!(f, "ip saddr {pod_ipv4} drop")
             }
             Self::Other => f.write_str("with rules that are not Hextet's"),
         }

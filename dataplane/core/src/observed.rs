@@ -26,7 +26,9 @@ pub struct Observed {
     pub pods: BTreeMap<String, ObservedPod>,
     /// What sysctls were before Hextet changed them, by key.
     pub journal: BTreeMap<String, String>,
-    /// Table `inet hextet`.
+    /// nftables can be used.
+    pub has_nft: bool,
+    /// Table `ip hextet`.
     pub nft: Option<NftTable>,
     /// The BPF side; `None` when this machine or process cannot use it.
     pub bpf: Option<ObservedBpf>,

@@ -4,12 +4,14 @@
 //! 1. The protocol's name, then the unreachable routes: from the first moment on, nothing that is sent to a pod
 //!    that does not exist leaks to the default route.
 //! 2. What is no longer wanted goes, from the outside in: a pod stops being announced, then its routes go, then
-//!    its guard, its link and its network namespace.
-//! 3. The node's sysctls, routes to peers, group, programs and table.
+//!    what its guard lets through, its link and its network namespace.
+//! 3. The node's sysctls, routes to peers, group, programs and table. Only then programs go that are no longer
+//!    wanted at the uplink: at no moment is nobody there who translates or drops a pod's private source.
 //! 4. Pods, one after the other by ID. Inside first, then the host side; the routes to the pod and its entry
 //!    for neighbour discovery come last, so that a pod is reachable only when it is complete.
 //!
-//! [`plan_teardown`] is step 2 for everything, then the sysctls as they were, then the unreachable routes.
+//! [`plan_teardown`] is step 2 for everything, then the sysctls as they were, the programs and the unreachable
+//! routes.
 
 use std::collections::BTreeSet;
 
@@ -27,6 +29,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
     planner.add_unreachable_routes();
     planner.remove_stale(false);
     planner.set_up_node();
+    planner.remove_translation();
     planner.set_up_pods();
     planner.ops
 }
@@ -35,6 +38,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Op> {
 pub fn plan_teardown(observed: &Observed) -> Vec<Op> {
     let mut planner = Planner { wanted: Wanted::nothing(), observed: observed.clone(), ops: Vec::new() };
     planner.remove_stale(true);
+    planner.remove_translation();
     planner.remove_unreachable_routes();
     planner.unpin();
     planner.unregister_protocol();
@@ -90,10 +94,9 @@ impl Planner {
         self.remove_answers();
         self.remove_routes(keep_unreachable);
         self.remove_neighbours_and_addresses();
-        self.remove_programs();
+        self.remove_guards();
         self.remove_links();
         self.remove_namespaces();
-        self.remove_translation();
         self.restore_sysctls();
     }
 
@@ -146,14 +149,10 @@ impl Planner {
         }
     }
 
-    fn remove_programs(&mut self) {
-        let bpf = self.bpf();
-        let attachments = self.wanted.all_attachments();
-        for (program, dev) in bpf.attachments.difference(&attachments).cloned() {
-            self.on_dev(Some(&dev.clone()), Action::Detach { program, dev });
-        }
+    /// A guard without an entry passes nothing, so its program goes with the link, or behind it.
+    fn remove_guards(&mut self) {
         let doomed = self.doomed_links();
-        for dev in bpf.guards.into_keys() {
+        for dev in self.bpf().guards.into_keys() {
             if doomed.contains(&dev) || !self.wanted.has_link(&dev) {
                 self.on_dev(Some(&dev.clone()), Action::GuardDelete { dev: dev.clone() });
                 self.observed.bpf.iter_mut().for_each(|bpf| {
@@ -166,6 +165,10 @@ impl Planner {
     fn remove_links(&mut self) {
         for dev in self.doomed_links() {
             self.on_dev(Some(&dev), Action::LinkDelete { dev: dev.clone() });
+            let guard = (Program::PodGuard, dev.clone());
+            if self.bpf().attachments.contains(&guard) {
+                self.on_dev(Some(&dev), Action::Detach { program: guard.0, dev: guard.1 });
+            }
             self.observed.remove_link(&dev);
         }
     }
@@ -190,6 +193,11 @@ impl Planner {
     }
 
     fn remove_translation(&mut self) {
+        let bpf = self.bpf();
+        let attachments = self.wanted.all_attachments();
+        for (program, dev) in bpf.attachments.difference(&attachments).cloned() {
+            self.on_dev(Some(&dev.clone()), Action::Detach { program, dev });
+        }
         if self.observed.nft.is_some() && self.wanted.nft.is_none() {
             self.node(Action::NftDelete);
         }
@@ -232,17 +240,22 @@ impl Planner {
         for address in joins {
             self.node(Action::AddressAdd(address));
         }
-        self.set_up_translation();
+        self.set_up_masquerade();
         self.attach_uplink_programs();
+        self.set_up_nft();
     }
 
-    fn set_up_translation(&mut self) {
+    /// After the programs: while it changes hands, two translate, of which the second finds nothing to do.
+    fn set_up_nft(&mut self) {
         if let Some(table) = self.wanted.nft.clone().filter(|table| self.observed.nft.as_ref() != Some(table))
         {
             self.node(Action::NftSet(table));
         }
-        let stale = self.wanted.masquerade.filter(|masquerade| self.bpf().masquerade != Some(*masquerade));
-        if let Some(masquerade) = stale {
+    }
+
+    fn set_up_masquerade(&mut self) {
+        let masquerade = self.wanted.masquerade.clone();
+        if let Some(masquerade) = masquerade.filter(|wanted| self.bpf().masquerade.as_ref() != Some(wanted)) {
             self.node(Action::MasqueradeSet(masquerade));
         }
     }

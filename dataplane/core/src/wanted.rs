@@ -52,7 +52,7 @@ impl Wanted {
             sysctls: node_sysctls(desired, observed),
             routes: node_routes(desired),
             addresses: BTreeSet::from([join(desired)]),
-            nft: nft(desired),
+            nft: nft(desired, observed),
             attachments: uplink_programs(desired),
             masquerade: masquerade(desired),
             pods,
@@ -199,20 +199,32 @@ fn join(desired: &Desired) -> Address {
     }
 }
 
-fn nft(desired: &Desired) -> Option<NftTable> {
-    (desired.masquerade == MasqueradeBackend::Nftables)
-        .then(|| NftTable::Masquerade { uplink: desired.uplink.name.clone(), pod_ipv4: desired.pod_ipv4 })
+/// A machine without nftables has no backstop; one that is to masquerade with it fails and says so.
+fn nft(desired: &Desired, observed: &Observed) -> Option<NftTable> {
+    let (uplink, pod_ipv4) = (desired.uplink.name.clone(), desired.pod_ipv4);
+    match desired.masquerade {
+        MasqueradeBackend::Nftables => Some(NftTable::Masquerade { uplink, pod_ipv4 }),
+        MasqueradeBackend::Ebpf => observed.has_nft.then(|| NftTable::Backstop {
+            uplink: masquerade(desired).is_some().then_some(uplink),
+            pod_ipv4,
+        }),
+    }
 }
 
 fn masquerade(desired: &Desired) -> Option<Masquerade> {
     let node_ipv4 = desired.uplink.ipv4.filter(|_| desired.masquerade == MasqueradeBackend::Ebpf)?;
-    Some(Masquerade { node_ipv4, pod_ipv4: desired.pod_ipv4 })
+    Some(Masquerade {
+        node_ipv4,
+        sources: desired.uplink.sources.clone(),
+        pod_ipv4: desired.pod_ipv4,
+        filtering: desired.filtering,
+    })
 }
 
 fn uplink_programs(desired: &Desired) -> BTreeSet<(Program, String)> {
     let translates = masquerade(desired).is_some();
     let ingress = (translates || desired.ndp == NdpBackend::Ebpf).then_some(Program::UplinkIngress);
-    let egress = translates.then_some(Program::UplinkEgress);
+    let egress = [Program::UplinkEgress, Program::UplinkBackstop].into_iter().filter(|_| translates);
     ingress.into_iter().chain(egress).map(|program| (program, desired.uplink.name.clone())).collect()
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use aya::{
     programs::{
-        LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramError, ProgramId, ProgramInfo, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
     },
@@ -35,9 +35,14 @@ pub(super) struct Place<'a> {
 /// The priority of our filters: low numbers come first, and this leaves room on both sides.
 const PRIORITY: u16 = 4_678;
 
+/// The backstop's comes behind.
+fn priority(program: Program) -> u16 {
+    PRIORITY + u16::from(program == Program::UplinkBackstop)
+}
+
 fn attach_type(program: Program) -> TcAttachType {
     match program {
-        Program::UplinkEgress => TcAttachType::Egress,
+        Program::UplinkEgress | Program::UplinkBackstop => TcAttachType::Egress,
         Program::UplinkIngress | Program::PodGuard => TcAttachType::Ingress,
     }
 }
@@ -66,10 +71,23 @@ fn attach_tcx(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<(),
         mem::drop(link);
         remove_pin(&pin)?;
     }
-    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let order = TcAttachOptions::TcxOrder(order(place)?);
     let id = classifier.attach_with_options(place.ifname, attach_type(place.program), order)?;
     let link: FdLink = classifier.take_link(id)?.try_into().map_err(pin_failed(&pin))?;
     link.pin(&pin).map(mem::drop).map_err(pin_failed(&pin))
+}
+
+/// Behind all others, but before the backstop: what it sees must be translated by then.
+fn order(place: &Place<'_>) -> Result<LinkOrder, AttachError> {
+    if place.program == Program::UplinkEgress
+        && let Some(backstop) = pinned(&pins::link(place.pins, Program::UplinkBackstop, place.ifname))?
+        && is_on(&backstop, Program::UplinkBackstop, place.ifname)?
+    {
+        let id = backstop.info().map_err(|e| AttachError::Filters(io::Error::other(e)))?.program_id();
+        // SAFETY: the number is that of a program which hangs there, says the kernel.
+        return Ok(LinkOrder::before_program_id(unsafe { ProgramId::new(id) }));
+    }
+    Ok(LinkOrder::default())
 }
 
 /// The link behind a pin, if there is one.
@@ -138,7 +156,7 @@ fn attach_clsact(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<
         }
         None => {
             add_qdisc(place)?;
-            let options = NlOptions { priority: PRIORITY, ..NlOptions::default() };
+            let options = NlOptions { priority: priority(place.program), ..NlOptions::default() };
             classifier.attach_with_options(place.ifname, direction, TcAttachOptions::Netlink(options))?
         }
     };
@@ -153,7 +171,7 @@ fn attach_clsact(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<
 /// Our filters for the program: by its name and priority.
 fn ours(program: Program, ifindex: u32) -> Result<Vec<Filter>, AttachError> {
     let mut filters = filter::list(ifindex, attach_type(program)).map_err(AttachError::Filters)?;
-    filters.retain(|f| f.name == program.as_str() && f.priority == PRIORITY);
+    filters.retain(|f| f.name == program.as_str() && f.priority == priority(program));
     Ok(filters)
 }
 

@@ -1,54 +1,297 @@
-//! The sweep: frees masquerade flows that have ended.
+//! Masquerade flows as the agent sees them: the sweep that frees those that have ended, and the list for people.
 //!
-//! It runs beside the programs without a lock. What keeps that sound: a mapping goes before its sessions, so
-//! that no new session joins it; a session that came back to life in between keeps its mapping; a port is
-//! freed by compare-and-exchange with the owner that was read before, so that a port that was claimed anew
+//! The sweep runs beside the programs without a lock. What keeps that sound: a mapping goes before its sessions, so
+//! that no new session joins it; a session that came back to life in between keeps its mapping; a port or a block
+//! is freed by compare-and-exchange with the owner that was read before, so that one that was claimed anew
 //! stays claimed.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::Ipv4Addr,
+    os::fd::AsFd as _,
+    path::Path,
+};
 
 use aya::{
     Ebpf,
-    maps::{HashMap, MapData, MapError},
+    maps::{Array, HashMap, Map, MapData, MapError},
 };
-use dataplane_common::masquerade::{
-    Mapping, MappingKey, Session, SessionKey, expired, is_owned_by, port_index,
+use dataplane_common::{
+    ipv4,
+    masquerade::{
+        BLOCKS_MAX, Config, Mapping, MappingKey, OWNER_FREE, PORTS_MAX, Session, SessionKey, State,
+        block::{BLOCK_FREE, BLOCK_PORTS, Block, block_owner_inside},
+        expired, is_owned_by, owner_inside, port_index, timeout_ns,
+    },
 };
 
 use super::{
-    BpfError,
-    port_table::PortTable,
-    settings::{entries, failed, hash_mut, is_absent, map},
+    BpfError, batch,
+    settings::{config, entries, failed, hash_mut, is_absent, map, pods, to_address},
+    words::Words,
 };
 
 const SESSIONS: &str = "NAT_SESSIONS";
 const MAPPINGS: &str = "NAT_MAPPINGS";
 const PORTS: &str = "NAT_PORTS";
+const BLOCKS: &str = "NAT_BLOCKS";
 
 /// A mapping without a session is one that is being made, unless it is older than this.
 const MAKING_NS: u64 = 1_000_000_000;
+/// A block is given back when it has been somebody's for longer than this, and is empty.
+const BLOCK_MIN_S: u32 = 10;
+/// Words of a [`Block`]: its owner is the first.
+const BLOCK_WORDS: u32 = 2;
 
-pub(super) fn sweep(object: &mut Ebpf, now_ns: u64) -> Result<usize, BpfError> {
-    let ports = open_ports(object)?;
-    let found = Found::read(object, &ports, now_ns)?;
-    let mappings = found.ended_mappings(object, now_ns)?;
-    let mut freed = 0;
-    for key in found.orphans.iter().chain(found.ended_outside_of(&mappings)) {
-        freed += usize::from(remove(&mut hash_mut::<SessionKey, Session>(object, SESSIONS)?, SESSIONS, key)?);
-    }
-    for (key, mapping) in mappings {
-        let sessions = found.ended.get(&key).map(Vec::as_slice).unwrap_or_default();
-        freed += free_mapping(object, &ports, now_ns, &key, &mapping, sessions)?;
-    }
-    Ok(freed)
+const _: () = assert!(size_of::<Block>() == BLOCK_WORDS as usize * size_of::<u64>());
+
+/// What a sweep did and saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Sessions that were freed.
+    pub freed: usize,
+    /// Blocks of ports by their first port.
+    pub blocks: BTreeMap<u16, PortBlock>,
+    /// New flows that found no port, by pod, since the maps were made. Counts from 2^32 on start anew.
+    pub refused: BTreeMap<Ipv4Addr, u32>,
 }
 
-fn open_ports(object: &Ebpf) -> Result<PortTable, BpfError> {
-    let data = match map(object, PORTS)? {
-        aya::maps::Map::Array(data) => data,
-        _ => return Err(BpfError::NoMap(PORTS)),
+/// Whose a block of ports is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortBlock {
+    /// The pod's private address.
+    pub ipv4: Ipv4Addr,
+    /// Of an extra: the second of CLOCK_MONOTONIC since which it has it.
+    pub since_s: Option<u32>,
+}
+
+/// A flow, for people.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flow {
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: &'static str,
+    /// The pod's address.
+    pub inside: Ipv4Addr,
+    /// Its port, or the identifier of its echo.
+    pub inside_port: u16,
+    /// The node's address.
+    pub outside: Ipv4Addr,
+    /// The port there.
+    pub outside_port: u16,
+    /// The remote's address.
+    pub remote: Ipv4Addr,
+    /// The remote's port; none for UDP, where a flow is for all ports of a remote, and for ICMP.
+    pub remote_port: Option<u16>,
+    /// `new`, `established`, `closing` or `closed`; none for UDP and ICMP.
+    pub state: Option<&'static str>,
+    /// Without a packet it ends after so many seconds.
+    pub expires_s: u64,
+}
+
+/// What a sweep remembers for the next.
+#[derive(Debug, Default)]
+pub(super) struct Sweeper {
+    /// Ports that have an owner and no mapping, with the owner. Most are being claimed at that moment; those that
+    /// still are there the next time were left by an agent that was killed while it freed them.
+    suspects: HashSet<(u32, u64)>,
+}
+
+impl Sweeper {
+    pub(super) fn sweep(&mut self, object: &mut Ebpf, now_ns: u64) -> Result<Swept, BpfError> {
+        let ports = words(object, PORTS, PORTS_MAX)?;
+        let found = Found::read(object, &ports, now_ns)?;
+        let mappings = found.ended_mappings(object, now_ns)?;
+        let mut freed = 0;
+        for key in found.orphans.iter().chain(found.ended_outside_of(&mappings)) {
+            let mut sessions = hash_mut::<SessionKey, Session>(object, SESSIONS)?;
+            freed += usize::from(remove(&mut sessions, SESSIONS, key)?);
+        }
+        for (key, mapping) in mappings {
+            let sessions = found.ended.get(&key).map(Vec::as_slice).unwrap_or_default();
+            freed += free_mapping(object, &ports, now_ns, &key, &mapping, sessions)?;
+        }
+        self.free_left_behind(object, &ports)?;
+        let mut swept = sweep_blocks(object, &ports, now_ns)?;
+        swept.freed = freed;
+        Ok(swept)
+    }
+
+    fn free_left_behind(&mut self, object: &Ebpf, ports: &Words) -> Result<(), BpfError> {
+        let mapped: HashSet<u32> = entries::<MappingKey, Mapping>(object, MAPPINGS)?
+            .iter()
+            .map(|(key, mapping)| port_index(key.protocol, mapping.outside_port))
+            .collect();
+        let unmapped = (0..PORTS_MAX).map(|index| (index, ports.get(index)));
+        let unmapped = unmapped.filter(|(index, owner)| *owner != OWNER_FREE && !mapped.contains(index));
+        let suspects: HashSet<(u32, u64)> = unmapped.collect();
+        for (index, owner) in suspects.intersection(&self.suspects) {
+            ports.replace(*index, *owner, OWNER_FREE);
+        }
+        self.suspects = suspects;
+        Ok(())
+    }
+}
+
+fn words(object: &Ebpf, name: &'static str, length: u32) -> Result<Words, BpfError> {
+    let data = match map(object, name)? {
+        Map::Array(data) => data,
+        _ => return Err(BpfError::NoMap(name)),
     };
-    PortTable::new(data.fd()).map_err(|e| failed("map", PORTS)(MapError::IoError(e.into())))
+    Words::map(data.fd(), length).map_err(|e| failed("map", name)(MapError::IoError(e.into())))
+}
+
+/// Gives empty extras back; says who has the other blocks, and who was refused a flow.
+fn sweep_blocks(object: &Ebpf, ports: &Words, now_ns: u64) -> Result<Swept, BpfError> {
+    let blocks = words(object, BLOCKS, BLOCKS_MAX * BLOCK_WORDS)?;
+    let config = config(object)?;
+    let local: HashSet<Ipv4Addr> = pods(object)?.into_iter().map(to_address).collect();
+    let now_s = (now_ns / 1_000_000_000) as u32;
+    let mut swept = Swept::default();
+    for block in 0..BLOCKS_MAX {
+        let first = (block * BLOCK_PORTS) as u16;
+        let owner = blocks.get(block * BLOCK_WORDS);
+        let (inside, since_s) = block_owner_inside(owner);
+        let is_old = now_s.wrapping_sub(since_s) > BLOCK_MIN_S;
+        let given_back = owner != BLOCK_FREE
+            && is_old
+            && is_empty(ports, block)
+            && blocks.replace(block * BLOCK_WORDS, owner, BLOCK_FREE);
+        if owner != BLOCK_FREE && !given_back {
+            swept.blocks.insert(first, PortBlock { ipv4: to_address(inside), since_s: Some(since_s) });
+        }
+        if let Some(ipv4) = pod_at_home(&config, block).filter(|pod| local.contains(pod)) {
+            swept.blocks.insert(first, PortBlock { ipv4, since_s: None });
+            // `latest`, then `refused`.
+            let count = (blocks.get(block * BLOCK_WORDS + 1) >> 32) as u32;
+            swept.refused.extend((count != 0).then_some((ipv4, count)));
+        }
+    }
+    Ok(swept)
+}
+
+fn is_empty(ports: &Words, block: u32) -> bool {
+    let all = (0..PORTS_MAX / 65_536).flat_map(|protocol| {
+        let first = protocol * 65_536 + block * BLOCK_PORTS;
+        first..first + BLOCK_PORTS
+    });
+    all.map(|index| ports.get(index)).all(|owner| owner == OWNER_FREE)
+}
+
+/// The pod whose home a block is.
+fn pod_at_home(config: &Config, block: u32) -> Option<Ipv4Addr> {
+    let number = config.pool.number(block).filter(|n| *n < u32::from(config.pool.homes))?;
+    Some(to_address(config.pod_network | number.to_be()))
+}
+
+/// Forgets every flow of a pod that has gone: its address may be another's at once.
+pub(super) fn forget(object: &mut Ebpf, inside: u32) -> Result<(), BpfError> {
+    let ports = words(object, PORTS, PORTS_MAX)?;
+    let mappings = entries::<MappingKey, Mapping>(object, MAPPINGS)?;
+    for (key, _) in mappings.into_iter().filter(|(key, _)| key.inside == inside) {
+        remove(&mut hash_mut::<MappingKey, Mapping>(object, MAPPINGS)?, MAPPINGS, &key)?;
+    }
+    let sessions = entries::<SessionKey, Session>(object, SESSIONS)?;
+    for (key, _) in sessions.into_iter().filter(|(key, _)| key.inside == inside) {
+        remove(&mut hash_mut::<SessionKey, Session>(object, SESSIONS)?, SESSIONS, &key)?;
+    }
+    for index in 0..PORTS_MAX {
+        let owner = ports.get(index);
+        if owner != OWNER_FREE && owner_inside(owner).0 == inside {
+            ports.replace(index, owner, OWNER_FREE);
+        }
+    }
+    let blocks = words(object, BLOCKS, BLOCKS_MAX * BLOCK_WORDS)?;
+    for index in (0..BLOCKS_MAX).map(|block| block * BLOCK_WORDS) {
+        let owner = blocks.get(index);
+        if owner != BLOCK_FREE && block_owner_inside(owner).0 == inside {
+            blocks.replace(index, owner, BLOCK_FREE);
+        }
+    }
+    Ok(())
+}
+
+/// Forgets the sessions that leave with an address that is not the node's any more.
+pub(super) fn forget_outside(object: &mut Ebpf, config: &Config) -> Result<usize, BpfError> {
+    let sessions = entries::<SessionKey, Session>(object, SESSIONS)?;
+    let gone: Vec<SessionKey> = sessions
+        .into_iter()
+        .filter(|(_, session)| !config.is_node(session.outside))
+        .map(|(key, _)| key)
+        .collect();
+    for key in &gone {
+        remove(&mut hash_mut::<SessionKey, Session>(object, SESSIONS)?, SESSIONS, key)?;
+    }
+    Ok(gone.len())
+}
+
+/// Every flow that has not ended, from the pinned map: needs no agent.
+pub(super) fn list(pins: &Path, now_ns: u64) -> Result<Vec<Flow>, BpfError> {
+    let pin = pins.join(SESSIONS);
+    if !pin.exists() {
+        return Ok(Vec::new());
+    }
+    let data = MapData::from_pin(&pin).map_err(failed("open", SESSIONS))?;
+    // The sizes of keys and values are the layout's, by the pin's folder.
+    let sessions = batch::entries::<SessionKey, Session>(data.fd().as_fd());
+    let sessions = sessions.map_err(|e| failed("read", SESSIONS)(MapError::IoError(e)))?;
+    let mut flows: Vec<Flow> = sessions
+        .iter()
+        .filter(|(key, session)| !expired(now_ns, key, session) && session.state != State::ADMITS)
+        .map(|(key, session)| flow(key, session, now_ns))
+        .collect();
+    flows.sort();
+    Ok(flows)
+}
+
+/// Whose port it is now, from the pinned maps: the pod's address and the first port of its block.
+pub(super) fn holder(pins: &Path, port: u16) -> Result<Option<(Ipv4Addr, u16)>, BpfError> {
+    let (pin, block) = (pins.join(BLOCKS), u32::from(port) / BLOCK_PORTS);
+    if !pin.exists() {
+        return Ok(None);
+    }
+    let config = pinned_element::<Config>(pins, "MASQUERADE", 0)?;
+    let first = (block * BLOCK_PORTS) as u16;
+    if let Some(pod) = pod_at_home(&config, block) {
+        return Ok(Some((pod, first)));
+    }
+    let owner = pinned_element::<Block>(pins, BLOCKS, block)?.owner;
+    Ok((owner != BLOCK_FREE).then(|| (to_address(block_owner_inside(owner).0), first)))
+}
+
+fn pinned_element<V: aya::Pod>(pins: &Path, name: &'static str, index: u32) -> Result<V, BpfError> {
+    let data = MapData::from_pin(pins.join(name)).map_err(failed("open", name))?;
+    let array: Array<_, V> = Array::try_from(Map::Array(data)).map_err(failed("open", name))?;
+    array.get(&index, 0).map_err(failed("read", name))
+}
+
+fn flow(key: &SessionKey, session: &Session, now_ns: u64) -> Flow {
+    let protocol = match key.protocol {
+        ipv4::TCP => "tcp",
+        ipv4::UDP => "udp",
+        _ => "icmp",
+    };
+    let is_tcp = key.protocol == ipv4::TCP;
+    let idle_ns = now_ns.saturating_sub(session.last_seen_ns);
+    Flow {
+        protocol,
+        inside: to_address(key.inside),
+        inside_port: u16::from_be(key.inside_port),
+        outside: to_address(session.outside),
+        outside_port: u16::from_be(session.outside_port),
+        remote: to_address(key.remote),
+        remote_port: is_tcp.then(|| u16::from_be(key.remote_port)),
+        state: is_tcp.then(|| state(session.state)),
+        expires_s: timeout_ns(key, session.state).saturating_sub(idle_ns) / 1_000_000_000,
+    }
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        state if state.is_closed() => "closed",
+        state if state.is_established() => "established",
+        state if state.is_closing() => "closing",
+        _ => "new",
+    }
 }
 
 /// What the sessions say of their mappings.
@@ -63,10 +306,10 @@ struct Found {
 }
 
 impl Found {
-    fn read(object: &Ebpf, ports: &PortTable, now_ns: u64) -> Result<Found, BpfError> {
+    fn read(object: &Ebpf, ports: &Words, now_ns: u64) -> Result<Found, BpfError> {
         let mut found = Found::default();
         for (key, session) in entries::<SessionKey, Session>(object, SESSIONS)? {
-            let owner = ports.owner(port_index(key.protocol, session.outside_port));
+            let owner = ports.get(port_index(key.protocol, session.outside_port));
             if !is_owned_by(owner, key.inside, key.inside_port) {
                 found.orphans.push(key);
             } else if expired(now_ns, &key, &session) {
@@ -99,14 +342,14 @@ impl Found {
 /// Removes the mapping, its sessions, and frees its port.
 fn free_mapping(
     object: &mut Ebpf,
-    ports: &PortTable,
+    ports: &Words,
     now_ns: u64,
     key: &MappingKey,
     mapping: &Mapping,
     ended: &[SessionKey],
 ) -> Result<usize, BpfError> {
     let index = port_index(key.protocol, mapping.outside_port);
-    let owner = ports.owner(index);
+    let owner = ports.get(index);
     remove(&mut hash_mut::<MappingKey, Mapping>(object, MAPPINGS)?, MAPPINGS, key)?;
     let mut sessions = hash_mut::<SessionKey, Session>(object, SESSIONS)?;
     let (mut freed, mut revived) = (0, false);
@@ -121,7 +364,7 @@ fn free_mapping(
         return restore(object, key, mapping).map(|()| freed);
     }
     if is_owned_by(owner, key.inside, key.inside_port) {
-        ports.free(index, owner);
+        ports.replace(index, owner, OWNER_FREE);
     }
     Ok(freed)
 }

@@ -10,21 +10,25 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, MapError},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use dataplane_common::{
     guard::{Entry, GUARD_MAX},
     ipv6::Address,
-    masquerade::Config,
+    masquerade::{Config, NODES_MAX, Pool, SOURCES_MAX, Source},
     ndp::{NDP_PODS_MAX, PodMac},
+    pod_link::{PODS_MAX, PodLink},
 };
+use dataplane_core::{Filtering, Masquerade};
 use ipnetwork::Ipv4Network;
 
-use super::{BpfError, GuardEntry, MasqueradeConfig, batch};
+use super::{BpfError, GuardEntry, batch, flows};
 
 const NDP_PODS: &str = "NDP_PODS";
 const GUARD: &str = "GUARD";
+const PODS: &str = "PODS";
 const MASQUERADE: &str = "MASQUERADE";
+const SOURCES: &str = "NAT_SOURCES";
 
 pub(super) fn map<'a>(object: &'a Ebpf, name: &'static str) -> Result<&'a Map, BpfError> {
     object.map(name).ok_or(BpfError::NoMap(name))
@@ -101,30 +105,54 @@ pub(super) fn remove_local_pod(object: &mut Ebpf, pod: Ipv6Addr) -> Result<(), B
 }
 
 pub(super) fn guards(object: &Ebpf) -> Result<BTreeMap<u32, GuardEntry>, BpfError> {
-    let guards = entries::<u32, Entry>(object, GUARD)?;
+    let links: BTreeMap<u32, PodLink> = entries(object, PODS)?.into_iter().collect();
+    let mut guards = entries::<u32, Entry>(object, GUARD)?;
+    // One that others cannot find is as good as none: it is set anew.
+    guards.retain(|(ifindex, entry)| links.get(&entry.ipv4) == Some(&link(*ifindex, entry)));
     Ok(guards.into_iter().map(|(ifindex, entry)| (ifindex, from_entry(entry))).collect())
 }
 
-pub(super) fn set_guard(object: &mut Ebpf, ifindex: u32, entry: GuardEntry) -> Result<(), BpfError> {
-    insert(object, GUARD, GUARD_MAX, ifindex, to_entry(entry))
+/// The private addresses of the pods that are here.
+pub(super) fn pods(object: &Ebpf) -> Result<Vec<u32>, BpfError> {
+    Ok(entries::<u32, PodLink>(object, PODS)?.into_iter().map(|(address, _)| address).collect())
 }
 
+fn link(ifindex: u32, entry: &Entry) -> PodLink {
+    PodLink { ifindex, pod_mac: entry.pod_mac, host_mac: entry.host_mac }
+}
+
+pub(super) fn set_guard(object: &mut Ebpf, ifindex: u32, entry: GuardEntry) -> Result<(), BpfError> {
+    let entry = to_entry(entry);
+    insert(object, PODS, PODS_MAX, entry.ipv4, link(ifindex, &entry))?;
+    insert(object, GUARD, GUARD_MAX, ifindex, entry)
+}
+
+/// With its guard a pod loses its flows: its address may be another's at once.
 pub(super) fn remove_guard(object: &mut Ebpf, ifindex: u32) -> Result<(), BpfError> {
-    remove::<_, Entry>(object, GUARD, ifindex)
+    let guards = entries::<u32, Entry>(object, GUARD)?;
+    let entry = guards.into_iter().find(|(index, _)| *index == ifindex).map(|(_, entry)| entry);
+    remove::<_, Entry>(object, GUARD, ifindex)?;
+    let Some(Entry { ipv4, .. }) = entry else { return Ok(()) };
+    let links = entries::<u32, PodLink>(object, PODS)?;
+    if links.into_iter().any(|(address, link)| address == ipv4 && link.ifindex == ifindex) {
+        remove::<_, PodLink>(object, PODS, ipv4)?;
+        flows::forget(object, ipv4)?;
+    }
+    Ok(())
 }
 
 fn wire(address: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(address.octets())
 }
 
-fn address(wire: u32) -> Ipv4Addr {
+pub(super) fn to_address(wire: u32) -> Ipv4Addr {
     Ipv4Addr::from(wire.to_ne_bytes())
 }
 
 /// A mask in wire order that the agent wrote: ones, then zeros.
 fn network(network: u32, mask: u32) -> Ipv4Network {
     let prefix = u32::from_be(mask).leading_ones() as u8;
-    Ipv4Network::new(address(network), prefix).expect("a prefix of 0 to 32 bits is valid")
+    Ipv4Network::new(to_address(network), prefix).expect("a prefix of 0 to 32 bits is valid")
 }
 
 fn to_entry(entry: GuardEntry) -> Entry {
@@ -141,7 +169,7 @@ fn to_entry(entry: GuardEntry) -> Entry {
 fn from_entry(entry: Entry) -> GuardEntry {
     GuardEntry {
         ipv6: Ipv6Addr::from(entry.ipv6.octets()),
-        ipv4: address(entry.ipv4),
+        ipv4: to_address(entry.ipv4),
         pod_ipv4: network(entry.pod_network, entry.pod_mask),
         pod_mac: entry.pod_mac,
         host_mac: entry.host_mac,
@@ -152,37 +180,100 @@ fn config_array(object: &Ebpf) -> Result<Array<&MapData, Config>, BpfError> {
     Array::try_from(map(object, MASQUERADE)?).map_err(failed("open", MASQUERADE))
 }
 
-pub(super) fn masquerade_config(object: &Ebpf) -> Result<Option<MasqueradeConfig>, BpfError> {
-    let config = config_array(object)?.get(&0, 0).map_err(failed("read", MASQUERADE))?;
-    Ok((config.enabled != 0).then(|| MasqueradeConfig {
-        node_ipv4: address(config.node),
+/// What the programs go by, as it lies in the map.
+pub(super) fn config(object: &Ebpf) -> Result<Config, BpfError> {
+    config_array(object)?.get(&0, 0).map_err(failed("read", MASQUERADE))
+}
+
+pub(super) fn masquerade(object: &Ebpf) -> Result<Option<Masquerade>, BpfError> {
+    let config = config(object)?;
+    if config.enabled == 0 {
+        return Ok(None);
+    }
+    let sources = sources(object)?.into_iter().map(|(key, source)| {
+        let prefix = Ipv4Network::new(to_address(key.data()), key.prefix_len() as u8);
+        (prefix.expect("the agent wrote it"), to_address(source.address))
+    });
+    Ok(Some(Masquerade {
+        node_ipv4: to_address(config.nodes[0]),
+        sources: sources.collect(),
         pod_ipv4: network(config.pod_network, config.pod_mask),
+        filtering: match config.filtering {
+            Config::ENDPOINT_INDEPENDENT => Filtering::EndpointIndependent,
+            _ => Filtering::AddressDependent,
+        },
     }))
 }
 
-pub(super) fn set_masquerade_config(
-    object: &mut Ebpf,
-    config: Option<MasqueradeConfig>,
-) -> Result<(), BpfError> {
-    let config = match config {
-        Some(config) => enabled(config)?,
-        None => {
-            Config { node: 0, pod_network: 0, pod_mask: 0, host_ports_min: 0, host_ports_max: 0, enabled: 0 }
-        }
-    };
-    let mut array: Array<_, Config> =
-        Array::try_from(map_mut(object, MASQUERADE)?).map_err(failed("open", MASQUERADE))?;
-    array.set(0, config, 0).map_err(failed("write", MASQUERADE))
+fn sources(object: &Ebpf) -> Result<Vec<(Key<u32>, Source)>, BpfError> {
+    let trie: LpmTrie<_, u32, Source> =
+        LpmTrie::try_from(map(object, SOURCES)?).map_err(failed("open", SOURCES))?;
+    trie.iter().collect::<Result<_, _>>().map_err(failed("read", SOURCES))
 }
 
-fn enabled(config: MasqueradeConfig) -> Result<Config, BpfError> {
-    let (host_ports_min, host_ports_max) = host_ports()?;
+/// Addresses that are no longer the node's lose their flows.
+pub(super) fn set_masquerade(object: &mut Ebpf, masquerade: Option<&Masquerade>) -> Result<(), BpfError> {
+    let config = masquerade.map_or(Ok(Config::OFF), enabled)?;
+    let wanted: BTreeMap<Ipv4Network, Ipv4Addr> =
+        masquerade.map(|masquerade| masquerade.sources.clone()).unwrap_or_default();
+    set_sources(object, &config, &wanted)?;
+    let mut array: Array<_, Config> =
+        Array::try_from(map_mut(object, MASQUERADE)?).map_err(failed("open", MASQUERADE))?;
+    array.set(0, config, 0).map_err(failed("write", MASQUERADE))?;
+    if masquerade.is_some() {
+        let ended = flows::forget_outside(object, &config)?;
+        if ended > 0 {
+            tracing::info!(ended, "masquerade flows have ended with the address that they left with");
+        }
+    }
+    Ok(())
+}
+
+/// A prefix whose address has no place in the configuration sees the first address.
+fn set_sources(
+    object: &mut Ebpf,
+    config: &Config,
+    wanted: &BTreeMap<Ipv4Network, Ipv4Addr>,
+) -> Result<(), BpfError> {
+    let known = wanted.iter().filter(|(_, address)| config.is_node(wire(**address)));
+    let entries: Vec<(Key<u32>, Source)> = known
+        .take(SOURCES_MAX as usize)
+        .map(|(prefix, address)| {
+            let key = Key::new(u32::from(prefix.prefix()), wire(prefix.network()));
+            (key, Source { address: wire(*address) })
+        })
+        .collect();
+    let old = sources(object)?;
+    let mut trie: LpmTrie<_, u32, Source> =
+        LpmTrie::try_from(map_mut(object, SOURCES)?).map_err(failed("open", SOURCES))?;
+    let same = |a: &Key<u32>, b: &Key<u32>| (a.prefix_len(), a.data()) == (b.prefix_len(), b.data());
+    for (key, _) in old.iter().filter(|(key, _)| !entries.iter().any(|(new, _)| same(new, key))) {
+        trie.remove(key).map_err(failed("write", SOURCES))?;
+    }
+    entries.iter().try_for_each(|(key, source)| trie.insert(key, source, 0).map_err(failed("write", SOURCES)))
+}
+
+fn enabled(masquerade: &Masquerade) -> Result<Config, BpfError> {
+    let (min, max) = host_ports()?;
+    let mut nodes = [0; NODES_MAX];
+    let mut all = vec![wire(masquerade.node_ipv4)];
+    for address in masquerade.sources.values().map(|address| wire(*address)) {
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    for (place, address) in nodes.iter_mut().zip(all) {
+        *place = address;
+    }
     Ok(Config {
-        node: wire(config.node_ipv4),
-        pod_network: wire(config.pod_ipv4.network()),
-        pod_mask: wire(config.pod_ipv4.mask()),
-        host_ports_min,
-        host_ports_max,
+        nodes,
+        pod_network: wire(masquerade.pod_ipv4.network()),
+        pod_mask: wire(masquerade.pod_ipv4.mask()),
+        pool: Pool::beside(min, max),
+        filtering: match masquerade.filtering {
+            Filtering::AddressDependent => Config::ADDRESS_DEPENDENT,
+            Filtering::EndpointIndependent => Config::ENDPOINT_INDEPENDENT,
+        },
         enabled: 1,
     })
 }

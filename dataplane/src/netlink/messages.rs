@@ -6,7 +6,7 @@ use std::{
 };
 
 use dataplane_core::{Address, Hop, Link, Mac, Neighbour, PROTOCOL, Route};
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use netlink_packet_route::{
     AddressFamily,
     address::{
@@ -20,6 +20,8 @@ use netlink_packet_route::{
     },
 };
 use rtnetlink::RouteMessageBuilder;
+
+use crate::source::Ipv4Route;
 
 use super::{Device, DeviceAddress, LOOPBACK_INDEX, NetlinkError, index_of, name_of};
 
@@ -110,6 +112,20 @@ pub(super) fn out_index(message: &RouteMessage) -> Option<u32> {
         RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
         _ => None,
     })
+}
+
+pub(super) fn ipv4_route(message: &RouteMessage) -> Option<Ipv4Route> {
+    let (mut destination, mut gateway, mut preferred) = (Ipv4Addr::UNSPECIFIED, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => preferred = Some(*address),
+            _ => {}
+        }
+    }
+    let destination = Ipv4Network::new(destination, message.header.destination_prefix_length).ok()?;
+    Some(Ipv4Route { destination, metric: metric(message), gateway, preferred })
 }
 
 pub(super) fn route(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane::{Config, Dataplane, Desired, MasqueradeBackend, NdpBackend, Op, Pod, Reconciled, Uplink};
+use dataplane::{
+    Config, Dataplane, Desired, Filtering, MasqueradeBackend, NdpBackend, Op, Pod, Reconciled, Uplink,
+};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -90,9 +92,14 @@ impl Lan {
             node: "fd00:1:2:a::/64".parse().unwrap(),
             group: "abcdef".parse().unwrap(),
             pod_ipv4: "10.254.0.0/20".parse().unwrap(),
-            uplink: Uplink { name: "eth0".to_owned(), ipv4: Some("192.0.2.11".parse().unwrap()) },
+            uplink: Uplink {
+                name: "eth0".to_owned(),
+                ipv4: Some("192.0.2.11".parse().unwrap()),
+                sources: BTreeMap::new(),
+            },
             peers: [("fd00:1:2:b::/64".parse().unwrap(), "2001:db8:1::12".parse().unwrap())].into(),
             pods: (1..=pods).map(|n| (self.pod(n), pod(n))).collect(),
+            filtering: Filtering::default(),
             ndp: NdpBackend::Kernel,
             masquerade: MasqueradeBackend::Nftables,
         }

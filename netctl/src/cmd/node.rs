@@ -4,6 +4,7 @@ use std::{net::Ipv6Addr, path::PathBuf};
 
 use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodePaths};
 use anyhow::bail;
+use dataplane::Filtering;
 use hextet_api::token::Token;
 use scheduler_core::{
     job,
@@ -63,6 +64,10 @@ struct RunArgs {
     /// Who translates the pods' IPv4: auto, ebpf or nftables
     #[arg(long, value_name = "WHO", default_value = "auto")]
     masquerade: MasqueradeChoice,
+    /// Who gets in at a pod's outside IPv4 port: address-dependent (whom the pod has written to, from any of
+    /// its ports) or endpoint-independent (everybody)
+    #[arg(long, value_name = "WHO", default_value = "address-dependent")]
+    filtering: Filtering,
     /// For the constraints of jobs; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
@@ -77,7 +82,7 @@ struct RunArgs {
 /// Where an agent keeps its files.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Files")]
-struct PathArgs {
+pub(super) struct PathArgs {
     /// What survives a reboot [env: HEXTET_NODE_STATE_DIR] [default: /var/lib/hextet/node]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -112,7 +117,7 @@ enum Command {
 }
 
 impl PathArgs {
-    fn paths(self) -> NodePaths {
+    pub(super) fn paths(self) -> NodePaths {
         let choose = |given: Option<PathBuf>, name, default: &str| {
             given.or_else(|| variable(name)).unwrap_or_else(|| default.into())
         };
@@ -126,7 +131,8 @@ impl PathArgs {
 
 impl Args {
     fn config(self) -> NodeConfig {
-        let RunArgs { join, name, uplink, underlay, ndp, masquerade, labels, cpu, memory } = self.run;
+        let RunArgs { join, name, uplink, underlay, ndp, masquerade, filtering, labels, cpu, memory } =
+            self.run;
         NodeConfig {
             paths: self.paths.paths(),
             join,
@@ -135,6 +141,7 @@ impl Args {
             underlay,
             ndp,
             masquerade,
+            filtering,
             labels: labels.into_iter().collect(),
             cpu_millis: cpu.map(|Cpu(millis)| millis),
             memory_bytes: memory.map(|Memory(bytes)| bytes),

@@ -66,6 +66,7 @@ async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> R
         underlay: None,
         ndp,
         masquerade,
+        filtering: dataplane_core::Filtering::default(),
         labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
         cpu_millis: None,
         memory_bytes: None,

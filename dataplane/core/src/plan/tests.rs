@@ -1,9 +1,13 @@
 //! Plans as snapshots, and a model kernel that every plan must satisfy.
 
+use std::collections::BTreeMap;
+
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::{Link, Mac, MasqueradeBackend, NdpBackend, NftTable, ObservedUplink, Place, Pod, Uplink};
+use crate::{
+    Filtering, Link, Mac, MasqueradeBackend, NdpBackend, NftTable, ObservedUplink, Place, Pod, Uplink,
+};
 
 mod model;
 
@@ -17,11 +21,16 @@ fn desired(pods: usize) -> Desired {
         node: "fd00:1:2:a::/64".parse().unwrap(),
         group: "abcdef".parse().unwrap(),
         pod_ipv4: "10.254.0.0/20".parse().unwrap(),
-        uplink: Uplink { name: "eth0".to_owned(), ipv4: Some("192.0.2.11".parse().unwrap()) },
+        uplink: Uplink {
+            name: "eth0".to_owned(),
+            ipv4: Some("192.0.2.11".parse().unwrap()),
+            sources: BTreeMap::new(),
+        },
         peers: [("fd00:1:2:b::/64".parse().unwrap(), "2001:db8:1::12".parse().unwrap())].into(),
         pods: (1..=pods).map(|n| (format!("web-{n}"), pod(n))).collect(),
         ndp: NdpBackend::Ebpf,
         masquerade: MasqueradeBackend::Ebpf,
+        filtering: Filtering::default(),
     }
 }
 
@@ -52,6 +61,7 @@ fn machine() -> Observed {
             .into(),
             ..Stack::default()
         },
+        has_nft: true,
         bpf: Some(ObservedBpf::default()),
         ..Observed::default()
     }
@@ -98,6 +108,8 @@ fn fresh_node_with_one_pod() {
         bpf masquerade set src 10.254.0.0/20 to 192.0.2.11
         bpf attach uplink_ingress dev eth0
         bpf attach uplink_egress dev eth0
+        bpf attach uplink_backstop dev eth0
+        nft table ip hextet oifname != hx* oifname != eth0 ip saddr 10.254.0.0/20 drop
         netns add web-1
         link add hx0001000000 address 06:00:01:00:00:00 mtu 1500 type veth peer name eth0 address 02:00:01:00:00:00 netns web-1
         link set hx0001000000 up address 06:00:01:00:00:00 mtu 1500 addrgenmode none alias web-1
@@ -147,7 +159,7 @@ fn kernel_backends_need_no_bpf() {
         sysctl net/ipv6/neigh/eth0/proxy_delay=0
         route add fd00:1:2:b::/64 via 2001:db8:1::12 dev eth0 proto hextet metric 1024
         addr replace ff02::1:ffab:cdef/128 dev eth0 autojoin proto 118
-        nft table inet hextet oifname eth0 ip saddr 10.254.0.0/20 masquerade
+        nft table ip hextet oifname eth0 ip saddr 10.254.0.0/20 masquerade, oifname != hx* ip saddr 10.254.0.0/20 drop
         netns add web-1
         link add hx0001000000 address 06:00:01:00:00:00 mtu 1500 type veth peer name eth0 address 02:00:01:00:00:00 netns web-1
         link set hx0001000000 up address 06:00:01:00:00:00 mtu 1500 addrgenmode none alias web-1
@@ -195,6 +207,8 @@ fn without_force_forwarding_all_interfaces_forward_and_advertisements_stay_accep
         bpf masquerade set src 10.254.0.0/20 to 192.0.2.11
         bpf attach uplink_ingress dev eth0
         bpf attach uplink_egress dev eth0
+        bpf attach uplink_backstop dev eth0
+        nft table ip hextet oifname != hx* oifname != eth0 ip saddr 10.254.0.0/20 drop
     "#]],
     );
 }
@@ -224,9 +238,9 @@ fn removed_pod_goes_from_the_outside_in() {
         bpf ndp del fd00:1:2:a:2:0:ab:cdef
         route del 10.254.0.2/32 dev hx0002000000 proto hextet
         route del fd00:1:2:a:2:0:ab:cdef/128 dev hx0002000000 proto hextet metric 1024
-        bpf detach pod_guard dev hx0002000000
         bpf guard del hx0002000000
         link del hx0002000000
+        bpf detach pod_guard dev hx0002000000
         netns del web-2
     "#]],
     );
@@ -329,6 +343,7 @@ fn link_whose_pod_side_is_gone_is_made_anew() {
         expect![[r#"
         bpf guard del hx0001000000
         link del hx0001000000
+        bpf detach pod_guard dev hx0001000000
         link add hx0001000000 address 06:00:01:00:00:00 mtu 1500 type veth peer name eth0 address 02:00:01:00:00:00 netns web-1
         link set hx0001000000 up address 06:00:01:00:00:00 mtu 1500 addrgenmode none alias web-1
         -n web-1 link set eth0 up address 02:00:01:00:00:00 mtu 1500 addrgenmode none
@@ -399,15 +414,16 @@ fn switching_backends_leaves_nothing_of_the_old_ones() {
         &observed,
         expect![[r#"
         bpf ndp del fd00:1:2:a:1:0:ab:cdef
-        bpf detach uplink_ingress dev eth0
-        bpf detach uplink_egress dev eth0
-        bpf masquerade del
         sysctl net/ipv6/conf/eth0/accept_ra=2
         sysctl net/ipv6/conf/eth0/forwarding=1
         sysctl net/ipv6/conf/all/proxy_ndp=1
         sysctl net/ipv6/conf/eth0/proxy_ndp=1
         sysctl net/ipv6/neigh/eth0/proxy_delay=0
-        nft table inet hextet oifname eth0 ip saddr 10.254.0.0/20 masquerade
+        nft table ip hextet oifname eth0 ip saddr 10.254.0.0/20 masquerade, oifname != hx* ip saddr 10.254.0.0/20 drop
+        bpf detach uplink_ingress dev eth0
+        bpf detach uplink_egress dev eth0
+        bpf detach uplink_backstop dev eth0
+        bpf masquerade del
         neigh add proxy fd00:1:2:a:1:0:ab:cdef dev eth0 proto hextet
     "#]],
     );
@@ -416,7 +432,6 @@ fn switching_backends_leaves_nothing_of_the_old_ones() {
         &observed,
         expect![[r#"
         neigh del proxy fd00:1:2:a:1:0:ab:cdef dev eth0
-        nft delete table inet hextet
         sysctl net/ipv6/conf/eth0/forwarding=0 (as it was)
         sysctl net/ipv6/conf/all/proxy_ndp=0 (as it was)
         sysctl net/ipv6/conf/eth0/accept_ra=1 (as it was)
@@ -425,6 +440,8 @@ fn switching_backends_leaves_nothing_of_the_old_ones() {
         bpf masquerade set src 10.254.0.0/20 to 192.0.2.11
         bpf attach uplink_ingress dev eth0
         bpf attach uplink_egress dev eth0
+        bpf attach uplink_backstop dev eth0
+        nft table ip hextet oifname != hx* oifname != eth0 ip saddr 10.254.0.0/20 drop
         bpf ndp set fd00:1:2:a:1:0:ab:cdef lladdr 02:00:00:00:00:11
     "#]],
     );
@@ -438,7 +455,10 @@ fn flushed_nft_table_and_foreign_content_are_written_anew() {
     for nft in [None, Some(NftTable::Other)] {
         let observed = Observed { nft, ..settled.clone() };
         let ops = text(&plan(&desired, &observed));
-        assert_eq!(ops, "nft table inet hextet oifname eth0 ip saddr 10.254.0.0/20 masquerade\n");
+        assert_eq!(
+            ops,
+            "nft table ip hextet oifname eth0 ip saddr 10.254.0.0/20 masquerade, oifname != hx* ip saddr 10.254.0.0/20 drop\n"
+        );
     }
 }
 
@@ -451,7 +471,9 @@ fn uplink_without_ipv4_has_no_masquerade() {
         &desired,
         &observed,
         expect![[r#"
+        nft table ip hextet oifname != hx* ip saddr 10.254.0.0/20 drop
         bpf detach uplink_egress dev eth0
+        bpf detach uplink_backstop dev eth0
         bpf masquerade del
     "#]],
     );
@@ -482,15 +504,17 @@ fn teardown_is_the_way_back() {
         route del fd00:1:2:a:1:0:ab:cdef/128 dev hx0001000000 proto hextet metric 1024
         route del fd00:1:2:b::/64 via 2001:db8:1::12 dev eth0 proto hextet metric 1024
         addr del ff02::1:ffab:cdef/128 dev eth0
-        bpf detach uplink_ingress dev eth0
-        bpf detach uplink_egress dev eth0
-        bpf detach pod_guard dev hx0001000000
         bpf guard del hx0001000000
         link del hx0001000000
+        bpf detach pod_guard dev hx0001000000
         netns del web-1
-        bpf masquerade del
         sysctl net/ipv4/conf/eth0/forwarding=0 (as it was)
         sysctl net/ipv6/conf/eth0/force_forwarding=0 (as it was)
+        bpf detach uplink_ingress dev eth0
+        bpf detach uplink_egress dev eth0
+        bpf detach uplink_backstop dev eth0
+        nft delete table ip hextet
+        bpf masquerade del
         route del unreachable 10.254.0.0/20 proto hextet metric 4294967295
         route del unreachable fd00:1:2::/48 proto hextet metric 4294967295
         route del unreachable fd00:1:2:a::/64 proto hextet metric 4294967295
@@ -578,7 +602,7 @@ fn damage(observed: &mut Observed, chance: &mut impl FnMut() -> bool) {
         bpf.attachments.retain(|_| !chance());
         bpf.ndp.retain(|_, _| !chance());
         bpf.guards.retain(|_, _| !chance());
-        bpf.masquerade = bpf.masquerade.filter(|_| !chance());
+        bpf.masquerade = bpf.masquerade.take().filter(|_| !chance());
     }
     if chance() {
         observed.nft = None;

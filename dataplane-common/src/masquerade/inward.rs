@@ -1,0 +1,160 @@
+//! The way in, where flows are found.
+
+use super::{
+    Config, HostSocket, SessionKey, Tables, Verdict,
+    error::translate_error_in,
+    flow::{fragment_key, touch},
+    owner_inside, port_index,
+    segment::{Direction, NoSegment, Segment, session_key},
+    session::expired,
+    translate::{PacketMut, set_address, translate},
+};
+use crate::{
+    counter::Counter,
+    ethernet,
+    ipv4::{self, Header},
+};
+
+/// Undoes the translation of a packet that comes in by the uplink. What belongs to no flow is the host's.
+#[inline(always)]
+pub fn ingress<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, config: &Config) -> Verdict {
+    if config.enabled == 0 || packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4) {
+        tables.count(Counter::IngressPass);
+        return Verdict::Next;
+    }
+    let counter = match packet.wire32(ipv4::DESTINATION) {
+        Some(to) if config.is_node(to) => inward(packet, tables, config),
+        Some(to) if config.is_pod(to) => Counter::IngressDropPrivate,
+        _ => Counter::IngressPass,
+    };
+    tables.count(counter);
+    match counter {
+        Counter::IngressDropPrivate | Counter::IngressDropError | Counter::IngressDropFiltered => {
+            Verdict::Drop
+        }
+        _ => Verdict::Next,
+    }
+}
+
+/// Hands a packet for the node to the pod whose flow it belongs to.
+#[inline(always)]
+pub(super) fn inward<P: PacketMut + ?Sized, T: Tables>(
+    packet: &mut P,
+    tables: &mut T,
+    config: &Config,
+) -> Counter {
+    let Some(header) = Header::read(packet) else { return Counter::IngressPass };
+    if header.is_later_fragment() {
+        return later_fragment_in(packet, tables, &header);
+    }
+    let segment = match Segment::read(packet, &header, Direction::In) {
+        Ok(segment) => segment,
+        Err(NoSegment::Protocol) if header.protocol == ipv4::ICMP => {
+            return translate_error_in(packet, tables, &header);
+        }
+        Err(_) => return Counter::IngressPass,
+    };
+    let (inside, inside_port) = owner_inside(tables.port(port_index(header.protocol, segment.near_port)));
+    if inside == 0 {
+        return Counter::IngressPass;
+    }
+    let key = session_key(header.protocol, (inside, inside_port), (header.source, segment.far_port));
+    if !reply(tables, &key, &header, &segment)
+        && let Err(refused) = stranger(tables, config, &key, &header, &segment)
+    {
+        return refused;
+    }
+    if header.is_first_fragment() {
+        tables.insert_fragment(&fragment_key(&header), inside);
+    }
+    match translate(packet, &header, &segment, Direction::In, inside, inside_port) {
+        Some(()) => Counter::IngressTranslated,
+        None => Counter::IngressDropError,
+    }
+}
+
+/// Notes the reply in its session. False if there is none that lives, or not at this address and port.
+///
+/// Only TCP is kept alive from outside: there both sides must agree to talk (RFC 4787 REQ-6, RFC 7857
+/// section 6).
+#[inline(always)]
+fn reply<T: Tables>(tables: &mut T, key: &SessionKey, header: &Header, segment: &Segment) -> bool {
+    let now_ns = tables.now_ns();
+    let Some(session) = tables.session(key) else { return false };
+    let is_here = session.outside_port == segment.near_port && session.outside == header.destination;
+    if !is_here || expired(now_ns, key, session) {
+        return false;
+    }
+    if key.protocol == ipv4::TCP {
+        touch(session, session.state.after_outside(segment.flags), now_ns);
+    }
+    true
+}
+
+/// Whether a packet of no session gets in. A socket of the host's comes first; what nobody wants is dropped
+/// without a word, as an answer would end the attempt of two hosts to open a connection at once
+/// (RFC 5382 REQ-4).
+#[inline(always)]
+fn stranger<T: Tables>(
+    tables: &mut T,
+    config: &Config,
+    key: &SessionKey,
+    header: &Header,
+    segment: &Segment,
+) -> Result<(), Counter> {
+    // The answer to an echo of the host's own.
+    if key.protocol == ipv4::ICMP {
+        return Err(Counter::IngressPassHost);
+    }
+    let socket = HostSocket {
+        protocol: key.protocol,
+        address: header.destination,
+        port: segment.near_port,
+        remote: header.source,
+        remote_port: segment.far_port,
+    };
+    if tables.host_has(&socket) {
+        return Err(Counter::IngressPassHost);
+    }
+    match admitted_at(tables, config, key) {
+        Some(port) if port == segment.near_port => Ok(()),
+        _ => Err(Counter::IngressDropFiltered),
+    }
+}
+
+/// The outside port at which the remote of `key` gets in without a connection of its own.
+///
+/// UDP has none to find here: its sessions are of addresses.
+#[inline(always)]
+fn admitted_at<T: Tables>(tables: &mut T, config: &Config, key: &SessionKey) -> Option<u16> {
+    let mapping = *tables.mapping(&key.mapping())?;
+    if config.filtering == Config::ENDPOINT_INDEPENDENT {
+        return Some(mapping.outside_port);
+    }
+    if key.protocol != ipv4::TCP {
+        return None;
+    }
+    let now_ns = tables.now_ns();
+    let first = SessionKey { remote_port: mapping.remote_port, ..*key };
+    let lives = mapping.remote == key.remote && is_alive(tables, &first, now_ns);
+    let lives = lives || is_alive(tables, &SessionKey { remote_port: 0, ..*key }, now_ns);
+    lives.then_some(mapping.outside_port)
+}
+
+#[inline(always)]
+fn is_alive<T: Tables>(tables: &mut T, key: &SessionKey, now_ns: u64) -> bool {
+    tables.session(key).is_some_and(|session| !expired(now_ns, key, session))
+}
+
+#[inline(always)]
+fn later_fragment_in<P: PacketMut + ?Sized, T: Tables>(
+    packet: &mut P,
+    tables: &mut T,
+    header: &Header,
+) -> Counter {
+    let Some(inside) = tables.fragment(&fragment_key(header)) else { return Counter::IngressPass };
+    match set_address(packet, Direction::In, header.destination, inside) {
+        Some(()) => Counter::IngressFragment,
+        None => Counter::IngressDropError,
+    }
+}

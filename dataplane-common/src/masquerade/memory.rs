@@ -1,0 +1,162 @@
+//! The masquerade's tables in memory: what the maps are in the kernel, for tests and fuzzers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    vec,
+    vec::Vec,
+};
+
+use super::{
+    BLOCKS_MAX, Block, FragmentKey, HostSocket, Inserted, Mapping, MappingKey, OWNER_FREE, Session,
+    SessionKey, Tables,
+};
+use crate::{counter::Counter, ipv4::Address};
+
+/// Maps, clock, dice and sockets.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// CLOCK_MONOTONIC.
+    pub now_ns: u64,
+    /// The state of the dice.
+    pub seed: u32,
+    /// `NAT_SESSIONS`.
+    pub sessions: BTreeMap<SessionKey, Session>,
+    /// Its capacity.
+    pub sessions_max: usize,
+    /// `NAT_MAPPINGS`.
+    pub mappings: BTreeMap<MappingKey, Mapping>,
+    /// `NAT_PORTS`, without those that are free.
+    pub ports: BTreeMap<u32, u64>,
+    /// `NAT_BLOCKS`.
+    pub blocks: Vec<Block>,
+    /// `NAT_FRAGMENTS`.
+    pub fragments: BTreeMap<FragmentKey, Address>,
+    /// `NAT_SOURCES`, of whole addresses.
+    pub sources: BTreeMap<Address, Address>,
+    /// Ports (wire order) at which the host listens, by protocol.
+    pub listening: BTreeSet<(u8, u16)>,
+    /// The host's connected sockets.
+    pub connected: Vec<HostSocket>,
+    /// `COUNTERS`.
+    pub counts: BTreeMap<Counter, u32>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            now_ns: 1_000_000_000,
+            seed: 1,
+            sessions: BTreeMap::new(),
+            sessions_max: usize::MAX,
+            mappings: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            blocks: vec![Block::default(); BLOCKS_MAX as usize],
+            fragments: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            listening: BTreeSet::new(),
+            connected: Vec::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+}
+
+impl Memory {
+    /// How often `counter` was counted.
+    pub fn count_of(&self, counter: Counter) -> u32 {
+        self.counts.get(&counter).copied().unwrap_or(0)
+    }
+}
+
+fn insert<K: Ord + Copy, V: Copy>(map: &mut BTreeMap<K, V>, key: &K, value: &V) -> Inserted {
+    if map.contains_key(key) {
+        return Inserted::Exists;
+    }
+    map.insert(*key, *value);
+    Inserted::Done
+}
+
+impl Tables for Memory {
+    fn now_ns(&mut self) -> u64 {
+        self.now_ns
+    }
+
+    fn random(&mut self) -> u32 {
+        // PCG: the high bits choose blocks and the low ones ports, so both must be good.
+        self.seed = self.seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        let word = ((self.seed >> ((self.seed >> 28) + 4)) ^ self.seed).wrapping_mul(277_803_737);
+        (word >> 22) ^ word
+    }
+
+    fn count(&mut self, counter: Counter) {
+        *self.counts.entry(counter).or_default() += 1;
+    }
+
+    fn session(&mut self, key: &SessionKey) -> Option<&mut Session> {
+        self.sessions.get_mut(key)
+    }
+
+    fn insert_session(&mut self, key: &SessionKey, session: &Session) -> Inserted {
+        if self.sessions.len() >= self.sessions_max && !self.sessions.contains_key(key) {
+            return Inserted::Full;
+        }
+        insert(&mut self.sessions, key, session)
+    }
+
+    fn remove_session(&mut self, key: &SessionKey) {
+        self.sessions.remove(key);
+    }
+
+    fn mapping(&mut self, key: &MappingKey) -> Option<&mut Mapping> {
+        self.mappings.get_mut(key)
+    }
+
+    fn insert_mapping(&mut self, key: &MappingKey, mapping: &Mapping) -> Inserted {
+        insert(&mut self.mappings, key, mapping)
+    }
+
+    fn remove_mapping(&mut self, key: &MappingKey) {
+        self.mappings.remove(key);
+    }
+
+    fn port(&mut self, index: u32) -> u64 {
+        self.ports.get(&index).copied().unwrap_or(OWNER_FREE)
+    }
+
+    fn claim_port(&mut self, index: u32, from: u64, to: u64) -> bool {
+        let is_from = self.port(index) == from;
+        if is_from {
+            self.ports.insert(index, to);
+        }
+        is_from
+    }
+
+    fn block(&mut self, block: u32) -> Option<&mut Block> {
+        self.blocks.get_mut(block as usize)
+    }
+
+    fn claim_block(&mut self, block: u32, from: u64, to: u64) -> bool {
+        match self.blocks.get_mut(block as usize) {
+            Some(block) if block.owner == from => {
+                block.owner = to;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn source(&mut self, remote: Address) -> Option<Address> {
+        self.sources.get(&remote).copied()
+    }
+
+    fn host_has(&mut self, socket: &HostSocket) -> bool {
+        self.listening.contains(&(socket.protocol, socket.port)) || self.connected.contains(socket)
+    }
+
+    fn fragment(&mut self, key: &FragmentKey) -> Option<Address> {
+        self.fragments.get(key).copied()
+    }
+
+    fn insert_fragment(&mut self, key: &FragmentKey, address: Address) {
+        self.fragments.insert(*key, address);
+    }
+}
