@@ -138,7 +138,7 @@ impl Tables for Maps<'_> {
 
     #[inline(always)]
     fn source(&mut self, remote: Address) -> Option<Address> {
-        NAT_SOURCES.get(&Key::new(32, remote)).map(|source| source.address)
+        NAT_SOURCES.get(Key::new(32, remote)).map(|source| source.address)
     }
 
     #[inline(always)]
