@@ -6,6 +6,7 @@
 
 mod attach;
 mod batch;
+mod carry;
 mod counters;
 mod features;
 mod filter;
@@ -253,6 +254,10 @@ impl Bpf {
         let tags = object::load_programs(&mut object)?;
         let hook = options.hook.unwrap_or_else(|| if features::tcx() { Hook::Tcx } else { Hook::Clsact });
         attach::collect_stale(&pins);
+        let carried = carry::flows(dir, &mut object)?;
+        if carried > 0 {
+            tracing::info!(flows = carried, "masquerade flows of an older build carried over");
+        }
         Ok(Bpf { pins, hook, object, tags, sweeper: flows::Sweeper::default() })
     }
 
@@ -288,7 +293,25 @@ impl Bpf {
             program,
             ifname: ifname.to_owned(),
             source,
-        })
+        })?;
+        if program == Program::UplinkEgress {
+            // Flows that began while the older program was still there.
+            let dir = self.dir().to_owned();
+            carry::flows(&dir, &mut self.object)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the programs and maps of builds with another layout, whose places are taken by now.
+    ///
+    /// # Errors
+    /// [`BpfError::Path`].
+    pub fn end_other_layouts(&mut self) -> Result<(), BpfError> {
+        carry::end_others(self.dir())
+    }
+
+    fn dir(&self) -> &Path {
+        self.pins.parent().unwrap_or(&self.pins)
     }
 
     /// Takes `program` off the interface; fine when it is not there or the interface has gone.

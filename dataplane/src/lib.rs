@@ -146,6 +146,11 @@ impl Dataplane {
         let observed = self.observe(desired).await?;
         let ops = plan(desired, &observed);
         let failures = self.apply(&ops).await;
+        if failures.is_empty()
+            && let Some(Err(error)) = self.bpf.as_mut().map(Bpf::end_other_layouts)
+        {
+            tracing::warn!(error = features::chain(&error), "an older build's maps stay");
+        }
         Ok(Reconciled { ops, failures })
     }
 

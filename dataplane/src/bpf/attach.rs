@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io, mem,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -71,10 +71,30 @@ fn attach_tcx(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<(),
         mem::drop(link);
         remove_pin(&pin)?;
     }
+    if let Some((link, older)) = inherited(place)? {
+        let id = classifier.attach_to_link(link.try_into().map_err(pin_failed(&older))?)?;
+        let link: FdLink = classifier.take_link(id)?.try_into().map_err(pin_failed(&pin))?;
+        link.pin(&pin).map(mem::drop).map_err(pin_failed(&pin))?;
+        return remove_pin(&older);
+    }
     let order = TcAttachOptions::TcxOrder(order(place)?);
     let id = classifier.attach_with_options(place.ifname, attach_type(place.program), order)?;
     let link: FdLink = classifier.take_link(id)?.try_into().map_err(pin_failed(&pin))?;
     link.pin(&pin).map(mem::drop).map_err(pin_failed(&pin))
+}
+
+/// The link of a build with another layout, whose program is replaced without a gap.
+fn inherited(place: &Place<'_>) -> Result<Option<(FdLink, PathBuf)>, AttachError> {
+    let dir = place.pins.parent().unwrap_or(place.pins);
+    for other in pins::others(dir) {
+        let pin = pins::link(&other, place.program, place.ifname);
+        match pinned(&pin)? {
+            Some(link) if is_on(&link, place.program, place.ifname)? => return Ok(Some((link, pin))),
+            Some(_) => remove_pin(&pin)?,
+            None => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Behind all others, but before the backstop: what it sees must be translated by then.

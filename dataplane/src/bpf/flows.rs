@@ -31,9 +31,9 @@ use super::{
     words::Words,
 };
 
-const SESSIONS: &str = "NAT_SESSIONS";
-const MAPPINGS: &str = "NAT_MAPPINGS";
-const PORTS: &str = "NAT_PORTS";
+pub(super) const SESSIONS: &str = "NAT_SESSIONS";
+pub(super) const MAPPINGS: &str = "NAT_MAPPINGS";
+pub(super) const PORTS: &str = "NAT_PORTS";
 const BLOCKS: &str = "NAT_BLOCKS";
 
 /// A mapping without a session is one that is being made, unless it is older than this.
@@ -132,7 +132,7 @@ impl Sweeper {
     }
 }
 
-fn words(object: &Ebpf, name: &'static str, length: u32) -> Result<Words, BpfError> {
+pub(super) fn words(object: &Ebpf, name: &'static str, length: u32) -> Result<Words, BpfError> {
     let data = match map(object, name)? {
         Map::Array(data) => data,
         _ => return Err(BpfError::NoMap(name)),

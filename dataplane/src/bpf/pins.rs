@@ -31,6 +31,18 @@ pub(super) fn prepare(dir: &Path) -> Result<PathBuf, BpfError> {
     Ok(pins)
 }
 
+/// The folders of other layouts beside this one.
+pub(super) fn others(dir: &Path) -> Vec<PathBuf> {
+    let own = layout(dir);
+    let folders = names(dir).unwrap_or_default();
+    folders
+        .iter()
+        .filter(|name| is_version(name))
+        .map(|name| dir.join(name))
+        .filter(|path| *path != own)
+        .collect()
+}
+
 /// The pin of a link.
 pub(super) fn link(pins: &Path, program: Program, ifname: &str) -> PathBuf {
     pins.join(format!("link-{ifname}-{program}"))
@@ -76,7 +88,7 @@ pub(super) fn teardown(dir: &Path) -> Vec<BpfError> {
     for version in versions.iter().filter(|v| is_version(v)) {
         let pins = dir.join(version);
         errors.extend(attach::detach_all(&pins));
-        errors.extend(remove_pins(&pins).err());
+        errors.extend(remove(&pins).err());
     }
     // Only an empty folder goes: what others put there stays.
     if let Err(source) = fs::remove_dir(dir)
@@ -92,7 +104,8 @@ fn is_version(name: &str) -> bool {
     name.strip_prefix('v').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn remove_pins(pins: &Path) -> Result<(), BpfError> {
+/// Removes the pins of a layout, and its folder.
+pub(super) fn remove(pins: &Path) -> Result<(), BpfError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| BpfError::Path { action: "remove", path, source }
