@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod announce;
 mod desired;
 mod diff;
 mod object;
