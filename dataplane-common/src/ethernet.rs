@@ -4,6 +4,8 @@
 //! | destination, 6 bytes | source, 6 bytes | EtherType, 2 bytes |
 //! ```
 
+use crate::ipv6::Address;
+
 /// A MAC address.
 pub type Mac = [u8; 6];
 
@@ -25,6 +27,12 @@ pub const IPV6: u16 = 0x86dd_u16.to_be();
 
 /// Where frames for ff02::1 go (RFC 2464 section 7).
 pub const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
+
+/// Where frames for an IPv6 multicast address go (RFC 2464 section 7).
+pub const fn multicast(group: Address) -> Mac {
+    let [.., a, b, c, d] = group.octets();
+    [0x33, 0x33, a, b, c, d]
+}
 
 /// Whether the address is a group's: the lowest bit of its first byte.
 #[inline(always)]

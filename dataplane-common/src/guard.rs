@@ -8,7 +8,7 @@ use crate::{
     ethernet::{self, Mac},
     ipv4,
     ipv6::{self, Address},
-    ndp::{self, Answer},
+    ndp::{self, Advertisement},
     packet::Packet,
 };
 
@@ -52,7 +52,7 @@ pub enum Verdict {
     /// Dropped, and why.
     Drop(Counter),
     /// Sent back to the pod.
-    Answer(Answer),
+    Answer(Advertisement),
 }
 
 /// Decides over a packet from the pod.

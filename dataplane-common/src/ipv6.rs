@@ -51,6 +51,8 @@ impl Address {
     pub const UNSPECIFIED: Address = Address::new([0; 16]);
     /// `ff02::1`
     pub const ALL_NODES: Address = Address::new([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    /// `ff02::2`
+    pub const ALL_ROUTERS: Address = Address::new([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
     /// `fe80::1`: the gateway of every pod.
     pub const GATEWAY: Address = Address::new([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
@@ -80,6 +82,12 @@ impl Address {
     #[inline(always)]
     pub const fn is_multicast(self) -> bool {
         self.0[0].to_ne_bytes()[0] == 0xff
+    }
+
+    /// The group in which it is asked for (RFC 4291 section 2.7.1).
+    pub const fn solicited_node(self) -> Address {
+        let [.., d, e, f] = self.octets();
+        Address::new([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, d, e, f])
     }
 
     /// Whether it is of `ff02::1:ff00:0/104` (RFC 4291 section 2.7.1).

@@ -12,6 +12,8 @@
 //! |   Options ...
 //! ```
 
+pub mod claim;
+
 use crate::{
     checksum::Sum,
     counter::Counter,
@@ -52,8 +54,8 @@ pub const OPTION_UNITS_MAX: usize = 16;
 /// The longest solicitation that is looked at, with its Ethernet header.
 pub const SOLICITATION_BYTES_MAX: usize = OPTIONS + OPTION_UNITS_MAX * 8;
 
-/// Length of every answer: Ethernet, IPv6, advertisement, one link-layer option.
-pub const ANSWER_BYTES: usize = OPTIONS + 8;
+/// Length of every advertisement: Ethernet, IPv6, the message, one link-layer option.
+pub const ADVERTISEMENT_BYTES: usize = OPTIONS + 8;
 
 /// R, S and O of an advertisement (RFC 4861 section 4.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,25 +83,23 @@ pub enum Verdict {
     Pass,
     /// Dropped, and why.
     Drop(Counter),
-    /// Sent back out of the interface it came from.
-    Answer(Answer),
+    /// Answered out of the interface it came from, and what to count once that is done.
+    Answer(Advertisement, Counter),
 }
 
-/// An answer, before it is written.
+/// An advertisement, before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Advertisement {
     /// Whom it goes to, on the link.
     pub to_mac: Mac,
     /// Whom it goes to.
     pub to: Address,
-    /// The address asked for: source and target of the answer.
+    /// The address that it is about: its source and its target.
     pub target: Address,
     /// The link-layer address to give, and the frame's source.
     pub mac: Mac,
     /// R, S and O.
     pub flags: Flags,
-    /// What to count once it is sent.
-    pub counter: Counter,
 }
 
 /// Decides over a packet on the uplink. `lookup` gives the MAC address to answer with for a target, if
@@ -118,40 +118,32 @@ pub fn proxy<P: Packet + ?Sized>(packet: &P, lookup: impl FnOnce(&Address) -> Op
         Err(reason) => return Verdict::Drop(reason),
     };
     // O is 0: should the address ever be probed by its rightful owner, that one wins (section 7.2.8).
-    Verdict::Answer(match asker {
-        Asker::Unspecified => Answer {
-            to_mac: ethernet::ALL_NODES,
-            to: Address::ALL_NODES,
-            target,
-            mac,
-            flags: Flags::ROUTER,
-            counter: Counter::NdpAnsweredDad,
-        },
-        Asker::Host { address, mac: to_mac } => Answer {
-            to_mac,
-            to: address,
-            target,
-            mac,
-            flags: Flags::ROUTER.and(Flags::SOLICITED),
-            counter: Counter::NdpAnswered,
-        },
-    })
+    match asker {
+        Asker::Unspecified => {
+            let (to_mac, to) = (ethernet::ALL_NODES, Address::ALL_NODES);
+            let answer = Advertisement { to_mac, to, target, mac, flags: Flags::ROUTER };
+            Verdict::Answer(answer, Counter::NdpAnsweredDad)
+        }
+        Asker::Host { address: to, mac: to_mac } => {
+            let flags = Flags::ROUTER.and(Flags::SOLICITED);
+            Verdict::Answer(Advertisement { to_mac, to, target, mac, flags }, Counter::NdpAnswered)
+        }
+    }
 }
 
 /// The answer to a pod's solicitation for its gateway: the gateway itself speaks, so O is 1.
 #[inline(always)]
-pub fn gateway<P: Packet + ?Sized>(packet: &P, host_mac: Mac) -> Option<Answer> {
+pub fn gateway<P: Packet + ?Sized>(packet: &P, host_mac: Mac) -> Option<Advertisement> {
     if target(packet)? != Address::GATEWAY {
         return None;
     }
     match validate(packet) {
-        Ok(Asker::Host { address, mac }) => Some(Answer {
+        Ok(Asker::Host { address, mac }) => Some(Advertisement {
             to_mac: mac,
             to: address,
             target: Address::GATEWAY,
             mac: host_mac,
             flags: Flags::ROUTER.and(Flags::SOLICITED).and(Flags::OVERRIDE),
-            counter: Counter::GuardAnswered,
         }),
         _ => None,
     }
@@ -289,12 +281,12 @@ fn options<P: Packet + ?Sized>(packet: &P, head: Sum, units: usize) -> Result<Op
     Ok(Options { link_layer, sum })
 }
 
-impl Answer {
+impl Advertisement {
     /// The whole frame, checksum included.
     #[inline(always)]
-    pub fn frame(&self) -> [u8; ANSWER_BYTES] {
+    pub fn frame(&self) -> [u8; ADVERTISEMENT_BYTES] {
         const LENGTH: usize = LENGTH_MIN + 8;
-        let mut frame = [0; ANSWER_BYTES];
+        let mut frame = [0; ADVERTISEMENT_BYTES];
         put(&mut frame, ethernet::DESTINATION, &self.to_mac);
         put(&mut frame, ethernet::SOURCE, &self.mac);
         put(&mut frame, ethernet::ETHER_TYPE, &ethernet::IPV6.to_ne_bytes());
@@ -336,7 +328,7 @@ impl Answer {
 }
 
 #[inline(always)]
-fn put<const N: usize>(frame: &mut [u8; ANSWER_BYTES], offset: usize, bytes: &[u8; N]) {
+fn put<const N: usize>(frame: &mut [u8; ADVERTISEMENT_BYTES], offset: usize, bytes: &[u8; N]) {
     let mut i = 0;
     while i < N {
         frame[offset + i] = bytes[i];

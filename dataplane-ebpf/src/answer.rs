@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes},
 };
 use dataplane_common::{
-    ndp::{ANSWER_BYTES, Answer},
+    ndp::{ADVERTISEMENT_BYTES, Advertisement},
     packet::Packet as _,
 };
 
@@ -14,17 +14,19 @@ use crate::skb::Skb;
 /// Writes the answer over the packet and redirects it out of the interface it came from. `None` if the
 /// kernel refuses.
 #[inline(always)]
-pub(crate) fn send(skb: &Skb, answer: &Answer) -> Option<i32> {
+pub(crate) fn send(skb: &Skb, answer: &Advertisement) -> Option<i32> {
     let frame = answer.frame();
     let at = skb.as_ptr();
     // A solicitation without option, or with several, is of another length than the answer.
     // SAFETY: the context is valid, and no pointer into the packet is held across the call.
-    if skb.length() != ANSWER_BYTES && unsafe { bpf_skb_change_tail(at, ANSWER_BYTES as u32, 0) } != 0 {
+    if skb.length() != ADVERTISEMENT_BYTES
+        && unsafe { bpf_skb_change_tail(at, ADVERTISEMENT_BYTES as u32, 0) } != 0
+    {
         return None;
     }
     let flags = BPF_F_RECOMPUTE_CSUM as u64;
-    // SAFETY: `frame` has `ANSWER_BYTES` bytes; the context is as above.
-    if unsafe { bpf_skb_store_bytes(at, 0, frame.as_ptr().cast(), ANSWER_BYTES as u32, flags) } != 0 {
+    // SAFETY: `frame` has `ADVERTISEMENT_BYTES` bytes; the context is as above.
+    if unsafe { bpf_skb_store_bytes(at, 0, frame.as_ptr().cast(), ADVERTISEMENT_BYTES as u32, flags) } != 0 {
         return None;
     }
     // SAFETY: takes numbers only.

@@ -33,9 +33,9 @@ pub(crate) fn run(ctx: &TcContext, skb: &mut Skb) -> i32 {
             event!(ctx, "ndp_proxy: solicitation dropped, reason {}", reason as u32);
             DROP
         }
-        Verdict::Answer(answer) => match answer::send(skb, &answer) {
+        Verdict::Answer(answer, counter) => match answer::send(skb, &answer) {
             Some(verdict) => {
-                count(answer.counter);
+                count(counter);
                 event!(ctx, "ndp_proxy: {:i} is here, to {:i}", answer.target.octets(), answer.to.octets());
                 verdict
             }

@@ -42,7 +42,7 @@ pub(crate) fn pod_guard(ctx: TcContext) -> i32 {
         Verdict::Drop(reason) => drop(&ctx, reason),
         Verdict::Answer(answer) => match answer::send(&skb, &answer) {
             Some(verdict) => {
-                count(answer.counter);
+                count(Counter::GuardAnswered);
                 verdict
             }
             None => drop(&ctx, Counter::GuardDropError),

@@ -302,7 +302,7 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
         let (want, want_out) = match ndp::proxy(&frame[..], lookup) {
             Verdict::Pass => (NEXT, frame.clone()),
             Verdict::Drop(_) => (DROP, frame.clone()),
-            Verdict::Answer(answer) => (REDIRECT, answer.frame().to_vec()),
+            Verdict::Answer(answer, _) => (REDIRECT, answer.frame().to_vec()),
         };
         assert_eq!((verdict, &out), (want, &want_out), "seed {SEED:#x}, mutation {i}: {frame:02x?}");
         answers += u32::from(want == REDIRECT);
