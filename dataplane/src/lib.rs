@@ -15,6 +15,7 @@
 //! A [`Dataplane`] belongs to the network namespace of the thread that opens it and must be used on threads that are
 //! in the same one. It leaves none of them elsewhere.
 
+pub mod announce;
 mod apply;
 pub mod bpf;
 mod changes;

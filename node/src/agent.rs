@@ -12,7 +12,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use dataplane::{ApplyError, Changes, Dataplane, Op, Swept, UplinkInfo, plan, plan_teardown};
+use dataplane::{
+    ApplyError, Changes, Dataplane, Op, Swept, UplinkInfo,
+    announce::{Announcer, Conflict},
+    plan, plan_teardown,
+};
 use dataplane_core::{Action, Desired};
 use hextet_api::v1;
 use tokio::{
@@ -63,6 +67,7 @@ pub(crate) struct Agent {
     pub(crate) identity: Identity,
     pub(crate) store: Arc<Store>,
     pub(crate) dataplane: Dataplane,
+    pub(crate) announcer: Announcer,
     pub(crate) backends: Backends,
     pub(crate) uplink: UplinkChoice,
     pub(crate) assignment: Assignment,
@@ -83,6 +88,7 @@ pub(crate) struct Inbox {
     pub(crate) keepers: mpsc::Receiver<(String, News)>,
     pub(crate) retries: mpsc::Receiver<String>,
     pub(crate) calls: mpsc::Receiver<Call>,
+    pub(crate) conflicts: mpsc::Receiver<Conflict>,
     pub(crate) changes: Option<Changes>,
 }
 
@@ -170,6 +176,7 @@ impl Agent {
                         return Ok(());
                     }
                 }
+                Some(conflict) = inbox.conflicts.recv() => hear_conflict(conflict),
                 () = changed(&mut inbox.changes) => self.schedule.soon(),
                 () = Schedule::wait(due) => self.reconcile().await,
                 permit = room => drop(permit.send(self.reports.take())),
@@ -316,6 +323,9 @@ impl Agent {
             }
         };
         log_ops(&reconciled.ops, &reconciled.failures);
+        if let Err(error) = self.announcer.reconciled(&desired, &reconciled, false) {
+            warn!(error = chain(&error), "pods are not announced");
+        }
         if reconciled.failures.is_empty() {
             self.schedule.succeeded();
         } else {
@@ -559,6 +569,10 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+fn hear_conflict(Conflict { address, mac }: Conflict) {
+    warn!(%address, %mac, "another host on the uplink claims a pod's address: find out whose MAC address it is");
 }
 
 async fn changed(changes: &mut Option<Changes>) {

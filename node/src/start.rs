@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
-use dataplane::{Config, Dataplane, Features, NoBpf};
+use dataplane::{Config, Dataplane, Features, NoBpf, announce::Announcer};
 use dataplane_core::{Filtering, MasqueradeBackend, NdpBackend};
 use hextet_api::v1::{NodeHello, Resources};
 use nix::{
@@ -85,6 +85,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let (call, calls) = mpsc::channel(INBOX_MAX);
     let (from_server, server) = mpsc::channel(INBOX_MAX);
     let (hello, hello_watch) = watch::channel(hello(&config, &assignment.head));
+    let (announcer, conflicts) = Announcer::new();
     let changes =
         dataplane.changes().inspect_err(|error| warn!(%error, "changes are only found by the audit")).ok();
     let credentials = identity.credentials.clone();
@@ -95,6 +96,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         paths,
         store,
         dataplane,
+        announcer,
         backends,
         uplink,
         assignment,
@@ -110,7 +112,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     info!("node ready");
     let local = tokio::spawn(local::serve(listener, call));
     let attach = tokio::spawn(attach::run(credentials, hello_watch, from_server));
-    let result = agent.run(Inbox { server, keepers, retries, calls, changes }, shutdown).await;
+    let result = agent.run(Inbox { server, keepers, retries, calls, conflicts, changes }, shutdown).await;
     attach.abort();
     local.abort();
     result

@@ -142,13 +142,11 @@ impl Step {
 struct Entry {
     step: Step,
     due: Duration,
-    /// While nobody knows yet whether the address is another's.
-    probe: Option<Nonce>,
     reported: Option<Duration>,
 }
 
 impl Entry {
-    const WATCHED: Entry = Entry { step: Step::Done, due: Duration::ZERO, probe: None, reported: None };
+    const WATCHED: Entry = Entry { step: Step::Done, due: Duration::ZERO, reported: None };
 }
 
 /// What is to be said, and what is listened for.
@@ -157,6 +155,8 @@ pub struct Announcements {
     entries: BTreeMap<Ipv6Addr, Entry>,
     /// By round, then by time: addresses of which a frame is due.
     queues: [BTreeSet<(Duration, Ipv6Addr)>; 3],
+    /// Addresses of which nobody knows yet whether they are another's.
+    probes: BTreeMap<Ipv6Addr, Nonce>,
     frames: Rate,
     conflicts: Rate,
 }
@@ -166,6 +166,7 @@ impl Default for Announcements {
         Self {
             entries: BTreeMap::new(),
             queues: Default::default(),
+            probes: BTreeMap::new(),
             frames: Rate::new(FRAMES_PER_SECOND_MAX, FRAMES_BURST_MAX),
             conflicts: Rate::new(CONFLICTS_PER_SECOND_MAX, CONFLICTS_PER_SECOND_MAX),
         }
@@ -197,14 +198,16 @@ impl Announcements {
         let step = if probe.is_some() { Step::Probe } else { Step::First };
         self.queues[step.round()].insert((now, address));
         let entry = self.entries.entry(address).or_insert(Entry::WATCHED);
-        (entry.step, entry.due, entry.probe) = (step, now, probe);
+        (entry.step, entry.due) = (step, now);
+        self.probes.extend(probe.map(|nonce| (address, nonce)));
     }
 
     /// Announces everything again: the link's other end may be another, or the MAC address is.
     pub fn announce_all(&mut self, now: Duration) {
         let addresses: Vec<_> = self.entries.keys().copied().collect();
         for address in addresses {
-            self.announce(now, address, None);
+            let probe = self.probes.get(&address).copied();
+            self.announce(now, address, probe);
         }
     }
 
@@ -216,9 +219,9 @@ impl Announcements {
         }
         let (_, address) = self.queues[round].pop_first()?;
         let entry = self.entries.get_mut(&address)?;
-        let frame = frame(address, entry);
+        let frame = frame(address, entry.step, self.probes.get(&address));
         if entry.step == Step::Second {
-            entry.probe = None;
+            self.probes.remove(&address);
         }
         let (step, wait) = entry.step.next();
         (entry.step, entry.due) = (step, now + wait);
@@ -236,17 +239,19 @@ impl Announcements {
 
     /// Whether a probe is under way, so that others' probes matter.
     pub fn is_probing(&self) -> bool {
-        self.entries.values().any(|entry| entry.probe.is_some())
+        !self.probes.is_empty()
     }
 
     /// Judges what was heard; `own` is the uplink's MAC address. Whoever claims an address that is being probed
     /// ends its announcement.
     pub fn hear(&mut self, now: Duration, own: Mac, claim: &Claim) -> Option<Conflict> {
-        let entry = self.entries.get_mut(&claim.address).filter(|_| claim.mac != own)?;
-        match (claim.kind, entry.probe) {
+        if claim.mac == own {
+            return None;
+        }
+        match (claim.kind, self.probes.get(&claim.address)) {
             (ClaimKind::Advertisement, None) => self.report(now, claim),
             // Its own echo, from a bridge that put its own MAC address on it.
-            (ClaimKind::Probe(Some(heard)), Some(nonce)) if heard == nonce => None,
+            (ClaimKind::Probe(Some(heard)), Some(nonce)) if heard == *nonce => None,
             // Not tentative any more: the answer defends it (RFC 4862 section 5.4.3).
             (ClaimKind::Probe(_), None) => None,
             (_, Some(_)) => Some(self.fail(now, claim)),
@@ -274,14 +279,15 @@ impl Announcements {
     fn stop(&mut self, address: &Ipv6Addr) {
         if let Some(entry) = self.entries.get_mut(address) {
             self.queues[entry.step.round()].remove(&(entry.due, *address));
-            (entry.step, entry.probe) = (Step::Done, None);
+            entry.step = Step::Done;
         }
+        self.probes.remove(address);
     }
 }
 
-fn frame(address: Ipv6Addr, entry: &Entry) -> Frame {
-    let (to, overrides) = match (entry.step, entry.probe) {
-        (Step::Probe, Some(nonce)) => return Frame::Probe { address, nonce },
+fn frame(address: Ipv6Addr, step: Step, probe: Option<&Nonce>) -> Frame {
+    let (to, overrides) = match (step, probe) {
+        (Step::Probe, Some(nonce)) => return Frame::Probe { address, nonce: *nonce },
         (Step::Routers, _) => (Audience::Routers, false),
         (Step::First, Some(_)) => (Audience::Nodes, false),
         _ => (Audience::Nodes, true),
