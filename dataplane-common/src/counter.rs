@@ -44,6 +44,9 @@ counters! {
     NdpDropChecksum = "ndp_proxy" "drop_checksum": "The ICMP checksum is wrong.",
     NdpDropSource = "ndp_proxy" "drop_source": "The source is a multicast address, or a DAD probe has a link-layer option.",
     NdpDropDestination = "ndp_proxy" "drop_destination": "A DAD probe that was not sent to a solicited-node group.",
+    NdpDropTarget = "ndp_proxy" "drop_target": "The target is a multicast address.",
+    NdpDropFragment = "ndp_proxy" "drop_fragment": "A solicitation for a local pod behind a fragment header (RFC 6980).",
+    NdpDropExtension = "ndp_proxy" "drop_extension_header": "A solicitation for a local pod behind other extension headers, as nobody sends it.",
     NdpDropError = "ndp_proxy" "drop_error": "The kernel refused to resize or write the answer.",
 
     EgressPass = "masquerade_egress" "pass": "Not IPv4 of a pod; left as it is.",

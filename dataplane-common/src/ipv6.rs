@@ -38,6 +38,17 @@ pub const ICMPV6: u8 = 58;
 /// Next header: destination options (RFC 8200 section 4.6).
 pub const DESTINATION_OPTIONS: u8 = 60;
 
+/// The offset in a fragment header's third and fourth byte, in wire order.
+pub const FRAGMENT_OFFSET: u16 = 0xfff8_u16.to_be();
+
+/// Whether a next header is one of the extension headers above. One comparison and one bit test, for
+/// every packet is asked.
+#[inline(always)]
+pub const fn is_extension(next_header: u8) -> bool {
+    const EXTENSIONS: u64 = 1 << HOP_BY_HOP | 1 << ROUTING | 1 << FRAGMENT | 1 << DESTINATION_OPTIONS;
+    next_header < u64::BITS as u8 && EXTENSIONS >> next_header & 1 != 0
+}
+
 /// The hop limit of neighbour discovery: such a packet was not forwarded (RFC 4861 section 3.1).
 pub const HOP_LIMIT_LINK: u8 = 255;
 
@@ -112,6 +123,12 @@ mod tests {
     fn octets_are_those_given() {
         let a = address("fd12:3456:789a:1::ff00:8");
         assert_eq!(Ipv6Addr::from(a.octets()).to_string(), "fd12:3456:789a:1::ff00:8");
+    }
+
+    #[test]
+    fn extension_headers_are_those_that_can_be_skipped() {
+        let found: Vec<u8> = (0..=255).filter(|n| is_extension(*n)).collect();
+        assert_eq!(found, [HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS]);
     }
 
     #[test]

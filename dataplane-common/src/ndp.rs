@@ -54,6 +54,9 @@ pub const OPTION_UNITS_MAX: usize = 16;
 /// The longest solicitation that is looked at, with its Ethernet header.
 pub const SOLICITATION_BYTES_MAX: usize = OPTIONS + OPTION_UNITS_MAX * 8;
 
+/// Extension headers that are skipped on the way to a solicitation, within [`SOLICITATION_BYTES_MAX`].
+pub const EXTENSION_HEADERS_MAX: usize = 4;
+
 /// Length of every advertisement: Ethernet, IPv6, the message, one link-layer option.
 pub const ADVERTISEMENT_BYTES: usize = OPTIONS + 8;
 
@@ -107,11 +110,12 @@ pub struct Advertisement {
 #[inline(always)]
 pub fn proxy<P: Packet + ?Sized>(packet: &P, lookup: impl FnOnce(&Address) -> Option<Mac>) -> Verdict {
     let Some(target) = target(packet) else { return Verdict::Pass };
+    if target.is_multicast() && is_for_us(packet, None) {
+        return Verdict::Drop(Counter::NdpDropTarget);
+    }
     let Some(mac) = lookup(&target) else { return Verdict::Pass };
-    // A switch floods frames for MAC addresses that it has not learnt: those are not for us.
-    match packet.mac(ethernet::DESTINATION) {
-        Some(to) if ethernet::is_group(&to) || ethernet::same(&to, &mac) => {}
-        _ => return Verdict::Pass,
+    if !is_for_us(packet, Some(&mac)) {
+        return Verdict::Pass;
     }
     let asker = match validate(packet) {
         Ok(asker) => asker,
@@ -129,6 +133,64 @@ pub fn proxy<P: Packet + ?Sized>(packet: &P, lookup: impl FnOnce(&Address) -> Op
             Verdict::Answer(Advertisement { to_mac, to, target, mac, flags }, Counter::NdpAnswered)
         }
     }
+}
+
+/// Whether the frame goes to a group or to `mac`. A switch floods frames for MAC addresses that it has not learnt:
+/// those are somebody else's.
+#[inline(always)]
+fn is_for_us<P: Packet + ?Sized>(packet: &P, mac: Option<&Mac>) -> bool {
+    packet
+        .mac(ethernet::DESTINATION)
+        .is_some_and(|to| ethernet::is_group(&to) || mac.is_some_and(|mac| ethernet::same(&to, mac)))
+}
+
+/// Whether there are extension headers, behind which [`hidden`] could find a solicitation.
+#[inline(always)]
+pub fn may_hide<P: Packet + ?Sized>(packet: &P) -> bool {
+    packet.wire16(ethernet::ETHER_TYPE) == Some(ethernet::IPV6)
+        && packet.byte(ipv6::NEXT_HEADER).is_some_and(ipv6::is_extension)
+}
+
+/// Decides over a packet with extension headers: a solicitation for a local pod is dropped. One in fragments must be
+/// (RFC 6980 section 5), and nobody sends it behind other headers.
+///
+/// A first fragment without the whole target, later fragments and longer chains pass: the kernel drops solicitations
+/// in fragments too, once it has put them together.
+#[inline(always)]
+pub fn hidden<P: Packet + ?Sized>(packet: &P, lookup: impl FnOnce(&Address) -> Option<Mac>) -> Verdict {
+    let Some((target, fragmented)) = hidden_target(packet) else { return Verdict::Pass };
+    match lookup(&target) {
+        Some(mac) if is_for_us(packet, Some(&mac)) => {
+            Verdict::Drop(if fragmented { Counter::NdpDropFragment } else { Counter::NdpDropExtension })
+        }
+        _ => Verdict::Pass,
+    }
+}
+
+/// The target of a solicitation behind extension headers, and whether one of them is a fragment header.
+#[inline(always)]
+fn hidden_target<P: Packet + ?Sized>(packet: &P) -> Option<(Address, bool)> {
+    let mut kind = packet.byte(ipv6::NEXT_HEADER)?;
+    let mut offset = ipv6::PAYLOAD;
+    let mut fragmented = false;
+    for _ in 0..EXTENSION_HEADERS_MAX {
+        if !ipv6::is_extension(kind) {
+            break;
+        }
+        let [next, length] = packet.wire16(offset)?.to_ne_bytes();
+        if kind == ipv6::FRAGMENT {
+            if packet.wire16(offset + 2)? & ipv6::FRAGMENT_OFFSET != 0 {
+                return None;
+            }
+            fragmented = true;
+            offset += 8;
+        } else {
+            offset += (length as usize + 1) * 8;
+        }
+        kind = next;
+    }
+    let is_solicitation = kind == ipv6::ICMPV6 && packet.byte(offset)? == NEIGHBOUR_SOLICITATION;
+    if is_solicitation { Some((packet.address(offset + 8)?, fragmented)) } else { None }
 }
 
 /// The answer to a pod's solicitation for its gateway: the gateway itself speaks, so O is 1.
@@ -171,8 +233,7 @@ enum Asker {
     Host { address: Address, mac: Mac },
 }
 
-/// The checks of RFC 4861 section 7.1.1, in the order of the headers. The target is known not to be a
-/// multicast address, for no pod has one.
+/// The checks of RFC 4861 section 7.1.1, in the order of the headers, but for the target's, which the caller makes.
 #[inline(always)]
 fn validate<P: Packet + ?Sized>(packet: &P) -> Result<Asker, Counter> {
     let cut = Counter::NdpDropLength;

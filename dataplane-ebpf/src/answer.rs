@@ -18,11 +18,12 @@ pub(crate) fn send(skb: &Skb, answer: &Advertisement) -> Option<i32> {
     let frame = answer.frame();
     let at = skb.as_ptr();
     // A solicitation without option, or with several, is of another length than the answer.
-    // SAFETY: the context is valid, and no pointer into the packet is held across the call.
-    if skb.length() != ADVERTISEMENT_BYTES
-        && unsafe { bpf_skb_change_tail(at, ADVERTISEMENT_BYTES as u32, 0) } != 0
-    {
-        return None;
+    if skb.length() != ADVERTISEMENT_BYTES {
+        // SAFETY: the context is valid, and no pointer into the packet is held across the call.
+        let resized = unsafe { bpf_skb_change_tail(at, ADVERTISEMENT_BYTES as u32, 0) };
+        if resized != 0 {
+            return None;
+        }
     }
     let flags = BPF_F_RECOMPUTE_CSUM as u64;
     // SAFETY: `frame` has `ADVERTISEMENT_BYTES` bytes; the context is as above.

@@ -3,6 +3,8 @@
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     counter::Counter,
+    ethernet::Mac,
+    ipv6::Address,
     ndp::{self, SOLICITATION_BYTES_MAX, Verdict},
 };
 
@@ -13,17 +15,23 @@ use crate::{
     skb::Skb,
 };
 
+/// The MAC address to answer with for a local pod.
+#[inline(always)]
+fn mac(target: &Address) -> Option<Mac> {
+    // SAFETY: the entry is copied at once; an update of it replaces the whole entry.
+    unsafe { NDP_PODS.get(target) }.map(|pod| pod.mac)
+}
+
 /// Answers, drops what is malformed, leaves the rest to the kernel.
 #[inline(always)]
 pub(crate) fn run(ctx: &TcContext, skb: &mut Skb) -> i32 {
+    let hidden = ndp::may_hide(skb);
     // Drivers may leave a message in fragments; its start is always linear.
-    if ndp::target(skb).is_none() || !skb.pull(SOLICITATION_BYTES_MAX) {
+    if !hidden && ndp::target(skb).is_none() || !skb.pull(SOLICITATION_BYTES_MAX) {
         count(Counter::NdpPass);
         return NEXT;
     }
-    // SAFETY: the entry is copied at once; an update of it replaces the whole entry.
-    let verdict = ndp::proxy(skb, |target| unsafe { NDP_PODS.get(target) }.map(|pod| pod.mac));
-    match verdict {
+    match if hidden { ndp::hidden(skb, mac) } else { ndp::proxy(skb, mac) } {
         Verdict::Pass => {
             count(Counter::NdpPass);
             NEXT

@@ -80,6 +80,23 @@ fn but(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     frame
 }
 
+/// A frame with an extension header of 8 bytes in front of what follows the IPv6 header.
+fn behind(kind: u8, body: &[u8; 6], frame: &[u8]) -> Vec<u8> {
+    let mut out = frame[..54].to_vec();
+    out.extend([frame[20], 0]);
+    out.extend(body);
+    out.extend(&frame[54..]);
+    out[20] = kind;
+    let length = (out.len() - 54) as u16;
+    out[18..20].copy_from_slice(&length.to_be_bytes());
+    out
+}
+
+/// A good solicitation behind a fragment header with this offset and M flag.
+fn fragment(offset_and_more: u8) -> Vec<u8> {
+    behind(44, &[0, offset_and_more, 1, 2, 3, 4], &ns(&link_layer(1, HOST)))
+}
+
 fn answers() -> Vec<Case> {
     let slla = link_layer(1, HOST);
     let nonce = [14, 1, 1, 2, 3, 4, 5, 6];
@@ -168,6 +185,19 @@ fn drops() -> Vec<Case> {
             icmpv6((GROUP, HOST), addr("ff02::1"), group(), 255, &solicitation(pod(), &slla)),
         ),
         dropped("DAD probe with a link-layer option", "drop_source", dad(group(), &slla)),
+        dropped("multicast target", "drop_target", but(|f| f[62] = 0xff)),
+        dropped("in a first fragment", "drop_fragment", fragment(1)),
+        dropped("in an atomic fragment", "drop_fragment", fragment(0)),
+        dropped(
+            "in a fragment behind options",
+            "drop_fragment",
+            behind(60, &[1, 4, 0, 0, 0, 0], &fragment(0)),
+        ),
+        dropped(
+            "behind hop-by-hop options",
+            "drop_extension_header",
+            behind(0, &[1, 4, 0, 0, 0, 0], &ns(&slla)),
+        ),
         dropped("DAD probe to the pod itself", "drop_destination", dad(pod(), &[])),
         dropped("DAD probe to all nodes", "drop_destination", dad(addr("ff02::1"), &[])),
     ]
@@ -199,7 +229,13 @@ fn passes() -> Vec<Case> {
             "echo request to the pod",
             icmpv6((UPLINK, HOST), host(), pod(), 64, &[128, 0, 0, 0, 0, 1, 0, 1]),
         ),
-        passed("behind a hop-by-hop header", but(|f| f[20] = 0)),
+        passed("a hop-by-hop header of nonsense", but(|f| f[20] = 0)),
+        passed("later fragment", fragment(8)),
+        passed("echo request to the pod in a fragment", {
+            let echo = icmpv6((UPLINK, HOST), host(), pod(), 64, &[128, 0, 0, 0, 0, 1, 0, 1]);
+            behind(44, &[0, 1, 1, 2, 3, 4], &echo)
+        }),
+        passed("TCP to the pod", ipv6((UPLINK, HOST), host(), pod(), 6, 64, &[0; 20])),
         passed("version 4 with the EtherType of IPv6", but(|f| f[14] = 0x40)),
         passed("ARP", [&[0xff; 6][..], &HOST, &[8, 6], &[0; 28]].concat()),
         passed("nothing behind the IPv6 header", ipv6((GROUP, HOST), host(), group(), 58, 255, &[])),
@@ -299,7 +335,8 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
         let frame = mutate(&mut random, &seeds);
         let (verdict, out) = run(&mut bpf, UplinkIngress, &frame);
         let lookup = |target: &Address| (target.octets() == pod().octets()).then_some(UPLINK);
-        let (want, want_out) = match ndp::proxy(&frame[..], lookup) {
+        let judge = if ndp::may_hide(&frame[..]) { ndp::hidden } else { ndp::proxy };
+        let (want, want_out) = match judge(&frame[..], lookup) {
             Verdict::Pass => (NEXT, frame.clone()),
             Verdict::Drop(_) => (DROP, frame.clone()),
             Verdict::Answer(answer, _) => (REDIRECT, answer.frame().to_vec()),

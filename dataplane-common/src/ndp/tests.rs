@@ -112,6 +112,80 @@ fn each_rule_of_7_1_1_has_its_reason() {
     assert_eq!(ask(&solicitation("::", POD, &[])), Verdict::Drop(Counter::NdpDropDestination));
 }
 
+/// A frame with these extension headers, each given with its own type, in front of what follows the IPv6 header.
+fn behind(frame: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut out = frame[..54].to_vec();
+    let kinds = headers.iter().map(|(kind, _)| *kind).chain([frame[20]]);
+    let mut at = 20;
+    for (kind, body) in kinds.zip(headers.iter().map(|(_, body)| Some(*body)).chain([None])) {
+        out[at] = kind;
+        at = out.len();
+        out.extend(body.unwrap_or_default());
+    }
+    out.extend(&frame[54..]);
+    let length = (out.len() - 54) as u16;
+    out[18..20].copy_from_slice(&length.to_be_bytes());
+    out
+}
+
+const FIRST_FRAGMENT: (u8, &[u8]) = (ipv6::FRAGMENT, &[0, 0, 0, 1, 1, 2, 3, 4]);
+const ATOMIC_FRAGMENT: (u8, &[u8]) = (ipv6::FRAGMENT, &[0, 0, 0, 0, 1, 2, 3, 4]);
+const LATER_FRAGMENT: (u8, &[u8]) = (ipv6::FRAGMENT, &[0, 0, 0, 8, 1, 2, 3, 4]);
+const OPTIONS_8: (u8, &[u8]) = (ipv6::DESTINATION_OPTIONS, &[0, 0, 1, 4, 0, 0, 0, 0]);
+const OPTIONS_16: (u8, &[u8]) = (ipv6::HOP_BY_HOP, &[0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+
+fn ask_hidden(f: &[u8]) -> Verdict {
+    assert!(may_hide(f));
+    hidden(f, |target| (*target == address(POD)).then_some(POD_MAC))
+}
+
+/// RFC 6980 section 5.
+#[test]
+fn a_solicitation_behind_a_fragment_header_is_dropped() {
+    let plain = solicitation("fd12::64", GROUP, &SLLA);
+    assert!(!may_hide(&plain[..]));
+    let chains: [&[(u8, &[u8])]; 5] = [
+        &[FIRST_FRAGMENT],
+        &[ATOMIC_FRAGMENT],
+        &[OPTIONS_16, FIRST_FRAGMENT],
+        &[FIRST_FRAGMENT, OPTIONS_8],
+        &[OPTIONS_16, OPTIONS_8, ATOMIC_FRAGMENT, OPTIONS_8],
+    ];
+    for chain in chains {
+        let whole = behind(&plain, chain);
+        assert_eq!(ask_hidden(&whole), Verdict::Drop(Counter::NdpDropFragment), "{chain:?}");
+        for n in 54..whole.len() - 8 {
+            assert_eq!(ask_hidden(&whole[..n]), Verdict::Pass, "{chain:?} cut to {n} bytes: no target");
+        }
+    }
+    assert_eq!(ask_hidden(&behind(&plain, &[OPTIONS_8])), Verdict::Drop(Counter::NdpDropExtension));
+}
+
+#[test]
+fn other_packets_with_extension_headers_pass() {
+    let plain = solicitation("fd12::64", GROUP, &SLLA);
+    assert_eq!(ask_hidden(&behind(&plain, &[LATER_FRAGMENT])), Verdict::Pass);
+    assert_eq!(ask_hidden(&behind(&plain, &[OPTIONS_8; EXTENSION_HEADERS_MAX + 1])), Verdict::Pass);
+    let mut foreign = behind(&plain, &[FIRST_FRAGMENT]);
+    foreign[54 + 8 + 8] ^= 1;
+    assert_eq!(ask_hidden(&foreign), Verdict::Pass, "another's address");
+    let mut flooded = behind(&plain, &[FIRST_FRAGMENT]);
+    flooded[..6].copy_from_slice(&[2, 7, 7, 7, 7, 7]);
+    assert_eq!(ask_hidden(&flooded), Verdict::Pass, "for another MAC address");
+    let mut echo = behind(&plain, &[FIRST_FRAGMENT]);
+    echo[54 + 8] = 128;
+    assert_eq!(ask_hidden(&echo), Verdict::Pass, "an echo request");
+}
+
+#[test]
+fn a_multicast_target_is_nobodys() {
+    let mut f = solicitation("fd12::64", GROUP, &SLLA);
+    f[TARGET] = 0xff;
+    assert_eq!(ask(&f), Verdict::Drop(Counter::NdpDropTarget));
+    f[..6].copy_from_slice(&POD_MAC);
+    assert_eq!(ask(&f), Verdict::Pass, "left to whom it is for");
+}
+
 #[test]
 fn what_is_not_for_us_passes() {
     let mut flooded = solicitation("fd12::64", POD, &SLLA);
