@@ -115,7 +115,8 @@ mod suite {
         let to_routers = (ALL_ROUTERS_MAC, all_routers(), ROUTER);
         for (to_mac, to, flags) in [to_nodes, to_routers, to_nodes, to_nodes] {
             let (from_mac, target) = (MAC_A, pod(1));
-            let expected = Advertised { to_mac, from_mac, source: target, to, flags, target, mac: Some(MAC_A) };
+            let expected =
+                Advertised { to_mac, from_mac, source: target, to, flags, target, mac: Some(MAC_A) };
             assert_eq!(tap.find("an announcement", |heard| heard.advertisement()), expected);
         }
         node.restart();

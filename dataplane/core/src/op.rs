@@ -125,7 +125,7 @@ impl fmt::Display for Op {
             RouteDelete(route) => write!(f, "route del {route}"),
             NeighbourSet(neighbour) => write!(f, "neigh replace {neighbour}"),
             NeighbourDelete(neighbour) => write!(f, "neigh del {} dev {}", neighbour.address, neighbour.dev),
-            ProxyAdd { dev, address } => write!(f, "neigh add proxy {address} dev {dev} proto hextet"),
+            ProxyAdd { dev, address } => write!(f, "neigh add proxy {address} dev {dev} router proto hextet"),
             ProxyDelete { dev, address } => write!(f, "neigh del proxy {address} dev {dev}"),
             NftSet(table) => write!(f, "nft table ip hextet {table}"),
             NftDelete => f.write_str("nft delete table ip hextet"),

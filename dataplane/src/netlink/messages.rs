@@ -220,11 +220,13 @@ pub(super) fn proxy(message: &NeighbourMessage, names: &BTreeMap<u32, String>) -
     }
 }
 
+/// The answers say R=1: without the flag, whoever had the node as its router takes it off its list (RFC 4861
+/// section 7.2.5).
 pub(super) fn proxy_message(index: u32, address: Ipv6Addr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet6;
     message.header.ifindex = index;
-    message.header.flags = NeighbourFlags::Proxy;
+    message.header.flags = NeighbourFlags::Proxy | NeighbourFlags::Router;
     message.header.state = NeighbourState::Permanent;
     message.attributes = vec![
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)),

@@ -62,7 +62,8 @@ pub(crate) struct Lan {
 impl Lan {
     pub(crate) fn new() -> Lan {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let lan = Lan { id: format!("hxndp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)) };
+        let lan =
+            Lan { id: format!("hxndp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)) };
         lan.switch();
         lan.wire("a", MAC_A, 0x11);
         lan.wire("b", MAC_B, 0x12);
@@ -113,7 +114,8 @@ impl Lan {
 
     /// What `ip -j` says there.
     pub(crate) fn ip(&self, machine: &str, arguments: &[&str]) -> Value {
-        let output = Command::new("ip").args(["-n", &self.name(machine), "-j", "-d"]).args(arguments).output();
+        let output =
+            Command::new("ip").args(["-n", &self.name(machine), "-j", "-d"]).args(arguments).output();
         serde_json::from_slice(&output.unwrap().stdout).unwrap_or(Value::Null)
     }
 
@@ -155,10 +157,15 @@ impl Drop for Lan {
         if thread::panicking() {
             for machine in ["a", "b", "host"] {
                 eprintln!("{machine}: neighbours {}", self.ip(machine, &["-6", "neigh"]));
-                eprintln!("{machine}: addresses {}", self.ip(machine, &["-6", "addr", "show", "dev", "eth0"]));
+                eprintln!(
+                    "{machine}: addresses {}",
+                    self.ip(machine, &["-6", "addr", "show", "dev", "eth0"])
+                );
             }
         }
-        let names = fs::read_dir("/run/netns").unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let names = fs::read_dir("/run/netns")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         for name in names.filter(|name| name.starts_with(&format!("{}-", self.id))) {
             let _ = Command::new("ip").args(["netns", "del", &name]).status();
         }
@@ -317,7 +324,8 @@ async fn work(
             Some(Order::Reconcile(pods, answer)) => {
                 let desired = desired(role, id, &pods);
                 let reconciled = dataplane.reconcile(&desired).await.unwrap();
-                let failures: Vec<_> = reconciled.failures.iter().map(|(op, e)| format!("{op}: {}", chain(e))).collect();
+                let failures: Vec<_> =
+                    reconciled.failures.iter().map(|(op, e)| format!("{op}: {}", chain(e))).collect();
                 assert!(failures.is_empty(), "{failures:#?}");
                 if role.announces {
                     announcer.reconciled(&desired, &reconciled, role.probes).unwrap();

@@ -107,7 +107,8 @@ impl Tap {
     }
 
     pub(crate) fn send(&self, frame: &[u8]) {
-        let sent = nix::sys::socket::send(self.socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty());
+        let sent =
+            nix::sys::socket::send(self.socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty());
         sent.expect("a frame can be sent");
     }
 
@@ -120,8 +121,7 @@ impl Tap {
     /// The next frame before `deadline`.
     pub(crate) fn next(&self, deadline: Instant) -> Option<Heard> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut ready =
-            [libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        let mut ready = [libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
         // SAFETY: one entry, as said.
         if unsafe { libc::poll(ready.as_mut_ptr(), 1, left.as_millis() as i32) } <= 0 {
             return None;
@@ -183,6 +183,7 @@ unsafe fn tag(message: &libc::msghdr) -> Option<u16> {
         return None;
     }
     // SAFETY: the data of such a message is a tpacket_auxdata, perhaps unaligned.
-    let data: libc::tpacket_auxdata = unsafe { libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned() };
+    let data: libc::tpacket_auxdata =
+        unsafe { libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned() };
     (data.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then_some(data.tp_vlan_tci)
 }

@@ -182,7 +182,7 @@ fn kernel_backends_need_no_bpf() {
         neigh replace fd00:1:2:a:1:0:ab:cdef lladdr 02:00:01:00:00:00 dev hx0001000000 nud permanent
         route add 10.254.0.1/32 dev hx0001000000 proto hextet
         route add fd00:1:2:a:1:0:ab:cdef/128 dev hx0001000000 proto hextet metric 1024
-        neigh add proxy fd00:1:2:a:1:0:ab:cdef dev eth0 proto hextet
+        neigh add proxy fd00:1:2:a:1:0:ab:cdef dev eth0 router proto hextet
     "#]],
     );
 }
@@ -424,7 +424,7 @@ fn switching_backends_leaves_nothing_of_the_old_ones() {
         bpf detach uplink_egress dev eth0
         bpf detach uplink_backstop dev eth0
         bpf masquerade del
-        neigh add proxy fd00:1:2:a:1:0:ab:cdef dev eth0 proto hextet
+        neigh add proxy fd00:1:2:a:1:0:ab:cdef dev eth0 router proto hextet
     "#]],
     );
     let back = check(
