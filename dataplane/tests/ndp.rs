@@ -8,29 +8,37 @@ mod support;
 #[path = "ndp/tap.rs"]
 mod tap;
 
-use std::{net::Ipv6Addr, time::Duration};
+#[path = "ndp/announced.rs"]
+mod announced;
+#[path = "ndp/answered.rs"]
+mod answered;
+#[path = "ndp/claimed.rs"]
+mod claimed;
+#[path = "ndp/harmless.rs"]
+mod harmless;
 
-use dataplane::NdpBackend;
-use dataplane_core::Action;
-use rig::*;
+use std::net::Ipv6Addr;
+
+use rig::{HOST_MAC, group, host};
 use support::{icmpv6, link_layer, solicitation};
-use tap::{Advertised, Tap};
 
 /// Each test once per backend.
 macro_rules! both {
-    ($($name:ident,)*) => {$(
+    ($($module:ident :: $name:ident,)*) => {$(
         mod $name {
             #[test]
             fn ebpf() {
-                if super::support::may_run(concat!("ndp ", stringify!($name))) {
-                    super::suite::$name(dataplane::NdpBackend::Ebpf);
-                }
+                run("ebpf", dataplane::NdpBackend::Ebpf);
             }
 
             #[test]
             fn kernel() {
-                if super::support::may_run(concat!("ndp ", stringify!($name))) {
-                    super::suite::$name(dataplane::NdpBackend::Kernel);
+                run("kernel", dataplane::NdpBackend::Kernel);
+            }
+
+            fn run(name: &str, backend: dataplane::NdpBackend) {
+                if super::support::may_run(&format!("{}::{name}", stringify!($name))) {
+                    super::$module::$name(backend);
                 }
             }
         }
@@ -38,8 +46,23 @@ macro_rules! both {
 }
 
 both! {
-    every_kind_of_solicitation_is_answered,
-    a_new_address_is_announced,
+    answered::every_kind_of_solicitation_is_answered,
+    answered::what_rfc_4861_forbids_is_not_answered,
+    answered::a_tagged_solicitation_is_answered_with_its_tag,
+    answered::the_nodes_own_addresses_are_left_to_the_kernel,
+    answered::a_snooping_switch_delivers_because_the_node_has_joined,
+    announced::a_new_address_is_announced_and_a_restart_says_nothing,
+    announced::a_host_that_asked_too_early_gets_through_at_once,
+    announced::a_router_has_an_entry_before_the_first_packet,
+    announced::a_neighbour_follows_an_address_to_its_new_node,
+    announced::a_new_mac_address_is_announced,
+    announced::addresses_are_announced_again_when_the_carrier_is_back,
+    claimed::a_host_that_has_the_address_is_a_conflict,
+    claimed::anothers_probe_at_the_same_time_is_a_conflict,
+    claimed::an_echo_of_the_probe_is_no_conflict,
+    claimed::a_later_claim_is_a_conflict,
+    harmless::a_flood_fills_no_table_and_answers_go_on,
+    harmless::no_setting_of_others_is_changed,
 }
 
 const GROUP_MAC: [u8; 6] = [0x33, 0x33, 0xff, 0xab, 0xcd, 0xef];
@@ -58,70 +81,7 @@ fn all_routers() -> Ipv6Addr {
     "ff02::2".parse().unwrap()
 }
 
-/// A solicitation for a pod to its group, from the host.
+/// A good solicitation to the group of the pods, from the host.
 fn ask(target: Ipv6Addr) -> Vec<u8> {
     icmpv6((GROUP_MAC, HOST_MAC), host(), group(), 255, &solicitation(target, &link_layer(1, HOST_MAC)))
-}
-
-mod suite {
-    use super::*;
-
-    pub(super) fn every_kind_of_solicitation_is_answered(backend: NdpBackend) {
-        let lan = Lan::new();
-        let node = Node::start(&lan, Role { announces: false, ..Role::new("a", backend) });
-        node.reconcile(&[pod(1)]);
-        let tap = Tap::open(&lan, "host");
-        let slla = link_layer(1, HOST_MAC);
-        let nonce = [14, 1, 1, 2, 3, 4, 5, 6];
-        let link_local: Ipv6Addr = "fe80::ff:fe00:64".parse().unwrap();
-        let unspecified = Ipv6Addr::UNSPECIFIED;
-        let cases: [(&str, [u8; 6], Ipv6Addr, Ipv6Addr, Vec<u8>); 7] = [
-            ("multicast, global source", GROUP_MAC, host(), group(), slla.clone()),
-            ("multicast, link-local source", GROUP_MAC, link_local, group(), slla.clone()),
-            ("unicast, global source", MAC_A, host(), pod(1), slla.clone()),
-            ("unicast, link-local source", MAC_A, link_local, pod(1), slla.clone()),
-            ("multicast, nonce", GROUP_MAC, host(), group(), [&nonce[..], &slla].concat()),
-            ("DAD probe", GROUP_MAC, unspecified, group(), vec![]),
-            ("DAD probe with a nonce", GROUP_MAC, unspecified, group(), nonce.to_vec()),
-        ];
-        for (name, to_mac, source, to, options) in cases {
-            tap.send(&icmpv6((to_mac, HOST_MAC), source, to, 255, &solicitation(pod(1), &options)));
-            let answer = tap.find(name, |heard| heard.advertisement());
-            let dad = source.is_unspecified();
-            let expected = Advertised {
-                to_mac: if dad { ALL_NODES_MAC } else { HOST_MAC },
-                from_mac: MAC_A,
-                source: answer.source,
-                to: if dad { all_nodes() } else { source },
-                flags: if dad { ROUTER } else { ROUTER | SOLICITED },
-                target: pod(1),
-                mac: Some(MAC_A),
-            };
-            assert_eq!(answer, expected, "{name}");
-            // The kernel answers with an address of its own, of either scope.
-            if backend == NdpBackend::Ebpf {
-                assert_eq!(answer.source, pod(1), "{name}");
-            }
-        }
-    }
-
-    pub(super) fn a_new_address_is_announced(backend: NdpBackend) {
-        let lan = Lan::new();
-        let mut node = Node::start(&lan, Role::new("a", backend));
-        let tap = Tap::open(&lan, "host");
-        let ops = node.reconcile(&[pod(1)]);
-        assert!(ops.iter().any(|op| matches!(op.action, Action::NdpSet { .. } | Action::ProxyAdd { .. })));
-        let to_nodes = (ALL_NODES_MAC, all_nodes(), ROUTER | OVERRIDE);
-        let to_routers = (ALL_ROUTERS_MAC, all_routers(), ROUTER);
-        for (to_mac, to, flags) in [to_nodes, to_routers, to_nodes, to_nodes] {
-            let (from_mac, target) = (MAC_A, pod(1));
-            let expected =
-                Advertised { to_mac, from_mac, source: target, to, flags, target, mac: Some(MAC_A) };
-            assert_eq!(tap.find("an announcement", |heard| heard.advertisement()), expected);
-        }
-        node.restart();
-        node.reconcile(&[pod(1)]);
-        let more = tap.all(Duration::from_millis(1500), |heard| heard.advertisement());
-        assert_eq!(more, [], "a fourth one, or a restart that found everything as it was");
-    }
 }

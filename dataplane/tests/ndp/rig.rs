@@ -137,11 +137,19 @@ impl Lan {
         rows.as_array().map_or(0, Vec::len)
     }
 
-    /// The `entries` of `/proc/net/stat/ndisc_cache` there.
-    pub(crate) fn cache_entries(&self, machine: &str) -> u64 {
-        let stat = self.on(machine, || fs::read_to_string("/proc/thread-self/net/stat/ndisc_cache").unwrap());
-        let row = stat.lines().nth(1).expect("a row per CPU follows the head");
-        u64::from_str_radix(row.split_whitespace().next().unwrap(), 16).unwrap()
+    /// Makes the switch ask who listens to what and send only there, as switches with MLD snooping do.
+    pub(crate) fn snoop(&self) {
+        self.run_ip(
+            "sw",
+            "link set br0 type bridge mcast_snooping 1 mcast_querier 1 mcast_query_response_interval 100",
+        );
+    }
+
+    /// Whether the switch knows that somebody listens to `group`.
+    pub(crate) fn snooped(&self, group: Ipv6Addr) -> bool {
+        let arguments = ["-n", &self.name("sw"), "-j", "mdb", "show", "dev", "br0"];
+        let output = Command::new("bridge").args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains(&format!("\"{group}\""))
     }
 
     /// One echo request there that is answered.
