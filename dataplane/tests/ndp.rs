@@ -53,6 +53,7 @@ both! {
     answered::a_snooping_switch_delivers_because_the_node_has_joined,
     announced::a_new_address_is_announced_and_a_restart_says_nothing,
     announced::a_host_that_asked_too_early_gets_through_at_once,
+    announced::a_host_that_gave_up_gets_through_with_its_next_packet,
     announced::a_router_has_an_entry_before_the_first_packet,
     announced::a_neighbour_follows_an_address_to_its_new_node,
     announced::a_new_mac_address_is_announced,

@@ -28,6 +28,8 @@ pub(super) struct LinkWatch {
     index: u32,
     handle: Handle,
     messages: Messages,
+    /// Messages were lost; one of them may have been about this device.
+    lost: bool,
     driver: JoinHandle<()>,
 }
 
@@ -43,7 +45,13 @@ impl LinkWatch {
         let (mut connection, handle, messages) = rtnetlink::new_connection()?;
         let links = 1 << (MulticastGroup::Link as u32 - 1);
         connection.socket_mut().socket_mut().bind(&SocketAddr::new(0, links))?;
-        Ok(LinkWatch { index, handle, messages: Box::pin(messages), driver: tokio::spawn(connection) })
+        Ok(LinkWatch {
+            index,
+            handle,
+            messages: Box::pin(messages),
+            lost: false,
+            driver: tokio::spawn(connection),
+        })
     }
 
     /// The device as it is now; `None` when it has gone or is no Ethernet.
@@ -53,8 +61,15 @@ impl LinkWatch {
     }
 
     /// The device after the next change of it.
+    ///
+    /// Cancelling loses nothing.
     pub(super) async fn next(&mut self) -> Option<Link> {
         loop {
+            if self.lost {
+                let link = self.now().await;
+                self.lost = false;
+                return link;
+            }
             let (message, _) = self.messages.next().await?;
             match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
@@ -67,8 +82,7 @@ impl LinkWatch {
                         return None;
                     }
                 }
-                // Lost messages: one of them may have been about this device.
-                _ => return self.now().await,
+                _ => self.lost = true,
             }
         }
     }

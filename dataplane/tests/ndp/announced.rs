@@ -80,8 +80,9 @@ pub(crate) fn a_host_that_asked_too_early_gets_through_at_once(backend: NdpBacke
     let silent = Node::start(&lan, Role { announces: false, ..Role::new("b", backend) });
     let early = ask_too_early(&lan, pod(1));
     until("the host waits for an answer", || waiting(&lan).then_some(()));
+    let tap = Tap::open(&lan, "host");
     silent.reconcile(&[pod(1)]);
-    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(tap.all(Duration::from_millis(300), advertisement), []);
     assert!(waiting(&lan), "without an announcement the host goes on waiting");
     silent.teardown();
 
@@ -95,6 +96,22 @@ pub(crate) fn a_host_that_asked_too_early_gets_through_at_once(backend: NdpBacke
     let mut buffer = [0; 16];
     early.send_to(b"early", (pod(1), ECHO)).unwrap();
     assert_eq!(early.recv(&mut buffer).expect("the host gets through"), 5);
+}
+
+/// Linux ignores an advertisement for an entry that has failed, but it asks anew for the next packet.
+pub(crate) fn a_host_that_gave_up_gets_through_with_its_next_packet(backend: NdpBackend) {
+    let lan = Lan::new();
+    lan.on("host", || {
+        fs::write("/proc/sys/net/ipv6/neigh/eth0/retrans_time_ms", "20").unwrap();
+        let socket = UdpSocket::bind(("::", 0)).unwrap();
+        socket.send_to(b"early", (pod(1), ECHO)).unwrap();
+    });
+    until("the host has given up", || {
+        lan.neighbour("host", pod(1)).is_none_or(|(_, state)| state == "FAILED").then_some(())
+    });
+    let node = Node::start(&lan, Role::new("a", backend));
+    node.reconcile(&[pod(1)]);
+    assert!(lan.pings("host", &pod(1).to_string()), "one echo request, one answer");
 }
 
 pub(crate) fn a_router_has_an_entry_before_the_first_packet(backend: NdpBackend) {

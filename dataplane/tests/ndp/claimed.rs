@@ -86,7 +86,7 @@ pub(crate) fn an_echo_of_the_probe_is_no_conflict(backend: NdpBackend) {
     tap.send(&echo);
     echo[6..12].copy_from_slice(&OTHER_MAC);
     tap.send(&echo);
-    tap.find("the address is announced", |heard| overriding(heard));
+    tap.find("the address is announced", overriding);
     assert_eq!(node.conflicts(), []);
     // Now it is the node's, and another that probes for it is answered (RFC 4862 section 5.4.3).
     tap.clear();
@@ -118,6 +118,7 @@ pub(crate) fn a_later_claim_is_a_conflict(backend: NdpBackend) {
         tap.send(&claim(OTHER_MAC));
     }
     assert_eq!(wait_conflicts(&node), conflict(OTHER_MAC), "and nothing of the three before");
-    std::thread::sleep(Duration::from_millis(300));
+    tap.send(&claim(OTHER_MAC));
+    tap.all(Duration::from_millis(300), |_| Some(()));
     assert_eq!(node.conflicts(), [], "one of a hundred is told");
 }
