@@ -31,8 +31,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::support::{Pins, chain};
 
-/// For what takes a loaded machine a while.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// For what takes a loaded machine a while, and a machine that is interpreted still longer (docs/testing.md).
+pub(crate) fn patience() -> Duration {
+    let scale = std::env::var("HEXTET_TEST_TIME_SCALE").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(20).mul_f64(scale.unwrap_or(1.0))
+}
 
 /// Where pods echo datagrams.
 pub(crate) const ECHO: u16 = 7;
@@ -402,12 +405,12 @@ impl Drop for Echo {
 
 /// Waits until a condition holds, and fails with what it was when it does not.
 pub(crate) fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(value) = attempt() {
             return value;
         }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {:?}: {what}", patience());
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use nix::net::if_::if_nametoindex;
 
-use crate::rig::{Lan, PATIENCE};
+use crate::rig::{Lan, patience};
 
 /// A frame that was heard. The tag that the device took off is not among its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,13 +151,13 @@ impl Tap {
 
     /// What `wanted` finds in a frame, waiting for it.
     pub(crate) fn find<T>(&self, what: &str, mut wanted: impl FnMut(&Heard) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         while let Some(heard) = self.next(deadline) {
             if let Some(found) = wanted(&heard) {
                 return found;
             }
         }
-        panic!("not within {PATIENCE:?}: {what}");
+        panic!("not within {:?}: {what}", patience());
     }
 
     /// What `wanted` finds in the frames of this time.

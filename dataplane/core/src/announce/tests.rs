@@ -1,3 +1,5 @@
+//! Announcements as a table of frames over time.
+
 use super::*;
 use crate::Place;
 
