@@ -31,7 +31,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 pub use dataplane_core::announce::Conflict;
 
@@ -200,7 +200,8 @@ async fn work(shared: Arc<Shared>, mut sockets: Sockets, mut links: LinkWatch) {
             () = sleep(wake) => {}
             claims = sockets.claims() => match claims {
                 Ok(claims) => claims.iter().for_each(|claim| shared.hear(mac, claim)),
-                Err(error) => debug!(%error, "the uplink cannot be listened to for now"),
+                // The next reconciliation opens other sockets.
+                Err(error) => return warn!(%error, "the uplink cannot be listened to"),
             },
             next = links.next() => {
                 if next.is_some_and(|next| next.up && Some(next) != link) {

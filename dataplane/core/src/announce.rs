@@ -4,7 +4,7 @@
 //! | frame | to | source |
 //! | --- | --- | --- |
 //! | advertisement, O=1, three times, [`RETRANS_TIMER`] apart | `ff02::1` | RFC 4861 section 7.2.6 |
-//! | advertisement, O=0, once | `ff02::2` | RFC 9131 section 4 |
+//! | advertisement, O=0, once | `ff02::2` | RFC 9131 |
 //! | probe with a nonce, once, if asked for | solicited-node group | RFC 4862 section 5.4, RFC 7527 section 4 |
 //!
 //! An address that is probed is used meanwhile (RFC 4429 section 3.3): its first advertisement says O=0, so that it
