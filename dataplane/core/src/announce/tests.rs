@@ -213,3 +213,87 @@ fn addresses_appear_by_the_operations_of_either_backend_unless_they_failed() {
     ];
     assert_eq!(appeared(&ops, [&ops[2]].into_iter()), [address(1), address(2)].into());
 }
+
+/// What a neighbour would complain about, found in whatever is done in whatever order.
+#[derive(Default)]
+struct Witness {
+    /// When each address was last overridden for, and since when it may not be.
+    overridden: BTreeMap<Ipv6Addr, Duration>,
+    probed: BTreeMap<Ipv6Addr, Duration>,
+    /// Advertisements to nodes since the last order to announce.
+    said: BTreeMap<Ipv6Addr, usize>,
+    sent: Vec<Duration>,
+}
+
+impl Witness {
+    fn ordered(&mut self, address: Ipv6Addr) {
+        self.said.insert(address, 0);
+        self.overridden.remove(&address);
+        self.probed.remove(&address);
+    }
+
+    fn sees(&mut self, now: Duration, frame: &Frame) {
+        self.sent.push(now);
+        let second = self.sent.iter().rev().take_while(|at| **at + Duration::from_secs(1) > now).count();
+        assert!(second <= (FRAMES_PER_SECOND_MAX + FRAMES_BURST_MAX) as usize, "{second} frames in a second");
+        match *frame {
+            Frame::Probe { address, .. } => {
+                assert_eq!(self.probed.insert(address, now), None, "probed twice")
+            }
+            Frame::Advertisement { address, to: Audience::Nodes, overrides } => {
+                let said = self.said.get_mut(&address).expect("nobody ordered this");
+                *said += 1;
+                assert!(*said <= 3, "MAX_NEIGHBOR_ADVERTISEMENT");
+                let probed = self.probed.get(&address).copied();
+                assert!(
+                    !overrides || probed.is_none_or(|at| now >= at + RETRANS_TIMER),
+                    "the probe is under way"
+                );
+                if overrides && let Some(last) = self.overridden.insert(address, now) {
+                    assert!(now >= last + RETRANS_TIMER, "sooner than RetransTimer");
+                }
+            }
+            Frame::Advertisement { overrides, .. } => assert!(!overrides, "to routers with O=1"),
+        }
+    }
+}
+
+#[test]
+fn no_order_of_events_makes_it_say_too_much() {
+    let mut seed = 0x6172_6e6f_u64;
+    let mut below = |n: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % n
+    };
+    let mut announcements = watching(20);
+    let mut witness = Witness::default();
+    let mut now = at(0);
+    for _ in 0..50_000 {
+        let some = address(below(20) as u16);
+        match below(8) {
+            0 => {
+                announcements.announce(now, some, (below(2) == 0).then_some(NONCE));
+                witness.ordered(some);
+            }
+            1 if below(50) == 0 => {
+                announcements.announce_all(now);
+                (0..20).for_each(|n| witness.ordered(address(n)));
+            }
+            2 => {
+                let kind = if below(2) == 0 { ClaimKind::Advertisement } else { ClaimKind::Probe(None) };
+                let mac = if below(2) == 0 { OWN } else { OTHER };
+                announcements.hear(now, OWN, &Claim { address: some, mac, kind });
+            }
+            3 => now += Duration::from_millis(below(400)),
+            _ => {
+                while let Some(frame) = announcements.next(now) {
+                    witness.sees(now, &frame);
+                }
+                let wake = announcements.wake(now);
+                assert!(wake.is_none_or(|wake| wake > now), "a wake that does not wait would spin");
+                now += Duration::from_millis(below(30));
+            }
+        }
+    }
+    assert!(witness.sent.len() > 10_000, "{} frames prove little", witness.sent.len());
+}
