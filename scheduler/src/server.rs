@@ -100,7 +100,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     check(&config)?;
     let clock = Clock::start();
-    let (store, pki, state) = open(&config, clock)?;
+    let (store, pki, state) = open(&config, clock).await?;
     let (listeners, socket) = listen(&config).await?;
     let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
     let servers =
@@ -160,14 +160,14 @@ fn check(config: &ServerConfig) -> anyhow::Result<()> {
 
 /// Opens or makes the store, the certificates and the cluster, in this order, so that a crash in between
 /// leaves nothing that the next start does not finish.
-fn open(config: &ServerConfig, clock: Clock) -> anyhow::Result<(Arc<dyn Store>, Pki, State)> {
+async fn open(config: &ServerConfig, clock: Clock) -> anyhow::Result<(Arc<dyn Store>, Pki, State)> {
     let dir = &config.state_dir;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("cannot make {}", dir.display()))?;
-    let store: Arc<dyn Store> = Arc::new(RedbStore::open(&dir.join("server.redb"))?);
+    let store: Arc<dyn Store> = Arc::new(RedbStore::open_when_free(&dir.join("server.redb")).await?);
     let (revision, values) = store.load()?;
     let mut state = State::load(revision, values);
     let is_new = state.cluster().is_none();

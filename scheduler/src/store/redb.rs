@@ -14,6 +14,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
+    time::Duration,
 };
 
 use rand::RngCore as _;
@@ -22,6 +23,8 @@ use redb::{
     TableDefinition, WriteTransaction,
 };
 use scheduler_core::change::{Change, Key, Revision, Value};
+use tokio::time::{Instant, sleep};
+use tracing::info;
 
 use super::{Store, StoreError};
 
@@ -32,6 +35,11 @@ const ADDRESSES: TableDefinition<'_, u128, &str> = TableDefinition::new("address
 
 const FORMAT: &str = "hextet-server-1";
 const CACHE_BYTES: usize = 32 << 20;
+/// How long a server that is ending is waited for. A killed process holds its files until its last thread, perhaps
+/// in `fsync`, has gone.
+const ENDING_MAX: Duration = Duration::from_secs(5);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// The store in one redb file.
 pub struct RedbStore {
@@ -61,6 +69,31 @@ impl RedbStore {
         let file = path.to_owned();
         let opener = move || Database::builder().set_cache_size(CACHE_BYTES).create(&file);
         RedbStore::with_opener(path, opener)
+    }
+
+    /// As [`RedbStore::open`]; a store that is in use is waited for a little, because its holder may be ending.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`], [`StoreError::InUse`] only after a few seconds.
+    pub async fn open_when_free(path: &Path) -> Result<RedbStore, StoreError> {
+        RedbStore::open_within(path, ENDING_MAX).await
+    }
+
+    async fn open_within(path: &Path, wait_max: Duration) -> Result<RedbStore, StoreError> {
+        let end = Instant::now() + wait_max;
+        let mut is_told = false;
+        loop {
+            match RedbStore::open(path) {
+                Err(StoreError::InUse(_)) if Instant::now() < end => {
+                    if !is_told {
+                        info!(store = %path.display(), ?wait_max, "the store is in use: waiting for its holder to end");
+                        is_told = true;
+                    }
+                    sleep(RETRY).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// As [`RedbStore::open`], with another way to open the file, for tests of failing disks.

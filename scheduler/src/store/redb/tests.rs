@@ -61,6 +61,28 @@ fn a_second_server_is_told_that_the_store_is_in_use() {
     assert!(error.ends_with("is in use: another `netctl server` runs on this state directory"), "{error}");
 }
 
+/// A server that was started right after `kill -9` of the one before said that its store was in use, and ended.
+#[tokio::test]
+async fn a_store_whose_holder_is_ending_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let dying = RedbStore::open(&path).unwrap();
+    // The first try is before the end, and fails.
+    let (opened, ()) = tokio::join!(RedbStore::open_when_free(&path), async move { drop(dying) });
+    opened.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_whose_holder_lives_is_not_waited_for_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let _first = RedbStore::open(&path).unwrap();
+    let (start, wait_max) = (Instant::now(), RETRY * 3);
+    let error = RedbStore::open_within(&path, wait_max).await.err().unwrap();
+    assert!(matches!(error, StoreError::InUse(_)), "{error}");
+    assert!(start.elapsed() >= wait_max);
+}
+
 #[test]
 fn damage_is_named_and_nothing_is_invented() {
     let dir = tempfile::tempdir().unwrap();
