@@ -261,6 +261,16 @@ impl Bpf {
         Ok(Bpf { pins, hook, object, tags, sweeper: flows::Sweeper::default() })
     }
 
+    /// The folder of this layout's pins.
+    pub(crate) fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Whether programs hang as TCX links, whose loss the kernel does not announce.
+    pub(crate) fn uses_tcx(&self) -> bool {
+        self.hook == Hook::Tcx
+    }
+
     /// What the kernel has, by trying.
     pub fn probe() -> BpfFeatures {
         features::probe()
@@ -444,6 +454,11 @@ impl Bpf {
     fn program(&mut self, program: Program) -> Result<&mut SchedClassifier, BpfError> {
         object::program(&mut self.object, program)
     }
+}
+
+/// How often the programs of the TCX hook have changed where `program` belongs; none when there is no such interface.
+pub(crate) fn hook_revision(program: Program, ifname: &str) -> Option<u64> {
+    attach::revision(program, ifname)
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of the programs and of [`Bpf::sweep_flows`].

@@ -36,9 +36,9 @@ use thiserror::Error;
 
 pub use apply::ApplyError;
 pub use bpf::{BpfError, Counter, Flow, PortBlock, Swept, monotonic_ns};
-pub use changes::{Changes, ChangesError};
+pub use changes::{Author, Changes, ChangesError, Pace, Subject, Trace, Traces};
 pub use dataplane_core::{
-    Desired, Filtering, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown,
+    Desired, Filtering, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown, repairs,
 };
 pub use features::{Features, NoBpf};
 pub use netlink::NetlinkError;
@@ -93,6 +93,8 @@ pub enum OpenError {
 /// What a reconciliation did.
 #[derive(Debug)]
 pub struct Reconciled {
+    /// What the kernel held before.
+    pub observed: Observed,
     /// The plan.
     pub ops: Vec<Op>,
     /// What of it failed or was skipped.
@@ -106,6 +108,8 @@ pub struct Dataplane {
     bpf: Option<Bpf>,
     features: Features,
     state: State,
+    /// What hangs where, for who watches the hooks.
+    watched: changes::Watched,
 }
 
 impl Dataplane {
@@ -123,7 +127,14 @@ impl Dataplane {
         let state = State::load(&config.state_dir)?;
         let opened = Bpf::open(&config.bpf_dir);
         let features = Features::probe(opened.as_ref().err()).await;
-        let mut dataplane = Self { config, netlink, bpf: opened.ok(), features, state };
+        let mut dataplane = Self {
+            config,
+            netlink,
+            bpf: opened.ok(),
+            features,
+            state,
+            watched: changes::Watched::default(),
+        };
         dataplane.forward_program_logs();
         Ok(dataplane)
     }
@@ -152,7 +163,7 @@ impl Dataplane {
         {
             tracing::warn!(error = features::chain(&error), "an older build's maps stay");
         }
-        Ok(Reconciled { ops, failures })
+        Ok(Reconciled { observed, ops, failures })
     }
 
     /// Removes everything that is Hextet's and puts the sysctls back. Goes on after a failure and returns all.

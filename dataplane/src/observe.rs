@@ -105,6 +105,9 @@ impl Dataplane {
             bpf: self.bpf.as_ref().map(|bpf| observed_bpf(bpf, &names)).transpose()?,
             links: BTreeMap::new(),
         };
+        if let Some(bpf) = &observed.bpf {
+            self.watched.set(bpf.attachments.iter().cloned());
+        }
         observed.links = links.into_iter().map(|device| (device.name.clone(), device.link)).collect();
         Ok(observed)
     }

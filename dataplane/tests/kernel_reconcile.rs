@@ -2,6 +2,8 @@
 //!
 //! Each test has namespaces of its own. Without root every test is skipped and says so.
 
+#[path = "bpf/detach.rs"]
+mod detach;
 mod kernel_support;
 
 use std::{
@@ -9,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane::{Config, Dataplane, Desired, MasqueradeBackend, NdpBackend, bpf::Bpf};
+use dataplane::{Config, Dataplane, Desired, MasqueradeBackend, NdpBackend, Subject, bpf::Bpf};
+use detach::detach;
 use kernel_support::{Lan, chain, ip, is_root, pings, reconcile, run, skip, snapshot, text, wait_until};
 use tokio::time::timeout;
 
@@ -326,21 +329,97 @@ fn changes_on_the_node_and_inside_of_pods_are_announced_and_traffic_is_not() {
         assert!(quiet.is_err(), "traffic alone changes nothing");
 
         let node = format!("--net=/run/netns/{}", lan.node);
-        let breaks: [&[&str]; 4] = [
-            &["ip", "-n", &lan.node, "-6", "route", "del", "fd00:1:2:a:1:0:ab:cdef"],
-            &["ip", "-n", &lan.node, "neigh", "del", "10.254.0.2", "dev", "hx0001000000"],
-            &["ip", "-n", &pod, "addr", "del", "fd00:1:2:a:1:0:ab:cdef/128", "dev", "eth0"],
-            &["nsenter", &node, "nft", "flush", "ruleset"],
+        let (sysctl, link) = ("/proc/sys/net", "hx0001000000");
+        let write = |key: &str, value: &str| format!("echo {value} > {sysctl}/{key}");
+        let ipv4 = [write("ipv4/ip_forward", "1"), write("ipv4/ip_forward", "0")].join("; ");
+        let breaks: [(Subject, &[&str]); 9] = [
+            (Subject::Route, &["ip", "-n", &lan.node, "-6", "route", "del", "fd00:1:2:a:1:0:ab:cdef"]),
+            (Subject::Route, &["ip", "-n", &lan.node, "-6", "route", "flush", "proto", "118"]),
+            (Subject::Neighbour, &["ip", "-n", &lan.node, "neigh", "del", "10.254.0.2", "dev", link]),
+            (
+                Subject::Address,
+                &["ip", "-n", &pod, "addr", "del", "fd00:1:2:a:1:0:ab:cdef/128", "dev", "eth0"],
+            ),
+            (Subject::Link, &["ip", "-n", &lan.node, "link", "set", link, "down"]),
+            (Subject::Nftables, &["nsenter", &node, "nft", "flush", "ruleset"]),
+            (Subject::Sysctl, &["nsenter", &node, "sh", "-c", &ipv4]),
+            (Subject::Sysctl, &["nsenter", &node, "sh", "-c", &write("ipv6/conf/all/forwarding", "0")]),
+            (Subject::Sysctl, &["nsenter", &node, "sh", "-c", &write("ipv6/conf/eth0/proxy_ndp", "0")]),
         ];
-        for command in breaks {
+        for (subject, command) in breaks {
+            reconcile(&mut dataplane, &desired).await;
+            while timeout(Duration::from_millis(300), changes.changed()).await.is_ok() {}
+            changes.traces().take();
             run(command[0], &command[1..]);
             timeout(Duration::from_secs(5), changes.changed())
                 .await
                 .unwrap_or_else(|_| panic!("{command:?}"));
+            let traces = changes.traces().take();
+            assert!(traces.iter().any(|trace| trace.subject == subject), "{command:?}: {traces:?}");
+            if subject == Subject::Nftables {
+                let author = traces.iter().find_map(|trace| trace.author.clone()).unwrap();
+                assert_eq!(author.name.as_deref(), Some("nft"));
+            }
             assert_ne!(reconcile(&mut dataplane, &desired).await, "", "{command:?}");
             // The repair itself is a change, too.
             timeout(Duration::from_secs(5), changes.changed()).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn programs_that_others_take_off_are_announced() {
+    if !is_root() {
+        return;
+    }
+    let lan = Lan::new();
+    let desired = with_bpf(lan.desired(1));
+    let config = lan.bpf_config();
+    lan.as_node(async || {
+        let mut dataplane = Dataplane::open(config.clone()).await.unwrap();
+        if !Bpf::probe().sched_cls {
+            skip("this kernel or this process has no BPF programs for tc");
+            return;
+        }
+        reconcile(&mut dataplane, &desired).await;
+        reconcile(&mut dataplane, &desired).await;
+        let mut changes = dataplane.changes().unwrap();
+        let pin = |program: &str, link: &str| {
+            let mut layouts = fs::read_dir(&config.bpf_dir).unwrap();
+            layouts.next().unwrap().unwrap().path().join(format!("link-{link}-{program}"))
+        };
+        let is_tcx = Bpf::probe().tcx;
+        let node = format!("--net=/run/netns/{}", lan.node);
+        let mut breaks: Vec<(Subject, Box<dyn Fn()>)> = Vec::new();
+        if is_tcx {
+            for (program, link) in
+                [("uplink_ingress", "eth0"), ("uplink_egress", "eth0"), ("pod_guard", "hx0001000000")]
+            {
+                breaks.push((Subject::Pin, Box::new(move || fs::remove_file(pin(program, link)).unwrap())));
+                breaks.push((Subject::Hook, Box::new(move || detach(&pin(program, link)))));
+            }
+        } else {
+            breaks.push((
+                Subject::Filter,
+                Box::new(move || {
+                    drop(run("nsenter", &[&node, "tc", "qdisc", "del", "dev", "eth0", "clsact"]))
+                }),
+            ));
+        }
+        for (subject, take_off) in breaks {
+            while timeout(Duration::from_millis(300), changes.changed()).await.is_ok() {}
+            changes.traces().take();
+            take_off();
+            timeout(Duration::from_secs(5), changes.changed())
+                .await
+                .unwrap_or_else(|_| panic!("{subject:?}"));
+            let traces = changes.traces().take();
+            assert!(traces.iter().any(|trace| trace.subject == subject), "{subject:?}: {traces:?}");
+            let repaired = reconcile(&mut dataplane, &desired).await;
+            assert!(repaired.starts_with("bpf attach "), "{subject:?}: {repaired}");
+            reconcile(&mut dataplane, &desired).await;
+        }
+        assert!(dataplane.teardown().await.unwrap().is_empty());
     });
 }
 

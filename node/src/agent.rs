@@ -13,9 +13,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use dataplane::{
-    ApplyError, Changes, Dataplane, Op, Swept, UplinkInfo,
+    ApplyError, Changes, Dataplane, Op, Pace, Reconciled, Swept, Trace, Traces, UplinkInfo,
     announce::{Announcer, Conflict},
-    plan, plan_teardown,
+    plan, plan_teardown, repairs,
 };
 use dataplane_core::{Action, Desired};
 use hextet_api::v1;
@@ -31,6 +31,7 @@ use crate::{
     backoff::Backoff,
     config::NodePaths,
     desired::{Backends, Underlay, desired},
+    events::Events,
     identity::Identity,
     keeper::News,
     local::{Answer, Call, Request},
@@ -51,6 +52,11 @@ const LEAVE_MAX: Duration = Duration::from_secs(3);
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How many changes of the kernel are answered at once while it cannot be brought to what is wanted. They may be
+/// what was waited for, such as the uplink that comes back, or nothing but the traces of the last attempt.
+const HOPES_AT_ONCE: u32 = 8;
+/// How often they are answered when they do not end.
+const HOPES_INTERVAL: Duration = Duration::from_secs(2);
 /// Operations of one reconciliation that are logged one by one.
 const OPS_LOGGED_MAX: usize = 30;
 
@@ -80,6 +86,11 @@ pub(crate) struct Agent {
     pub(crate) ports: PortLog,
     /// New flows that were refused so far, by the pod's private address.
     pub(crate) refused: BTreeMap<Ipv4Addr, u32>,
+    /// What the kernel held when it last was as it should be.
+    pub(crate) settled: Option<Desired>,
+    /// Who changed what in the kernel.
+    pub(crate) traces: Traces,
+    pub(crate) events: Events,
 }
 
 /// What the agent listens to.
@@ -96,9 +107,10 @@ pub(crate) struct Inbox {
 #[derive(Debug)]
 pub(crate) struct Schedule {
     due: Option<Instant>,
-    /// While it fails, changes of the kernel do not make it sooner.
+    /// While it fails, the audit does not make it sooner.
     not_before: Option<Instant>,
     backoff: Backoff,
+    hopes: Pace,
 }
 
 impl Schedule {
@@ -107,6 +119,7 @@ impl Schedule {
             due: Some(Instant::now()),
             not_before: None,
             backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
+            hopes: Pace::new(HOPES_AT_ONCE, HOPES_INTERVAL),
         }
     }
 
@@ -115,7 +128,13 @@ impl Schedule {
         self.due = Some(Instant::now());
     }
 
-    /// Something in the kernel has changed, or may have.
+    /// Something in the kernel has changed: while it fails, that may be what it waits for.
+    fn changed(&mut self) {
+        let is_failing = self.not_before.is_some();
+        if is_failing && !self.hopes.take(Instant::now()) { self.soon() } else { self.now() }
+    }
+
+    /// Something in the kernel may have changed.
     fn soon(&mut self) {
         let earliest = self.not_before.unwrap_or_else(Instant::now);
         self.due = Some(self.due.map_or(earliest, |due| due.min(earliest)));
@@ -177,7 +196,7 @@ impl Agent {
                     }
                 }
                 Some(conflict) = inbox.conflicts.recv() => hear_conflict(conflict),
-                () = changed(&mut inbox.changes) => self.schedule.soon(),
+                () = changed(&mut inbox.changes) => self.schedule.changed(),
                 () = Schedule::wait(due) => self.reconcile().await,
                 permit = room => drop(permit.send(self.reports.take())),
                 _ = audit.tick() => self.schedule.soon(),
@@ -314,6 +333,7 @@ impl Agent {
             warn!(error = format!("{error:#}"), ?wait, "the uplink is not there yet");
         }
         let Some(desired) = self.desired() else { return };
+        let traces = self.traces.take();
         let reconciled = match self.dataplane.reconcile(&desired).await {
             Ok(reconciled) => reconciled,
             Err(error) => {
@@ -326,7 +346,9 @@ impl Agent {
         if let Err(error) = self.announcer.reconciled(&desired, &reconciled, false) {
             warn!(error = chain(&error), "pods are not announced");
         }
+        self.tell_repairs(&reconciled, &traces);
         if reconciled.failures.is_empty() {
+            self.settled = Some(desired.clone());
             self.schedule.succeeded();
         } else {
             let wait = self.schedule.failed();
@@ -342,6 +364,21 @@ impl Agent {
         let mut events = self.network_events(&desired, &failures_by_pod(&reconciled.failures));
         events.extend(replaced(&reconciled.ops).map(|pod| (pod, Event::NetworkReplaced)));
         self.happen(events).await;
+    }
+
+    /// Tells what others had undone and is mended.
+    fn tell_repairs(&mut self, reconciled: &Reconciled, traces: &[Trace]) {
+        if reconciled.ops.is_empty() {
+            return;
+        }
+        if let Some(settled) = &self.settled {
+            let failed = |op: &Op| reconciled.failures.iter().any(|(other, _)| other == op);
+            let mut repairs = repairs(settled, &reconciled.observed, &reconciled.ops);
+            repairs.retain(|op| !failed(op));
+            self.events.repaired(&repairs, traces);
+        }
+        // What was heard until now is the reconciliation itself.
+        self.traces.take();
     }
 
     /// What the reconciliation means for each pod that waits for it.
@@ -425,6 +462,7 @@ impl Agent {
         let result = match request {
             Request::Plan => self.plan().await.map(Answer::Lines),
             Request::Show => Ok(Answer::View(Box::new(self.view()))),
+            Request::Events => Ok(Answer::Events(self.events.list())),
             Request::Down => self.down(inbox).await.map(Answer::Lines),
         };
         let down = request == Request::Down && result.is_ok();

@@ -13,6 +13,7 @@ use crate::{
     assignment::Assignment,
     config::NodePaths,
     desired::{Backends, Underlay, desired},
+    events::NodeEvent,
     identity::Identity,
     local::{self, Answer, Request},
     lock::NodeLock,
@@ -48,6 +49,20 @@ pub async fn show(paths: &NodePaths) -> Result<NodeView> {
         Some(Answer::View(view)) => Ok(*view),
         Some(_) => bail!("the agent answered something else: is it of this version?"),
         None => Ok(Offline::open(&paths).await?.view()),
+    }
+}
+
+/// What others broke and the agent mended since it started, the oldest first.
+///
+/// # Errors
+/// When no agent runs: it alone knows.
+pub async fn events(paths: &NodePaths) -> Result<Vec<NodeEvent>> {
+    require_root("look at a node's events")?;
+    let paths = paths.absolute()?;
+    match ask(&paths, Request::Events).await? {
+        Some(Answer::Events(events)) => Ok(events),
+        Some(_) => bail!("the agent answered something else: is it of this version?"),
+        None => bail!("the agent does not run, and events are in its memory only: look into its log"),
     }
 }
 

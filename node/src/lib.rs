@@ -19,6 +19,7 @@ mod backoff;
 mod commands;
 pub mod config;
 mod desired;
+mod events;
 mod files;
 mod identity;
 mod join;
@@ -40,8 +41,9 @@ mod teardown;
 mod view;
 
 pub use self::{
-    commands::{counters, down, flows, plan, show, whois},
+    commands::{counters, down, events, flows, plan, show, whois},
     config::{ChoiceError, MasqueradeChoice, NdpChoice, NodeConfig, NodePaths},
+    events::NodeEvent,
     port_log::Holder,
     start::run,
     view::{FlowView, NodeView, PodView},

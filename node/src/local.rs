@@ -1,4 +1,4 @@
-//! The agent's Unix socket for root on the same machine: `netctl node plan`, `show` and `down`.
+//! The agent's Unix socket for root on the same machine: `netctl node plan`, `show`, `events` and `down`.
 //!
 //! One request and one answer per connection, each one line of JSON.
 
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::{socket, view::NodeView};
+use crate::{events::NodeEvent, socket, view::NodeView};
 
 /// The socket's file name in the run folder.
 pub(crate) const SOCKET_FILE: &str = "agent.sock";
@@ -29,6 +29,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) enum Request {
     Plan,
     Show,
+    Events,
     Down,
 }
 
@@ -38,6 +39,7 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     Lines(Vec<String>),
     View(Box<NodeView>),
+    Events(Vec<NodeEvent>),
     Error(String),
 }
 

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
-use dataplane::{Config, Dataplane, Features, NoBpf, announce::Announcer};
+use dataplane::{Changes, Config, Dataplane, Features, NoBpf, announce::Announcer};
 use dataplane_core::{Filtering, MasqueradeBackend, NdpBackend};
 use hextet_api::v1::{NodeHello, Resources};
 use nix::{
@@ -25,6 +25,7 @@ use crate::{
         supervisor_program,
     },
     desired::Backends,
+    events::Events,
     files,
     identity::Identity,
     join, local,
@@ -107,6 +108,9 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         underlay: None,
         ports: PortLog::open(&config.paths.state_dir),
         refused: BTreeMap::new(),
+        settled: None,
+        traces: changes.as_ref().map(Changes::traces).unwrap_or_default(),
+        events: Events::default(),
     };
     agent.boot().await;
     info!("node ready");

@@ -17,6 +17,7 @@ mod object;
 mod observed;
 mod op;
 mod plan;
+mod repair;
 mod wanted;
 
 pub use desired::{Desired, MasqueradeBackend, NdpBackend, Pod, Uplink};
@@ -27,6 +28,7 @@ pub use object::{
 pub use observed::{Observed, ObservedBpf, ObservedPod, ObservedUplink, ProtocolName, Stack};
 pub use op::{Action, Op, Place};
 pub use plan::{plan, plan_teardown};
+pub use repair::repairs;
 pub use wanted::{node_sysctl_keys, pod_sysctl_keys, veth_sysctl_keys};
 
 /// The route protocol number that marks routes, addresses and proxied neighbours as Hextet's.

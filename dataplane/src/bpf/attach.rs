@@ -158,6 +158,10 @@ fn on_interface(program: Program, ifname: &str) -> Result<Vec<ProgramInfo>, Atta
     }
 }
 
+pub(super) fn revision(program: Program, ifname: &str) -> Option<u64> {
+    SchedClassifier::query_tcx(ifname, attach_type(program)).ok().map(|(revision, _)| revision)
+}
+
 fn attach_clsact(place: &Place<'_>, classifier: &mut SchedClassifier) -> Result<(), AttachError> {
     let direction = attach_type(place.program);
     let mut ours = ours(place.program, place.ifindex)?;

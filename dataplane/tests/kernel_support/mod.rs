@@ -170,7 +170,7 @@ pub(crate) fn pod(n: usize) -> Pod {
 
 /// Reconciles and insists that nothing fails.
 pub(crate) async fn reconcile(dataplane: &mut Dataplane, desired: &Desired) -> String {
-    let Reconciled { ops, failures } = dataplane.reconcile(desired).await.unwrap();
+    let Reconciled { ops, failures, .. } = dataplane.reconcile(desired).await.unwrap();
     let failures: Vec<_> = failures.iter().map(|(op, error)| format!("{op}: {}", chain(error))).collect();
     assert!(failures.is_empty(), "{failures:#?}");
     text(&ops)

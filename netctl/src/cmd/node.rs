@@ -2,7 +2,7 @@
 
 use std::{net::Ipv6Addr, path::PathBuf};
 
-use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodePaths};
+use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodeEvent, NodePaths};
 use anyhow::bail;
 use dataplane::Filtering;
 use hextet_api::token::Token;
@@ -12,7 +12,7 @@ use scheduler_core::{
 };
 use serde::Serialize;
 
-use super::{asked_to_end, block_on, block_on_threads};
+use super::{age, asked_to_end, block_on, block_on_threads, now_unix_ms};
 use crate::{
     client::variable,
     print::{self, Format, Row},
@@ -109,6 +109,12 @@ enum Command {
     /// Show who this node is, its peers and pods, and what its kernel offers
     #[command(after_help = "Example:\n  netctl node show")]
     Show(PathArgs),
+    /// Print what others broke in this machine's kernel, and the agent mended
+    ///
+    /// The newest 256 since the agent started, with who did it as far as the kernel says so. The agent's log
+    /// has them, too.
+    #[command(after_help = "Example:\n  netctl node events")]
+    Events(PathArgs),
     /// Stop every pod and leave the machine as it was found
     ///
     /// The agent, if it runs, ends too. The node keeps its name and prefix: `netctl node` brings it back.
@@ -149,6 +155,24 @@ impl Args {
     }
 }
 
+/// Something that was mended.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct EventRow {
+    event: NodeEvent,
+    #[serde(skip)]
+    now: u64,
+}
+
+impl Row for EventRow {
+    const HEADER: &'static [&'static str] = &["AGE", "REPAIRED", "BY"];
+
+    fn cells(&self) -> Vec<String> {
+        let by = self.event.by.clone().unwrap_or_default();
+        vec![age(self.event.unix_ms, self.now), self.event.what.clone(), by]
+    }
+}
+
 /// One counter of the BPF programs.
 #[derive(Debug, Serialize)]
 struct CounterRow {
@@ -170,6 +194,7 @@ pub(super) fn run(args: Args, format: Format) -> anyhow::Result<()> {
         None => block_on_threads(::node::run(args.config(), asked_to_end())),
         Some(Command::Plan(paths)) => block_on(plan(paths.paths(), format)),
         Some(Command::Show(paths)) => block_on(show(paths.paths(), format)),
+        Some(Command::Events(paths)) => block_on(events(paths.paths(), format)),
         Some(Command::Down(paths)) => block_on(down(paths.paths(), format)),
         Some(Command::Counters(paths)) => counters(&paths.paths(), format),
     }
@@ -182,6 +207,13 @@ async fn plan(paths: NodePaths, format: Format) -> anyhow::Result<()> {
 async fn show(paths: NodePaths, format: Format) -> anyhow::Result<()> {
     let view = ::node::show(&paths).await?;
     print::to_stdout(|out| print::one(out, format, &view))
+}
+
+async fn events(paths: NodePaths, format: Format) -> anyhow::Result<()> {
+    let now = now_unix_ms();
+    let rows: Vec<EventRow> =
+        ::node::events(&paths).await?.into_iter().map(|event| EventRow { event, now }).collect();
+    print::to_stdout(|out| print::rows(out, format, &rows))
 }
 
 async fn down(paths: NodePaths, format: Format) -> anyhow::Result<()> {

@@ -608,3 +608,28 @@ fn damage(observed: &mut Observed, chance: &mut impl FnMut() -> bool) {
         observed.nft = None;
     }
 }
+
+#[test]
+fn what_others_undid_is_told_from_what_is_newly_wanted() {
+    let before = desired(1);
+    let mut kernel = settled(&before, machine());
+    kernel.host.routes.retain(|route| route.hop == Hop::Unreachable);
+    kernel.host.sysctls.insert("net/ipv4/conf/eth0/forwarding".to_owned(), "0".to_owned());
+    kernel.bpf.as_mut().unwrap().attachments.remove(&(Program::UplinkIngress, "eth0".to_owned()));
+    let mut now = desired(2);
+    now.peers.insert("fd00:1:2:c::/64".parse().unwrap(), "2001:db8:1::13".parse().unwrap());
+
+    let ops = plan(&now, &kernel);
+    let repairs = crate::repairs(&before, &kernel, &ops);
+    let found: String = repairs.iter().map(|op| op.found() + "\n").collect();
+    expect![[r#"
+        sysctl net/ipv4/conf/eth0/forwarding was no longer 1
+        route fd00:1:2:b::/64 via 2001:db8:1::12 dev eth0 proto hextet metric 1024 was removed
+        bpf uplink_ingress was taken off eth0
+        route 10.254.0.1/32 dev hx0001000000 proto hextet was removed
+        route fd00:1:2:a:1:0:ab:cdef/128 dev hx0001000000 proto hextet metric 1024 was removed
+    "#]]
+    .assert_eq(&found);
+    assert!(ops.len() > repairs.len() + 5, "the second pod and the new peer are no repairs: {}", text(&ops));
+    assert_eq!(crate::repairs(&before, &settled(&before, machine()), &[]), []);
+}
