@@ -13,6 +13,7 @@ pub mod frame;
 pub mod interrupt;
 pub mod jobs;
 pub mod machine;
+pub mod meter;
 pub mod netns;
 pub mod probe;
 pub mod process;

@@ -1,0 +1,291 @@
+//! Somebody else changes the kernel under a node: nothing is lost where the kernel can hold it, what is broken is
+//! repaired, and the node tells what was broken and by whom.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use hextet_tests::meter::{Kind, Meter, Route, allow_ping, no_loss, through_within};
+use hextet_tests::probe::{all_greet, host_link};
+use hextet_tests::progress::write_now;
+use hextet_tests::scenario::{BUSYBOX, CURL, NFT, Needs, check, scenario};
+use hextet_tests::wait::{wait_for, wait_until};
+use hextet_tests::{Options, Pod, Testbed, jobs};
+use serde_json::Value;
+
+const NEEDS: Needs = Needs { programs: &[CURL, BUSYBOX, NFT] };
+const SOON: Duration = Duration::from_secs(20);
+/// Of a machine that runs four testbeds at once. What a quiet one needs is in docs/operating.md.
+const REPAIRED: Duration = Duration::from_secs(3);
+const WAN: [u8; 4] = [198, 51, 100, 2];
+
+/// A testbed with traffic over the node n1: from its pod to another node's, to the internet, and from the LAN.
+struct Bench<'a> {
+    testbed: &'a Testbed,
+    pods: Vec<Pod>,
+    meter: Meter,
+}
+
+#[test]
+fn what_the_kernel_can_hold_is_not_lost() {
+    scenario("what_the_kernel_can_hold_is_not_lost", NEEDS, Options::default(), |testbed| {
+        nothing_lost(&Bench::up(testbed)?)
+    });
+}
+
+#[test]
+fn what_others_break_is_repaired_and_told() {
+    scenario("what_others_break_is_repaired_and_told", NEEDS, Options::default(), |testbed| {
+        repaired(&mut Bench::up(testbed)?)
+    });
+}
+
+#[test]
+fn a_flushed_rule_set_is_put_back() {
+    let node_args = vec!["--masquerade".into(), "nftables".into()];
+    let options = Options { node_args, ..Options::default() };
+    scenario("a_flushed_rule_set_is_put_back", NEEDS, options, |testbed| {
+        let bench = Bench::up(testbed)?;
+        bench.mended("nft flush ruleset", "table inet hextet", By::Named("nft (process "), || {
+            bench.run("n1", "nft flush ruleset")
+        })
+    });
+}
+
+impl<'a> Bench<'a> {
+    fn up(testbed: &'a Testbed) -> Result<Bench<'a>> {
+        testbed.apply(jobs::HELLO)?;
+        let mut pods = testbed.wait_running("hello", 3, SOON)?;
+        pods.sort_by(|a, b| a.node.cmp(&b.node));
+        let client = testbed.netns("client");
+        allow_ping(&client)?;
+        all_greet(&client, &pods, SOON)?;
+        let (one, three) = (testbed.netns(&pods[0].id), testbed.netns(&pods[2].id));
+        let routes = [
+            Route { name: "pod to pod", from: one.clone(), to: three, address: pods[2].address().into() },
+            Route { name: "pod to IPv4", from: one.clone(), to: testbed.netns("wan"), address: WAN.into() },
+            Route { name: "LAN to pod", from: client, to: one, address: pods[0].address().into() },
+        ];
+        let meter = Meter::start(&routes, &[Kind::Udp, Kind::Tcp, Kind::Ping])?;
+        Ok(Bench { testbed, pods, meter })
+    }
+
+    fn run(&self, place: &str, line: &str) -> Result<()> {
+        let words: Vec<&str> = line.split(' ').collect();
+        self.testbed.run_in(place, &words).success().map(drop)
+    }
+
+    fn write(&self, place: &str, key: &str, value: &str) -> Result<()> {
+        let (path, value) = (format!("/proc/sys/{key}"), value.to_owned());
+        self.testbed.netns(place).run(|| std::fs::write(&path, value))?.with_context(|| path)
+    }
+
+    /// The bench's traffic does not notice `work`.
+    fn unnoticed(&self, what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        check(what, || no_loss(&self.meter.during(SOON, work)?))
+    }
+
+    /// `work` breaks something on n1: it is mended, and what was broken is told, with who did it.
+    fn mended(&self, what: &str, found: &str, by: By, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.mended_on("n1", what, found, by, REPAIRED, work)
+    }
+
+    fn mended_on(
+        &self,
+        node: &str,
+        what: &str,
+        found: &str,
+        by: By,
+        limit: Duration,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        check(what, || {
+            let before = events(self.testbed, node)?.len();
+            let start = Instant::now();
+            let accounts = self.meter.during(limit * 10, work)?;
+            through_within(&accounts, limit)?;
+            told(self.testbed, node, before, found, by)?;
+            write_now(&format!("       told after {:.0?} at the latest\n", start.elapsed()));
+            is_settled(self.testbed, node)
+        })
+    }
+}
+
+/// Who is expected to be named.
+#[derive(Clone, Copy)]
+enum By {
+    /// The kernel names the process.
+    Named(&'static str),
+    /// A process that may be gone before its name is asked for.
+    Process,
+    /// The kernel does not say.
+    Nobody,
+}
+
+fn nothing_lost(bench: &Bench<'_>) -> Result<()> {
+    let testbed = bench.testbed;
+    bench.unnoticed("kill -9 of an agent, and its start", || {
+        let agent = testbed.agent("n1");
+        agent.kill9()?;
+        agent.start_until_ready()
+    })?;
+    bench.unnoticed("an agent is ended and started", || {
+        let agent = testbed.agent("n1");
+        agent.terminate()?;
+        agent.start_until_ready()
+    })?;
+    bench.unnoticed("the server is killed and started", || {
+        testbed.server().kill9()?;
+        wait_until(SOON, "the agents notice", || testbed.agent("n1").log().contains("server"))?;
+        testbed.server().start()?;
+        testbed.wait_node("n1", "ready", SOON)
+    })?;
+    bench.unnoticed("nft flush ruleset", || bench.run("n1", "nft flush ruleset"))?;
+    check("a clsact qdisc of others is added and removed", || {
+        // The kernel stops a device's queues for the moment of such a change, whoever's programs are on it.
+        let accounts = bench.meter.during(SOON, || {
+            bench.run("n1", "tc qdisc add dev eth0 clsact")?;
+            bench.run("n1", "tc qdisc del dev eth0 clsact")
+        })?;
+        through_within(&accounts, REPAIRED)
+    })?;
+    bench.unnoticed("routes and rules of others are added and flushed", || {
+        for family in ["-4", "-6"] {
+            let network = if family == "-4" { "203.0.113.0/24" } else { "2001:db8:55::/64" };
+            bench.run("n1", &format!("ip {family} route add {network} dev eth0 proto 99"))?;
+            bench.run("n1", &format!("ip {family} rule add pref 99 lookup 99 protocol 99"))?;
+            bench.run("n1", &format!("ip {family} route flush proto 99"))?;
+            bench.run("n1", &format!("ip {family} rule flush protocol 99"))?;
+        }
+        Ok(())
+    })?;
+    bench.unnoticed("a node's address is replaced by another", || move_n3(bench))?;
+    check("every pod still answers", || all_greet(&testbed.netns("client"), &bench.pods, SOON))
+}
+
+/// n3 gets another address, and loses the one under which its peers know it.
+fn move_n3(bench: &Bench<'_>) -> Result<()> {
+    bench.run("n3", "ip addr add 2001:db8:1::93/64 dev eth0 nodad")?;
+    bench.run("n3", "ip addr del 2001:db8:1::13/64 dev eth0")?;
+    wait_for(SOON, "n1 has a route by way of the new address", || {
+        let routes = bench.testbed.in_ns("n1", &["ip", "-6", "route", "show", "proto", "118"]);
+        let routes = routes.map_err(|error| error.to_string())?.stdout;
+        if routes.contains("via 2001:db8:1::93 ") { Ok(()) } else { Err(routes) }
+    })?;
+    Ok(())
+}
+
+fn repaired(bench: &mut Bench<'_>) -> Result<()> {
+    let testbed = bench.testbed;
+    bench.mended("ip -6 route flush proto 118", "route fd", By::Process, || {
+        bench.run("n1", "ip -6 route flush proto 118")
+    })?;
+    bench.mended("ip route flush proto 118", "route 10.254.", By::Process, || {
+        bench.run("n1", "ip route flush proto 118")
+    })?;
+    bench.mended("writing 0 to all.forwarding", "orwarding was no longer 1", By::Nobody, || {
+        bench.write("n1", "net/ipv6/conf/all/forwarding", "1")?;
+        bench.write("n1", "net/ipv6/conf/all/forwarding", "0")
+    })?;
+    bench.mended("writing 0 to ip_forward", "orwarding was no longer 1", By::Nobody, || {
+        bench.write("n1", "net/ipv4/ip_forward", "1")?;
+        bench.write("n1", "net/ipv4/ip_forward", "0")
+    })?;
+    let link = host_link(testbed, &bench.pods[0])?;
+    bench.mended("a pod's link goes down", "was changed", By::Nobody, || {
+        bench.run("n1", &format!("ip link set {link} down"))
+    })?;
+    bench.mended("neighbours are flushed", "neigh ", By::Nobody, || {
+        bench.run("n1", &format!("ip neigh flush nud permanent dev {link}"))?;
+        bench.run("n1", &format!("ip -6 neigh flush nud permanent dev {link}"))
+    })?;
+    bench.mended("the uplink goes down and up", "route fd", By::Nobody, || {
+        bench.run("n1", "ip link set eth0 down")?;
+        bench.run("n1", "ip link set eth0 up")?;
+        // As a network manager does: the kernel forgets IPv6 addresses and static routes of what is down.
+        bench.run("n1", "ip addr replace 2001:db8:1::11/64 dev eth0 nodad")?;
+        bench.run("n1", "ip route replace default via 192.0.2.1 dev eth0")?;
+        bench.run("n1", "ip -6 route replace default via 2001:db8:1::1 dev eth0")
+    })?;
+    bench.mended("the uplink gets another MAC address", "bpf ndp", By::Nobody, || {
+        bench.run("n1", "ip link set eth0 address 02:00:00:00:66:01")?;
+        wait_for(SOON, "the proxy answers with the new address", || is_settled_now(testbed, "n1"))?;
+        // The others learn it when they ask anew, which their kernels do after some ten seconds.
+        let others = ["n2", "n3", "client", "router"];
+        others.iter().try_for_each(|place| bench.run(place, "ip -6 neigh flush dev eth0"))
+    })?;
+    // While nobody translates replies, the node itself gets them, knows nothing of them, and resets the connection.
+    bench.meter.forget("tcp pod to ipv4");
+    take_programs_off(bench)?;
+    check("every pod still answers", || all_greet(&testbed.netns("client"), &bench.pods, SOON))
+}
+
+/// Pins of the uplink's programs and of the pod's guard are removed.
+fn take_programs_off(bench: &Bench<'_>) -> Result<()> {
+    let pins = pins(bench.testbed, "n1")?;
+    if pins.is_empty() {
+        write_now("       no TCX here: nothing is pinned\n");
+        return bench.mended("tc qdisc del clsact", "was taken off", By::Process, || {
+            bench.run("n1", "tc qdisc del dev eth0 clsact")
+        });
+    }
+    for pin in pins {
+        let name = pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        bench.mended(&format!("{name} is removed"), "was taken off", By::Nobody, || {
+            std::fs::remove_file(&pin).with_context(|| pin.display().to_string())
+        })?;
+    }
+    Ok(())
+}
+
+/// The pinned links of a node.
+fn pins(testbed: &Testbed, node: &str) -> Result<Vec<std::path::PathBuf>> {
+    let dir = testbed.environment(node).into_iter().find(|(key, _)| key == "HEXTET_NODE_BPF_DIR");
+    let (_, dir) = dir.context("a node of a cluster has a folder of pins")?;
+    let mut links = Vec::new();
+    for layout in std::fs::read_dir(dir)? {
+        for pin in std::fs::read_dir(layout?.path())? {
+            let pin = pin?.path();
+            links.extend(
+                pin.file_name().is_some_and(|n| n.to_string_lossy().starts_with("link-")).then_some(pin),
+            );
+        }
+    }
+    links.sort();
+    Ok(links)
+}
+
+/// What and by whom, as `netctl node events` tells it.
+fn events(testbed: &Testbed, node: &str) -> Result<Vec<(String, Option<String>)>> {
+    let json = testbed.netctl_on(node, &["node", "events", "-o", "json"])?.success()?;
+    let events: Vec<Value> = serde_json::from_str(&json)?;
+    let text = |event: &Value, key: &str| event[key].as_str().map(str::to_owned);
+    Ok(events.iter().map(|event| (text(event, "what").unwrap_or_default(), text(event, "by"))).collect())
+}
+
+/// Waits until the node has told of what was found, after the first `before` events.
+fn told(testbed: &Testbed, node: &str, before: usize, found: &str, by: By) -> Result<()> {
+    let (_, author) = wait_for(SOON, &format!("an event that says {found:?}"), || {
+        let all = events(testbed, node).map_err(|error| format!("{error:#}"))?;
+        let new = &all[before.min(all.len())..];
+        new.iter().find(|(what, _)| what.contains(found)).map(|(_, by)| by.clone()).ok_or(format!("{new:?}"))
+    })?;
+    write_now(&format!("       by {}\n", author.as_deref().unwrap_or("unknown")));
+    match (by, author) {
+        (By::Named(name), Some(author)) if author.starts_with(name) => Ok(()),
+        (By::Process, Some(author)) if author.contains("process") => Ok(()),
+        (By::Nobody, _) => Ok(()),
+        (_, author) => bail!("it was {author:?}"),
+    }
+}
+
+fn is_settled(testbed: &Testbed, node: &str) -> Result<()> {
+    wait_for(SOON, "there is nothing left to do", || is_settled_now(testbed, node)).map(drop)
+}
+
+fn is_settled_now(testbed: &Testbed, node: &str) -> Result<(), String> {
+    let plan = testbed.netctl_on(node, &["node", "plan"]).and_then(|output| output.success());
+    match plan {
+        Ok(plan) if plan.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    }
+}
