@@ -25,6 +25,13 @@ pub const ARP: u16 = 0x0806_u16.to_be();
 /// EtherType of IPv6 (RFC 2464 section 3), in wire order.
 pub const IPV6: u16 = 0x86dd_u16.to_be();
 
+/// EtherType of a VLAN tag (IEEE 802.1Q), in wire order.
+pub const VLAN: u16 = 0x8100_u16.to_be();
+/// EtherType of a service VLAN tag (IEEE 802.1ad), in wire order.
+pub const SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
+/// EtherType of the outer of two tags before there was a standard, in wire order.
+pub const QINQ: u16 = 0x9100_u16.to_be();
+
 /// Where frames for ff02::1 go (RFC 2464 section 7).
 pub const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 

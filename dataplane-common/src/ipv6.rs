@@ -101,6 +101,13 @@ impl Address {
         Address::new([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, d, e, f])
     }
 
+    /// Whether it is of `fe80::/10` (RFC 4291 section 2.5.6).
+    #[inline(always)]
+    pub const fn is_link_local(self) -> bool {
+        let octets = self.0[0].to_ne_bytes();
+        octets[0] == 0xfe && octets[1] & 0xc0 == 0x80
+    }
+
     /// Whether it is of `ff02::1:ff00:0/104` (RFC 4291 section 2.7.1).
     #[inline(always)]
     pub const fn is_solicited_node(self) -> bool {
@@ -135,6 +142,8 @@ mod tests {
     fn kinds_of_address_are_told_apart() {
         assert!(address("::").is_unspecified() && !address("::1").is_unspecified());
         assert!(address("ff02::1").is_multicast() && !address("fe80::1").is_multicast());
+        assert!(address("fe80::1").is_link_local() && address("febf::1").is_link_local());
+        assert!(!address("fec0::1").is_link_local() && !address("fd80::1").is_link_local());
         assert!(address("ff02::1:ff12:3456").is_solicited_node());
         assert!(!address("ff02::1:fe12:3456").is_solicited_node());
         assert!(!address("ff05::1:ff12:3456").is_solicited_node());

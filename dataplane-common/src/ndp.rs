@@ -24,6 +24,8 @@ use crate::{
 
 /// ICMPv6 type: router advertisement (RFC 4861 section 4.2).
 pub const ROUTER_ADVERTISEMENT: u8 = 134;
+/// ICMPv6 type: router solicitation (RFC 4861 section 4.1).
+pub const ROUTER_SOLICITATION: u8 = 133;
 /// ICMPv6 type: neighbour solicitation (RFC 4861 section 4.3).
 pub const NEIGHBOUR_SOLICITATION: u8 = 135;
 /// ICMPv6 type: neighbour advertisement (RFC 4861 section 4.4).

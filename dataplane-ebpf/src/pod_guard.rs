@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use dataplane_common::{
     counter::Counter,
     ethernet,
-    guard::{self, Verdict},
+    guard::{self, HEADERS_BYTES, Verdict},
     ndp::{self, SOLICITATION_BYTES_MAX},
 };
 
@@ -15,13 +15,13 @@ use crate::{
     skb::Skb,
 };
 
-/// Ethernet, the longest IPv4 header and two ports: what the checks read.
-const HEADERS_BYTES: usize = 14 + 60 + 4;
-
 /// Passes, drops, or answers for the gateway.
 #[classifier]
 pub(crate) fn pod_guard(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
+    if skb.has_vlan_tag() {
+        return drop(&ctx, Counter::GuardDropVlan);
+    }
     // SAFETY: the entry is read before the program ends; the agent replaces it as a whole.
     let Some(entry) = (unsafe { GUARD.get(skb.ifindex()) }) else {
         return drop(&ctx, Counter::GuardDropNoEntry);

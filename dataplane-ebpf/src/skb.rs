@@ -49,6 +49,13 @@ impl Skb {
         unsafe { (*self.skb).protocol as u16 }
     }
 
+    /// Whether the kernel took a VLAN tag off the frame, which then no longer shows it.
+    #[inline(always)]
+    pub(crate) fn has_vlan_tag(&self) -> bool {
+        // SAFETY: as for `ifindex`.
+        unsafe { (*self.skb).vlan_present != 0 }
+    }
+
     /// Makes the first `bytes` of the packet, or all of a shorter one, directly readable. False if the
     /// kernel has no memory for it.
     #[inline(always)]

@@ -69,8 +69,44 @@ fn icmp(to: Ipv6Addr, kind: u8) -> Vec<u8> {
     icmpv6(MACS, pod(), to, 255, &[vec![kind], vec![0; 31]].concat())
 }
 
-fn udp6(source_port: u16) -> Vec<u8> {
-    ipv6(MACS, pod(), peer(), 17, 64, &[&source_port.to_be_bytes()[..], &[0x02, 0x22, 0, 8, 0, 0]].concat())
+fn udp6(from: u16, to: u16) -> Vec<u8> {
+    ipv6(MACS, pod(), peer(), 17, 64, &ports(from, to))
+}
+
+fn ports(from: u16, to: u16) -> Vec<u8> {
+    [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0, 8, 0, 0]].concat()
+}
+
+/// Behind `headers` extension headers of 8 bytes each.
+fn extended(hop_limit: u8, headers: usize, upper: u8, payload: &[u8]) -> Vec<u8> {
+    let next = |n: usize| if n + 1 == headers { upper } else { 60 };
+    let chain: Vec<u8> = (0..headers).flat_map(|n| [next(n), 0, 1, 4, 0, 0, 0, 0]).collect();
+    ipv6(MACS, pod(), peer(), 60, hop_limit, &[&chain, payload].concat())
+}
+
+/// A fragment of the packet whose upper layer begins with `payload`.
+fn fragment(offset: u8, upper: u8, payload: &[u8]) -> Vec<u8> {
+    ipv6(MACS, pod(), peer(), 44, 64, &[&[upper, 0, 0, offset << 3 | 1, 0, 0, 0, 7], payload].concat())
+}
+
+/// A report of version 2 behind hop-by-hop options with a router alert (RFC 3810 section 5.2).
+fn report(source: Ipv6Addr) -> Vec<u8> {
+    let payload = [&[58, 0, 5, 2, 0, 0, 1, 0, 143][..], &[0; 27]].concat();
+    ipv6(MACS, source, addr("ff02::16"), 0, 1, &payload)
+}
+
+/// With options of 4 bytes: the header grows, and what follows moves.
+fn with_options(mut frame: Vec<u8>, options: [u8; 4]) -> Vec<u8> {
+    frame[14] = 0x46;
+    frame.splice(34..34, options);
+    frame
+}
+
+/// An ICMP message of IPv4.
+fn icmp4(kind: u8) -> Vec<u8> {
+    let mut frame = v4(1, (POD4, 0), outside(), Transport::Udp);
+    frame[34] = kind;
+    frame
 }
 
 fn with(mut frame: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
@@ -89,8 +125,11 @@ fn passes() -> Vec<Case> {
         ("IPv6 to the gateway", "pass", tcp(gateway())),
         ("echo request", "pass", icmp(peer(), 128)),
         ("packet too big", "pass", icmp(peer(), 2)),
-        ("fragment at an ordinary hop limit", "pass", ipv6(MACS, pod(), peer(), 44, 64, &[0; 16])),
-        ("IPv6 UDP", "pass", udp6(546)),
+        ("a first fragment", "pass", fragment(0, 6, &[0; 20])),
+        ("IPv6 UDP", "pass", udp6(546, 547)),
+        ("TCP behind extension headers", "pass", extended(64, 4, 6, &[0; 20])),
+        ("a later fragment whose data looks like an advertisement", "pass", fragment(1, 58, &[134, 0])),
+        ("IPv4 echo request", "pass", icmp4(8)),
         ("IPv4 TCP", "pass", v4(6, me, outside(), Transport::Tcp(2))),
         ("IPv4 UDP", "pass", v4(17, me, outside(), Transport::Udp)),
         (
@@ -121,16 +160,22 @@ fn drops() -> Vec<Case> {
         ("another's IPv6 address", "drop_source_address", with(tcp(peer()), 37, 1)),
         ("a link-local source", "drop_source_address", ipv6(MACS, addr("fe80::9"), peer(), 6, 64, &[0; 20])),
         ("no source", "drop_source_address", ipv6(MACS, addr("::"), addr("ff02::16"), 0, 1, &[0; 8])),
+        ("a report of groups, without a source", "drop_mld", report(addr("::"))),
+        ("a report of groups", "drop_mld", report(pod())),
+        ("a query for groups, without options", "drop_mld", icmp(addr("ff02::1"), 130)),
         (
             "another's IPv4 address",
-            "drop_source_address",
+            "drop_source_ipv4",
             v4(6, ([10, 254, 1, 8].into(), 1), outside(), Transport::Tcp(2)),
         ),
         ("router advertisement", "drop_router_advertisement", icmp(addr("ff02::1"), 134)),
         ("unicast router advertisement", "drop_router_advertisement", icmp(peer(), 134)),
         ("redirect", "drop_redirect", icmp(peer(), 137)),
         ("neighbour advertisement", "drop_neighbour_advertisement", icmp(peer(), 136)),
-        ("router solicitation", "drop_multicast", icmp(addr("ff02::2"), 133)),
+        ("router solicitation", "drop_router_solicitation", icmp(addr("ff02::2"), 133)),
+        ("router solicitation to the gateway", "drop_router_solicitation", icmp(gateway(), 133)),
+        ("IPv4 redirect", "drop_redirect", icmp4(5)),
+        ("IPv4 router advertisement", "drop_router_advertisement", icmp4(9)),
         ("solicitation for another", "drop_solicitation", ns(pod(), peer(), peer(), &link_layer(1, POD_MAC))),
         (
             "solicitation for the gateway, malformed",
@@ -142,6 +187,20 @@ fn drops() -> Vec<Case> {
             "drop_extension_header",
             ipv6(MACS, pod(), gateway(), 60, 255, &[58, 0, 1, 4, 0, 0, 0, 0, 134, 0]),
         ),
+        (
+            "an advertisement behind extension headers",
+            "drop_extension_header",
+            extended(64, 2, 58, &[134, 0, 0, 0]),
+        ),
+        ("an advertisement in a first fragment", "drop_extension_header", fragment(0, 58, &[134, 0, 0, 0])),
+        ("a first fragment without its upper layer", "drop_header", fragment(0, 58, &[])),
+        ("too many extension headers", "drop_extension_header", extended(64, 5, 6, &[0; 20])),
+        (
+            "a DHCPv6 server behind extension headers",
+            "drop_dhcp_server",
+            extended(64, 1, 17, &ports(547, 546)),
+        ),
+        ("to another pod's link-local address", "drop_link_local", tcp(addr("fe80::2"))),
         ("IPv6 multicast", "drop_multicast", tcp(addr("ff02::fb"))),
         ("IPv4 multicast", "drop_multicast", v4(17, me, ([224, 0, 0, 251].into(), 5353), Transport::Udp)),
         ("IPv4 broadcast", "drop_multicast", v4(17, me, (Ipv4Addr::BROADCAST, 67), Transport::Udp)),
@@ -151,9 +210,18 @@ fn drops() -> Vec<Case> {
             v4(6, me, ([10, 254, 1, 10].into(), 80), Transport::Tcp(2)),
         ),
         ("DHCP server", "drop_dhcp_server", v4(17, (POD4, 67), outside(), Transport::Udp)),
-        ("DHCPv6 server", "drop_dhcp_server", udp6(547)),
+        ("DHCP to a client", "drop_dhcp_server", v4(17, me, ([198, 51, 100, 2].into(), 68), Transport::Udp)),
+        ("DHCPv6 server", "drop_dhcp_server", udp6(547, 1)),
+        ("DHCPv6 to a client", "drop_dhcp_server", udp6(1, 546)),
+        (
+            "a loose source route",
+            "drop_ipv4_options",
+            with_options(v4(17, me, outside(), Transport::Udp), [131, 3, 4, 0]),
+        ),
         ("ARP", "drop_arp", [&[0xff; 6][..], &POD_MAC, &[8, 6], &[0; 42]].concat()),
-        ("VLAN", "drop_ether_type", [&HOST_MAC[..], &POD_MAC, &[0x81, 0], &[0; 46]].concat()),
+        ("VLAN", "drop_vlan", [&HOST_MAC[..], &POD_MAC, &[0x81, 0], &[0; 46]].concat()),
+        ("service VLAN", "drop_vlan", [&HOST_MAC[..], &POD_MAC, &[0x88, 0xa8], &[0; 46]].concat()),
+        ("LLDP", "drop_ether_type", [&HOST_MAC[..], &POD_MAC, &[0x88, 0xcc], &[0; 46]].concat()),
         (
             "version 6 with the EtherType of IPv4",
             "drop_header",

@@ -29,8 +29,8 @@ fn hostile_frames_are_dropped_and_counted() {
 }
 
 fn run(testbed: &Testbed) -> Result<()> {
-    testbed.apply(&jobs::hello(2))?;
-    let mut pods = testbed.wait_running("hello", 2, SOON)?;
+    testbed.apply(&jobs::hello(4))?;
+    let mut pods = testbed.wait_running("hello", 4, SOON)?;
     pods.sort_by(|a, b| a.node.cmp(&b.node));
     let client = testbed.netns("client");
     all_greet(&client, &pods, SOON)?;
@@ -41,7 +41,7 @@ fn run(testbed: &Testbed) -> Result<()> {
         frame::send(&client, "eth0", &vec![claim.bytes(); COPIES])?;
         all_greet(&testbed.netns(&pods[1].id), &pods, SOON)
     })?;
-    from_a_pod(testbed, &pods[0])?;
+    from_a_pod(testbed, &pods)?;
     check("random frames from both sides change nothing", || mutants(testbed, &pods))?;
     check("every pod still answers everybody", || {
         all_greet(&client, &pods, SOON)?;
@@ -117,37 +117,338 @@ fn counted(
     })
 }
 
-/// What a pod sends in another's name.
-fn from_a_pod(testbed: &Testbed, pod: &Pod) -> Result<()> {
+/// A frame that a pod sends, and the counter that it ends in.
+type Attack = (&'static str, &'static str, Vec<u8>);
+
+/// All that a pod with CAP_NET_RAW can try on its link: dropped, counted, and without effect on the node's tables, on
+/// a pod beside it or on another host.
+fn from_a_pod(testbed: &Testbed, pods: &[Pod]) -> Result<()> {
+    let pod = &pods[0];
+    let beside = pods.iter().find(|other| other.node == pod.node && other.id != pod.id);
+    let beside = beside.context("two pods are on one node")?;
     let place = testbed.netns(&pod.id);
-    let own = frame::mac_of(&place, "eth0")?;
-    let gateway = frame::mac_of(&testbed.netns(&pod.node), &host_link(testbed, pod)?)?;
-    let spoofed: Ipv6Addr = "2001:db8:1::66".parse()?;
-    let wan: Ipv6Addr = "2001:db8:ffff::2".parse()?;
-    let echo = Frame::echo(gateway, own, pod.address(), wan);
-    let message = |kind: u8| {
-        let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
-        message.extend([0; 16]);
-        Frame { message, ..echo.clone() }.bytes()
-    };
-    let wrong = [
-        ("drop_source_address", Frame { source: spoofed, ..echo.clone() }.bytes()),
-        ("drop_source_mac", Frame { from: [2, 0, 0, 0, 0, 1], ..echo.clone() }.bytes()),
-        ("drop_router_advertisement", message(frame::ROUTER_ADVERTISEMENT)),
-        ("drop_neighbour_advertisement", message(frame::NEIGHBOR_ADVERTISEMENT)),
-        ("drop_source_address", ipv4_echo(gateway, own, [192, 0, 2, 66], [198, 51, 100, 2])),
-        ("drop_arp", ethernet(gateway, own, 0x0806, &[0; 28])),
-        ("drop_ether_type", ethernet(gateway, own, 0x88cc, &[0; 46])),
+    let link = Link::of(testbed, pod, beside)?;
+    let before = tables(testbed, pod, beside)?;
+    let filter =
+        format!("arp or vlan or src host {} or src host {SPOOFED} or src host 192.0.2.66", pod.address());
+    let captures = [
+        Capture::start(&testbed.netns(&pod.node), "eth0", &filter)?,
+        Capture::start(&testbed.netns(&beside.id), "eth0", &filter)?,
     ];
-    let filter = format!("src host {spoofed} or src host 192.0.2.66");
-    let uplink = Capture::start(&testbed.netns(&pod.node), "eth0", &filter)?;
-    for (counter, bytes) in wrong {
-        counted(testbed, pod, "pod_guard", counter, &place, "eth0", &bytes)?;
+    for (name, counter, bytes) in link.attacks() {
+        check(name, || counted(testbed, pod, "pod_guard", counter, &place, "eth0", &bytes))?;
     }
-    counted(testbed, pod, "pod_guard", "pass", &place, "eth0", &echo.bytes())?;
-    let leaked: Vec<Packet> = uplink.finish()?;
-    ensure!(leaked.is_empty(), "{} spoofed packets left the node", leaked.len());
-    Ok(())
+    let seen = captures.map(Capture::finish);
+    for (capture, what) in seen.into_iter().zip(["left the node", "came to the pod beside it"]) {
+        let packets: Vec<Packet> = capture?;
+        ensure!(packets.is_empty(), "{} packets {what}: {:02x?}", packets.len(), packets[0].bytes);
+    }
+    check("nobody's routes and neighbours have changed", || {
+        let after = tables(testbed, pod, beside)?;
+        ensure!(after == before, "before: {before}\nafter: {after}");
+        Ok(())
+    })?;
+    check("what the pod may send is counted, too", || {
+        let echo = link.echo().bytes();
+        counted(testbed, pod, "pod_guard", "pass", &place, "eth0", &echo)
+    })
+}
+
+const SPOOFED: &str = "2001:db8:1::66";
+const WAN6: &str = "2001:db8:ffff::2";
+
+/// The routes of the node and of a pod's neighbour, and all that holds for long in their neighbour tables.
+fn tables(testbed: &Testbed, pod: &Pod, beside: &Pod) -> Result<String> {
+    let mut text = String::new();
+    let views: [&[&str]; 5] = [
+        &["ip", "-6", "route", "show", "table", "all"],
+        &["ip", "route", "show", "table", "all"],
+        &["ip", "neigh", "show", "nud", "permanent"],
+        &["ip", "-6", "neigh", "show", "proxy"],
+        &["ip", "addr"],
+    ];
+    for place in [&pod.node, &pod.id, &beside.id] {
+        for view in views {
+            text += &format!("{place} {view:?}:\n{}", testbed.run_in(place, view).success()?);
+        }
+    }
+    // Others come and go with traffic; none may be the pod's doing.
+    let mac = testbed.run_in(&pod.id, &["cat", "/sys/class/net/eth0/address"]).success().unwrap_or_default();
+    for place in [pod.node.as_str(), "client", "router", &beside.id] {
+        let all = testbed.run_in(place, &["ip", "neigh"]).success()?;
+        let wrong: Vec<&str> =
+            all.lines().filter(|line| line.contains(mac.trim()) && !line.contains("PERMANENT")).collect();
+        ensure!(mac.trim().is_empty() || wrong.is_empty(), "{place} has learned {wrong:?}");
+    }
+    Ok(text)
+}
+
+/// The pod's end of its link, and who is around.
+struct Link {
+    own: Mac,
+    gateway: Mac,
+    address: Ipv6Addr,
+    ipv4: [u8; 4],
+    beside: Ipv6Addr,
+    beside_ipv4: [u8; 4],
+}
+
+impl Link {
+    fn of(testbed: &Testbed, pod: &Pod, beside: &Pod) -> Result<Link> {
+        Ok(Link {
+            own: frame::mac_of(&testbed.netns(&pod.id), "eth0")?,
+            gateway: frame::mac_of(&testbed.netns(&pod.node), &host_link(testbed, pod)?)?,
+            address: pod.address(),
+            ipv4: ipv4_of(testbed, pod)?,
+            beside: beside.address(),
+            beside_ipv4: ipv4_of(testbed, beside)?,
+        })
+    }
+
+    fn echo(&self) -> Frame {
+        Frame::echo(self.gateway, self.own, self.address, ip(WAN6))
+    }
+
+    fn attacks(&self) -> Vec<Attack> {
+        let mut attacks = self.spoofed();
+        attacks.extend(self.discovery());
+        attacks.extend(self.hidden());
+        attacks.extend(self.servers());
+        attacks.extend(self.other_links());
+        attacks
+    }
+
+    fn spoofed(&self) -> Vec<Attack> {
+        let echo = self.echo();
+        let from = |source| Frame { source, ..echo.clone() }.bytes();
+        vec![
+            ("another host's IPv6 address", "drop_source_address", from(ip(SPOOFED))),
+            ("another pod's IPv6 address", "drop_source_address", from(self.beside)),
+            ("the gateway's IPv6 address", "drop_source_address", from(ip("fe80::1"))),
+            ("another host's IPv4 address", "drop_source_ipv4", self.udp4([192, 0, 2, 66], WAN4, 1, 7)),
+            ("another pod's IPv4 address", "drop_source_ipv4", self.udp4(self.beside_ipv4, WAN4, 1, 7)),
+            (
+                "another MAC address",
+                "drop_source_mac",
+                Frame { from: [2, 0, 0, 0, 0, 1], ..echo.clone() }.bytes(),
+            ),
+            (
+                "the gateway's MAC address",
+                "drop_source_mac",
+                Frame { from: self.gateway, ..echo.clone() }.bytes(),
+            ),
+            ("IPv4 to another pod", "drop_ipv4_between_pods", self.udp4(self.ipv4, self.beside_ipv4, 1, 7)),
+            ("to another pod's link-local address", "drop_link_local", self.to_link_local()),
+            ("a loose source route", "drop_ipv4_options", self.source_routed()),
+        ]
+    }
+
+    fn to_link_local(&self) -> Vec<u8> {
+        Frame { destination: ip("fe80::2"), ..self.echo() }.bytes()
+    }
+
+    fn discovery(&self) -> Vec<Attack> {
+        let (nodes, routers) = (ip("ff02::1"), ip("ff02::2"));
+        let claim = |target| Frame::claim(self.own, self.address, target).bytes();
+        let ask = |source, target| Frame::solicitation(self.own, source, target).bytes();
+        let query = [&[130, 0, 0, 0, 0, 1, 0, 0][..], &[0; 16]].concat();
+        vec![
+            (
+                "router advertisement",
+                "drop_router_advertisement",
+                self.message(nodes, advertisement(self.own)),
+            ),
+            ("router advertisement to the gateway", "drop_router_advertisement", {
+                self.message(ip("fe80::1"), advertisement(self.own))
+            }),
+            ("redirect", "drop_redirect", self.message(self.beside, redirect(self.address))),
+            ("advertisement for another pod", "drop_neighbour_advertisement", claim(self.beside)),
+            ("advertisement for the gateway", "drop_neighbour_advertisement", claim(ip("fe80::1"))),
+            ("advertisement for itself", "drop_neighbour_advertisement", claim(self.address)),
+            ("solicitation for another pod", "drop_solicitation", ask(self.address, self.beside)),
+            ("solicitation for a LAN host", "drop_solicitation", ask(self.address, ip("2001:db8:1::100"))),
+            ("DAD probe for another pod", "drop_source_address", ask(Ipv6Addr::UNSPECIFIED, self.beside)),
+            (
+                "router solicitation",
+                "drop_router_solicitation",
+                self.message(routers, vec![133, 0, 0, 0, 0, 0, 0, 0]),
+            ),
+            ("query for groups", "drop_mld", self.message(nodes, query)),
+            ("report of groups", "drop_mld", self.report()),
+            ("IPv4 redirect", "drop_redirect", self.icmp4(5)),
+            (
+                "ARP for the gateway",
+                "drop_arp",
+                ethernet([0xff; 6], self.own, 0x0806, &arp(self.own, [192, 0, 2, 1])),
+            ),
+        ]
+    }
+
+    /// RFC 7113: what does not begin with the message itself.
+    fn hidden(&self) -> Vec<Attack> {
+        let advertisement = advertisement(self.own);
+        let options = |next: u8| vec![next, 0, 1, 4, 0, 0, 0, 0];
+        let fragment = |next: u8, offset: u8| vec![next, 0, 0, offset << 3 | 1, 0, 0, 0, 7];
+        let behind = |first: u8, hop_limit: u8, headers: Vec<u8>| {
+            self.ipv6(ip("ff02::1"), first, hop_limit, &[headers, advertisement.clone()].concat())
+        };
+        let twice = [options(60), options(58)].concat();
+        vec![
+            (
+                "router advertisement behind hop-by-hop options",
+                "drop_extension_header",
+                behind(0, 255, options(58)),
+            ),
+            (
+                "router advertisement behind destination options",
+                "drop_extension_header",
+                behind(60, 255, options(58)),
+            ),
+            (
+                "router advertisement behind two headers",
+                "drop_extension_header",
+                behind(60, 255, twice.clone()),
+            ),
+            ("the same with an ordinary hop limit", "drop_extension_header", behind(60, 64, twice)),
+            ("router advertisement in a fragment", "drop_extension_header", behind(44, 255, fragment(58, 0))),
+            ("router advertisement behind options in a fragment", "drop_extension_header", {
+                behind(44, 255, [fragment(60, 0), options(58)].concat())
+            }),
+            ("a first fragment that ends before the message", "drop_extension_header", {
+                self.ipv6(self.beside, 44, 255, &[fragment(60, 0), options(58)].concat())
+            }),
+            ("a later fragment", "drop_extension_header", behind(44, 255, fragment(58, 1))),
+        ]
+    }
+
+    fn servers(&self) -> Vec<Attack> {
+        let dhcpv6 = |from: u16, to: u16| {
+            let ports = [from.to_be_bytes(), to.to_be_bytes(), 8_u16.to_be_bytes(), [0; 2]].concat();
+            self.ipv6(self.beside, 17, 64, &ports)
+        };
+        vec![
+            ("DHCP server", "drop_dhcp_server", self.udp4(self.ipv4, WAN4, 67, 68)),
+            ("DHCP server on another port", "drop_dhcp_server", self.udp4(self.ipv4, WAN4, 6767, 68)),
+            ("DHCP to everybody", "drop_multicast", self.udp4(self.ipv4, [255; 4], 67, 68)),
+            ("DHCPv6 server", "drop_dhcp_server", dhcpv6(547, 546)),
+            ("DHCPv6 server on another port", "drop_dhcp_server", dhcpv6(5547, 546)),
+        ]
+    }
+
+    /// Frames that a switch would take elsewhere.
+    fn other_links(&self) -> Vec<Attack> {
+        let tagged = |kind: u16, id: u16| {
+            let mut bytes = self.echo().bytes();
+            let tag = [kind.to_be_bytes(), id.to_be_bytes()].concat();
+            bytes.splice(12..12, tag);
+            bytes
+        };
+        let twice = {
+            let mut bytes = tagged(0x8100, 5);
+            bytes.splice(12..12, [0x88, 0xa8, 0, 6]);
+            bytes
+        };
+        vec![
+            ("a VLAN tag", "drop_vlan", tagged(0x8100, 5)),
+            ("a priority tag", "drop_vlan", tagged(0x8100, 7 << 13)),
+            ("a service tag", "drop_vlan", tagged(0x88a8, 5)),
+            ("two tags", "drop_vlan", twice),
+            ("LLDP", "drop_ether_type", ethernet(self.gateway, self.own, 0x88cc, &[0; 46])),
+        ]
+    }
+
+    fn message(&self, destination: Ipv6Addr, message: Vec<u8>) -> Vec<u8> {
+        Frame::new(self.gateway, self.own, self.address, destination, message).bytes()
+    }
+
+    /// Behind hop-by-hop options with a router alert (RFC 3810 section 5.2).
+    fn report(&self) -> Vec<u8> {
+        let group = ip("ff02::1:ff00:66");
+        let record = [&[143, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0][..], &group.octets()].concat();
+        self.ipv6(ip("ff02::16"), 0, 1, &[&[58, 0, 5, 2, 0, 0, 1, 0][..], &record].concat())
+    }
+
+    fn ipv6(&self, destination: Ipv6Addr, next_header: u8, hop_limit: u8, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend((payload.len() as u16).to_be_bytes());
+        packet.extend([next_header, hop_limit]);
+        packet.extend(self.address.octets());
+        packet.extend(destination.octets());
+        packet.extend(payload);
+        ethernet(self.gateway, self.own, 0x86dd, &packet)
+    }
+
+    fn udp4(&self, source: [u8; 4], destination: [u8; 4], from: u16, to: u16) -> Vec<u8> {
+        let ports = [from.to_be_bytes(), to.to_be_bytes(), 8_u16.to_be_bytes(), [0; 2]].concat();
+        ethernet(self.gateway, self.own, 0x0800, &ipv4(17, source, destination, &[], &ports))
+    }
+
+    fn icmp4(&self, kind: u8) -> Vec<u8> {
+        let message = [kind, 0, 0, 0, 0, 0, 0, 0];
+        ethernet(self.gateway, self.own, 0x0800, &ipv4(1, self.ipv4, WAN4, &[], &message))
+    }
+
+    fn source_routed(&self) -> Vec<u8> {
+        // Loose source route by way of the router (RFC 791 section 3.1).
+        let options = [131, 7, 4, 192, 0, 2, 1, 0];
+        let ports = [0, 1, 0, 7, 0, 8, 0, 0];
+        ethernet(self.gateway, self.own, 0x0800, &ipv4(17, self.ipv4, WAN4, &options, &ports))
+    }
+}
+
+const WAN4: [u8; 4] = [198, 51, 100, 2];
+
+fn ip(text: &str) -> Ipv6Addr {
+    text.parse().expect("the test writes addresses right")
+}
+
+/// A pod's private IPv4 address.
+fn ipv4_of(testbed: &Testbed, pod: &Pod) -> Result<[u8; 4]> {
+    let json = testbed.run_in(&pod.id, &["ip", "-j", "-4", "addr", "show", "dev", "eth0"]).success()?;
+    let links: serde_json::Value = serde_json::from_str(&json)?;
+    let address = links[0]["addr_info"][0]["local"].as_str().context("a pod has an IPv4 address")?;
+    Ok(address.parse::<std::net::Ipv4Addr>()?.octets())
+}
+
+/// A router that everybody should take for the default, and a prefix to make addresses of (RFC 4861 section 4.2).
+fn advertisement(own: Mac) -> Vec<u8> {
+    let mut message = vec![frame::ROUTER_ADVERTISEMENT, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+    message.extend([1, 1]);
+    message.extend(own);
+    message.extend([3, 4, 64, 0xc0, 0, 0, 0xff, 0, 0, 0, 0xff, 0, 0, 0, 0, 0]);
+    message.extend(ip("2001:db8:bad::").octets());
+    message
+}
+
+/// Says that the internet is to be reached by way of `target` (RFC 4861 section 4.5).
+fn redirect(target: Ipv6Addr) -> Vec<u8> {
+    let mut message = vec![137, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(target.octets());
+    message.extend(ip(WAN6).octets());
+    message
+}
+
+/// An announcement that `address` is at `own` (RFC 826).
+fn arp(own: Mac, address: [u8; 4]) -> Vec<u8> {
+    let mut packet = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    packet.extend(own);
+    packet.extend(address);
+    packet.extend([0; 6]);
+    packet.extend(address);
+    packet
+}
+
+/// A packet without checksums: the kernel would drop it for that, so the guard must have done so before.
+fn ipv4(protocol: u8, source: [u8; 4], destination: [u8; 4], options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let header_len = 20 + options.len();
+    let mut packet = vec![0x40 | (header_len / 4) as u8, 0];
+    packet.extend(((header_len + payload.len()) as u16).to_be_bytes());
+    packet.extend([0, 1, 0, 0, 64, protocol, 0, 0]);
+    packet.extend(source);
+    packet.extend(destination);
+    packet.extend(options);
+    packet.extend(payload);
+    packet
 }
 
 fn ethernet(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {

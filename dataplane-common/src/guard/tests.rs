@@ -77,11 +77,56 @@ fn every_truncation_is_dropped() {
         packet4([10, 254, 0, 5], [192, 0, 2, 1]),
     ] {
         assert_eq!(check(&whole[..], &entry()), Verdict::Pass);
-        // The first byte of the payload decides: what lies behind it is the receiver's.
-        let headers = if whole[12] == 8 { 36 } else { 55 };
+        // Ports and the type of a message decide: what lies behind them is the receiver's.
+        let headers = if whole[12] == 8 {
+            38
+        } else if whole[20] == ipv6::UDP {
+            58
+        } else {
+            55
+        };
         for n in 0..headers.min(whole.len()) {
             let verdict = check(&whole[..n], &entry());
             assert!(matches!(verdict, Verdict::Drop(_)), "{n} bytes: {verdict:?}");
         }
+    }
+}
+
+/// An extension header of 8 bytes.
+fn extension(next: u8) -> [u8; 8] {
+    [next, 0, 1, 4, 0, 0, 0, 0]
+}
+
+#[test]
+fn extension_headers_hide_nothing() {
+    let dhcp = [0x02, 0x23, 0x02, 0x22, 0, 8, 0, 0];
+    let check = |next, payload: &[u8]| check(&packet6(POD, "fd12::9", next, payload)[..], &entry());
+    let behind = |headers: usize, last: u8, upper: &[u8]| {
+        let chain = (0..headers).map(|n| extension(if n + 1 == headers { last } else { 60 }));
+        [chain.flatten().collect::<Vec<u8>>(), upper.to_vec()].concat()
+    };
+    for headers in 1..=EXTENSIONS_MAX {
+        let advertisement = behind(headers, ipv6::ICMPV6, &[134, 0, 0, 0]);
+        assert_eq!(check(60, &advertisement), Verdict::Drop(Counter::GuardDropExtension), "{headers}");
+        let server = behind(headers, ipv6::UDP, &dhcp);
+        assert_eq!(check(60, &server), Verdict::Drop(Counter::GuardDropDhcp), "{headers}");
+        assert_eq!(check(60, &behind(headers, 6, &[0; 20])), Verdict::Pass, "{headers}");
+    }
+    let many = behind(EXTENSIONS_MAX + 1, 6, &[0; 20]);
+    assert_eq!(check(60, &many), Verdict::Drop(Counter::GuardDropExtension));
+    // First and later fragments.
+    let first = [&[58, 0, 0, 1, 0, 0, 0, 7][..], &[134, 0, 0, 0]].concat();
+    assert_eq!(check(44, &first), Verdict::Drop(Counter::GuardDropExtension));
+    assert_eq!(check(44, &[58, 0, 0, 1, 0, 0, 0, 7]), Verdict::Drop(Counter::GuardDropHeader), "RFC 7112");
+    let later = [&[58, 0, 0, 8, 0, 0, 0, 7][..], &[134, 0, 0, 0]].concat();
+    assert_eq!(check(44, &later), Verdict::Pass);
+}
+
+#[test]
+fn a_kernel_that_joins_its_groups_is_no_spoofer() {
+    let report = [&extension(ipv6::ICMPV6)[..], &[143, 0, 0, 0]].concat();
+    for source in ["::", "fe80::9", POD] {
+        let packet = packet6(source, "ff02::16", 0, &report);
+        assert_eq!(check(&packet[..], &entry()), Verdict::Drop(Counter::GuardDropMld), "{source}");
     }
 }
