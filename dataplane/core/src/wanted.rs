@@ -19,6 +19,9 @@ const IPV6_METRIC: u32 = 1024;
 /// MTU of pods' links while there is no uplink to take it from.
 const MTU_BYTES_WITHOUT_UPLINK: u32 = 1500;
 
+/// The least that a link of IPv6 carries (RFC 8200 section 5): the kernel takes IPv6 off a device with less.
+const MTU_BYTES_MIN: u32 = 1280;
+
 pub(crate) struct Wanted {
     /// In the order in which they must be set.
     pub(crate) sysctls: Vec<(String, String)>,
@@ -108,7 +111,8 @@ impl WantedPod {
         let names = PodLink::of(pod.address);
         let dev = names.host_if();
         let (host_mac, pod_mac) = (Mac(names.host_mac()), Mac(names.pod_mac()));
-        let mtu_bytes = observed.uplink.map_or(MTU_BYTES_WITHOUT_UPLINK, |uplink| uplink.mtu_bytes);
+        let uplink_mtu_bytes = observed.uplink.map_or(MTU_BYTES_WITHOUT_UPLINK, |uplink| uplink.mtu_bytes);
+        let mtu_bytes = uplink_mtu_bytes.max(MTU_BYTES_MIN);
         let link =
             Link { mac: host_mac, mtu_bytes, up: true, addrgen_none: true, alias: Some(id.to_owned()) };
         let guard = observed.bpf.is_some().then_some(Guard {

@@ -633,3 +633,14 @@ fn what_others_undid_is_told_from_what_is_newly_wanted() {
     assert!(ops.len() > repairs.len() + 5, "the second pod and the new peer are no repairs: {}", text(&ops));
     assert_eq!(crate::repairs(&before, &settled(&before, machine()), &[]), []);
 }
+
+#[test]
+fn links_of_pods_are_as_wide_as_the_uplink_and_wide_enough_for_ipv6() {
+    for (uplink, link) in [(9000, 9000), (1400, 1400), (1280, 1280), (576, 1280)] {
+        let mut machine = machine();
+        machine.uplink = Some(ObservedUplink { mac: MAC, mtu_bytes: uplink });
+        let after = settled(&desired(1), machine);
+        let widths: Vec<u32> = after.links.values().map(|link| link.mtu_bytes).collect();
+        assert_eq!(widths, [link], "the uplink has {uplink}");
+    }
+}
