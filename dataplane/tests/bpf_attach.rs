@@ -4,6 +4,7 @@
 mod support;
 
 use std::{
+    net::UdpSocket,
     path::PathBuf,
     process::Command,
     thread,
@@ -244,6 +245,127 @@ fn filters_and_qdiscs_of_others_stay() {
         let filters = tc("filter show dev hxA-a ingress");
         assert!(filters.contains("pref 77 ") && !filters.contains("pref 4678 "), "{filters}");
     });
+}
+
+/// Programs of others before and behind ours see every packet, whatever happens to ours.
+#[test]
+fn programs_of_others_run_through_every_life_of_ours() {
+    for hook in hooks("attach beside others") {
+        alone("attach-beside", |pins| {
+            quiet();
+            let (first, last) = (Pins::new("attach-first"), Pins::new("attach-last"));
+            let mut others = [first.open(), last.open()];
+            for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+                attach_foreign(&mut others[0], hook, direction, 77);
+            }
+            let mut bpf = open(pins, hook);
+            attach_both(&mut bpf);
+            for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+                attach_foreign(&mut others[1], hook, direction, 50_000);
+            }
+            let all = [&first, &last, pins];
+            assert_eq!(seen(&all), [Seen::All, Seen::All, Seen::All], "{hook:?}: attached");
+
+            drop(bpf);
+            assert_eq!(seen(&all), [Seen::All, Seen::All, Seen::All], "{hook:?}: the agent is dead");
+            let mut bpf = open(pins, hook);
+            attach_both(&mut bpf);
+            assert_eq!(seen(&all), [Seen::All, Seen::All, Seen::All], "{hook:?}: it is started again");
+
+            take_off(pins, hook);
+            // The kernel ends a link some time after its last pin has gone.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while seen(&[pins]) != [Seen::Nothing] {
+                assert!(Instant::now() < deadline, "{hook:?}: ours still run");
+            }
+            assert_eq!(seen(&all), [Seen::All, Seen::All, Seen::Nothing], "{hook:?}: ours are taken off");
+            attach_both(&mut bpf);
+            assert_eq!(seen(&all), [Seen::All, Seen::All, Seen::All], "{hook:?}: and are put back");
+
+            drop(bpf);
+            let errors = Bpf::teardown(pins.path());
+            assert!(errors.is_empty(), "{hook:?}: {errors:?}");
+            assert_eq!(seen(&[&first, &last]), [Seen::All, Seen::All], "{hook:?}: the node is down");
+        });
+    }
+}
+
+/// Sent in each direction between two looks.
+const FRAMES: u64 = 50;
+
+/// Nothing but the test sends on these interfaces, and what it sends needs no answer.
+fn quiet() {
+    let off = "for f in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 > $f; done";
+    assert!(Command::new("sh").args(["-c", off]).status().unwrap().success());
+    for (ifname, network) in [("hxA-a", "192.0.2"), ("hxA-b", "198.51.100")] {
+        ip(&format!("addr add {network}.1/24 dev {ifname}"));
+        ip(&format!("neigh add {network}.9 lladdr 02:00:00:00:00:09 dev {ifname} nud permanent"));
+    }
+}
+
+fn attach_both(bpf: &mut Bpf) {
+    attach(bpf, UplinkIngress, "hxA-a");
+    attach(bpf, UplinkEgress, "hxA-a");
+}
+
+/// A program that passes everything, and counts it, as somebody else would attach it.
+fn attach_foreign(bpf: &mut Bpf, hook: Hook, direction: TcAttachType, priority: u16) {
+    let theirs: &mut SchedClassifier =
+        bpf.object().program_mut("uplink_ingress").unwrap().try_into().unwrap();
+    let options = match hook {
+        Hook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
+        Hook::Clsact => {
+            // Only the first finds none.
+            let _ = Command::new("tc").args(["qdisc", "add", "dev", "hxA-a", "clsact"]).output();
+            TcAttachOptions::Netlink(NlOptions { priority, ..NlOptions::default() })
+        }
+    };
+    let id = theirs.attach_with_options("hxA-a", direction, options).unwrap();
+    std::mem::forget(theirs.take_link(id).unwrap());
+}
+
+/// As somebody does who does not know them.
+fn take_off(pins: &Pins, hook: Hook) {
+    match hook {
+        Hook::Tcx => {
+            for program in ["uplink_ingress", "uplink_egress"] {
+                let layout = std::fs::read_dir(pins.path()).unwrap().next().unwrap().unwrap().path();
+                std::fs::remove_file(layout.join(format!("link-hxA-a-{program}"))).unwrap();
+            }
+        }
+        Hook::Clsact => {
+            tc("filter del dev hxA-a ingress pref 4678");
+            tc("filter del dev hxA-a egress pref 4678");
+        }
+    }
+}
+
+/// Sends [`FRAMES`] in and as many out, and says whether the programs of each folder have seen all of them, or none.
+fn seen(all: &[&Pins]) -> Vec<Seen> {
+    let counts = || all.iter().map(|pins| pins.counters().values().sum::<u64>()).collect::<Vec<_>>();
+    let before = counts();
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    for _ in 0..FRAMES {
+        // Out of hxA-b is into hxA-a.
+        for to in ["192.0.2.9:9", "198.51.100.9:9"] {
+            socket.send_to(b"?", to).unwrap();
+        }
+    }
+    let grown = counts().into_iter().zip(before).map(|(after, before)| after - before);
+    grown
+        .map(|grown| match grown {
+            0 => Seen::Nothing,
+            grown if grown >= 2 * FRAMES => Seen::All,
+            grown => Seen::Some(grown),
+        })
+        .collect()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    All,
+    Some(u64),
+    Nothing,
 }
 
 #[test]
