@@ -200,7 +200,7 @@ pub(crate) fn succeeds_in(ns: &str, program: &str, arguments: &[&str]) -> bool {
 }
 
 pub(crate) fn pings(ns: &str, target: &str) -> bool {
-    succeeds_in(ns, "ping", &["-c", "1", "-W", "2", target])
+    succeeds_in(ns, "ping", &["-c", "1", "-W", "5", target])
 }
 
 /// What `ip -j` says in a namespace.
