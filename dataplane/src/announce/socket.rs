@@ -1,5 +1,5 @@
-//! The sockets on the uplink. One hears advertisements. The other sends frames, and hears probes while it must: what
-//! hears before the programs on the uplink do sees every packet, so it is deaf the rest of the time.
+//! The sockets on the uplink. One sends frames, one hears advertisements. One hears probes and is there only while it
+//! must: what hears before the programs on the uplink do sees every packet.
 
 use std::{
     io, mem,
@@ -23,16 +23,15 @@ const MESSAGES_MAX: usize = 32;
 
 pub(super) struct Sockets {
     index: u32,
-    frames: AsyncFd<OwnedFd>,
+    /// Of no protocol, so that it hears nothing.
+    frames: OwnedFd,
     advertisements: AsyncFd<OwnedFd>,
-    hears_probes: bool,
+    probes: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Sockets {
     pub(super) fn open(device: &str, index: u32) -> io::Result<Sockets> {
         let frames = socket(libc::AF_PACKET, 0)?;
-        filter(&frames, &PROBES)?;
-        set(&frames, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)?;
         bind(&frames, index, 0)?;
         let advertisements = socket(libc::AF_INET6, libc::IPPROTO_ICMPV6)?;
         filter(&advertisements, &HOP_LIMIT_255)?;
@@ -42,12 +41,7 @@ impl Sockets {
             nix::sys::socket::sockopt::BindToDevice,
             &device.into(),
         )?;
-        Ok(Sockets {
-            index,
-            frames: register(frames)?,
-            advertisements: register(advertisements)?,
-            hears_probes: false,
-        })
+        Ok(Sockets { index, frames, advertisements: register(advertisements)?, probes: None })
     }
 
     pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
@@ -57,10 +51,10 @@ impl Sockets {
 
     /// Whether [`Sockets::claims`] hears others' probes, too.
     pub(super) fn hear_probes(&mut self, hear: bool) -> io::Result<()> {
-        if self.hears_probes != hear {
-            // Only a socket for all protocols hears what a program on the uplink will answer itself.
-            bind(self.frames.get_ref(), self.index, if hear { libc::ETH_P_ALL as u16 } else { 0 })?;
-            self.hears_probes = hear;
+        match (hear, &self.probes) {
+            (true, None) => self.probes = Some(probes(self.index)?),
+            (false, Some(_)) => self.probes = None,
+            _ => {}
         }
         Ok(())
     }
@@ -69,11 +63,26 @@ impl Sockets {
     ///
     /// Cancelling loses nothing.
     pub(super) async fn claims(&self) -> io::Result<Vec<Claim>> {
+        let probes = async {
+            match &self.probes {
+                Some(socket) => read(socket, probe).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            claims = read(&self.frames, probe) => claims,
+            claims = probes => claims,
             claims = read(&self.advertisements, advertisement) => claims,
         }
     }
+}
+
+/// Only a socket for all protocols hears what a program on the uplink will answer itself.
+fn probes(index: u32) -> io::Result<AsyncFd<OwnedFd>> {
+    let socket = socket(libc::AF_PACKET, 0)?;
+    filter(&socket, &PROBES)?;
+    set(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1)?;
+    bind(&socket, index, libc::ETH_P_ALL as u16)?;
+    register(socket)
 }
 
 fn probe(frame: &[u8]) -> Option<Claim> {
@@ -193,7 +202,7 @@ fn set<T>(socket: &OwnedFd, level: c_int, name: c_int, value: &T) -> io::Result<
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Binds a packet socket to a device. Protocol 0 hears nothing.
+/// Binds a packet socket to a device; of protocol 0 it hears nothing.
 fn bind(socket: &OwnedFd, index: u32, protocol: u16) -> io::Result<()> {
     // SAFETY: every field is a number or an array of them, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };

@@ -75,6 +75,12 @@ pub(crate) fn anothers_probe_at_the_same_time_is_a_conflict(backend: NdpBackend)
     assert_eq!(wait_conflicts(&node), conflict(OTHER_MAC));
 }
 
+/// Whether a socket of the node sees every packet: one of protocol `ETH_P_ALL` (0003).
+fn hears_everything(lan: &Lan) -> bool {
+    let sockets = lan.on("a", || std::fs::read_to_string("/proc/thread-self/net/packet").unwrap());
+    sockets.lines().skip(1).any(|line| line.split_whitespace().nth(3) == Some("0003"))
+}
+
 /// RFC 7527: a hub that sends everything back, with another MAC address to make it worse.
 pub(crate) fn an_echo_of_the_probe_is_no_conflict(backend: NdpBackend) {
     let lan = Lan::new();
@@ -82,11 +88,13 @@ pub(crate) fn an_echo_of_the_probe_is_no_conflict(backend: NdpBackend) {
     let tap = Tap::open(&lan, "host");
     node.reconcile(&[pod(1)]);
     let mut echo = probe(&tap);
+    assert!(hears_everything(&lan), "others' probes are listened for");
     assert_eq!(echo[78..80], [14, 1], "a nonce: {echo:02x?}");
     tap.send(&echo);
     echo[6..12].copy_from_slice(&OTHER_MAC);
     tap.send(&echo);
     tap.find("the address is announced", overriding);
+    until("no socket sees every packet any more", || (!hears_everything(&lan)).then_some(()));
     assert_eq!(node.conflicts(), []);
     // Now it is the node's, and another that probes for it is answered (RFC 4862 section 5.4.3).
     tap.clear();
