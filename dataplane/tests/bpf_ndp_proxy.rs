@@ -242,6 +242,10 @@ fn passes() -> Vec<Case> {
     ]
 }
 
+//= RFC 4861 7.1.1/hop-limit, RFC 4861 7.1.1/checksum, RFC 4861 7.1.1/code, RFC 4861 7.1.1/length
+//= RFC 4861 7.1.1/options, RFC 4861 7.1.1/unspecified-destination, RFC 4861 7.1.1/unspecified-option
+//= RFC 4861 7.2.4/unicast, RFC 4861 7.2.4/target-option, RFC 4861 7.2.4/router, RFC 4861 7.2.4/solicited
+//= RFC 4861 7.2.4/all-nodes, RFC 4861 7.2.8/override, RFC 7527 4.2/accept
 #[test]
 fn the_table_holds() {
     if !may_run("ndp_proxy table") {

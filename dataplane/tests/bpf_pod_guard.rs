@@ -236,6 +236,8 @@ fn drops() -> Vec<Case> {
     ]
 }
 
+//= RFC 6105 3/stateless, RFC 7113 3/header-chain, RFC 7113 3/first-fragment, RFC 7113 3/hop-limit
+//= RFC 7113 3/others
 #[test]
 fn the_table_holds() {
     if !may_run("pod_guard table") {

@@ -193,6 +193,7 @@ fn greeting(connection: &mut TcpStream) -> SocketAddr {
     String::from_utf8(line).unwrap().trim().parse().unwrap()
 }
 
+//= RFC 4861 7.2.4/unicast, RFC 4862 5.4.3/probe
 #[test]
 fn a_lan_host_finds_a_pod_by_neighbour_discovery() {
     if !may_run("wire ndp") {

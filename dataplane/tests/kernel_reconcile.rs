@@ -56,6 +56,7 @@ fn pods_are_reached_and_teardown_leaves_the_machine_as_found() {
     assert!(!fs::exists(lan.config().rt_protos_dir).unwrap());
 }
 
+//= RFC 4861 7.2.8/join
 #[test]
 fn bpf_backends_do_the_same_and_leave_no_pin() {
     if !is_root() {

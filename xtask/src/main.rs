@@ -14,6 +14,7 @@ mod bench;
 mod build;
 mod demo;
 mod process;
+mod rfc;
 mod setup;
 mod stage;
 mod test;
@@ -42,6 +43,8 @@ enum Xtask {
     VmTest(vm_test::Args),
     /// Measures the network side by side with paths made by hand
     Bench(bench::Args),
+    /// Makes docs/rfc.md: each clause of the RFCs, what we do, the test that shows it, the result per backend
+    Rfc(rfc::Args),
     /// Checks that the tree keeps its own rules and that the documents match the code
     Tidy,
 }
@@ -66,6 +69,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
         Xtask::Test(args) => test::run(&workspace, &args),
         Xtask::VmTest(args) => vm_test::run(&workspace, &args),
         Xtask::Bench(args) => bench::run(&workspace, &args),
+        Xtask::Rfc(args) => rfc::run(&workspace, &args),
         Xtask::Tidy => tidy::run(&workspace),
     }
 }

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::{artifacts, workspace::Workspace};
+use crate::{artifacts, rfc, workspace::Workspace};
 
 mod dependencies;
 mod documents;
 mod sources;
-mod tree;
+pub(crate) mod tree;
 
 use tree::Tree;
 
@@ -31,6 +31,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let mut findings = dependencies::check(&metadata);
     findings.extend(sources::check(&tree));
     findings.extend(documents::check(&tree, &metadata));
+    findings.extend(rfc::check(&tree));
     if !findings.is_empty() {
         bail!("{} findings:\n{}", findings.len(), findings.join("\n"));
     }

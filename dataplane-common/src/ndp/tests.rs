@@ -45,6 +45,8 @@ const GROUP: &str = "ff02::1:ff12:3456";
 const SLLA: [u8; 8] = [1, 1, 2, 0, 0, 0, 0, 0x64];
 const NONCE: [u8; 8] = [14, 1, 9, 9, 9, 9, 9, 9];
 
+//= RFC 4861 7.2.4/unicast, RFC 4861 7.2.4/target-option, RFC 4861 7.2.4/router, RFC 4861 7.2.4/solicited
+//= RFC 4861 7.2.8/override
 #[test]
 fn a_host_is_answered_with_the_pods_mac_as_a_router_and_without_override() {
     let Verdict::Answer(answer, _) = ask(&solicitation("fe80::64", GROUP, &SLLA)) else {
@@ -59,6 +61,7 @@ fn a_host_is_answered_with_the_pods_mac_as_a_router_and_without_override() {
     assert_eq!(frame[78..86], [2, 1, 2, 0, 0, 0, 0, 0x11]);
 }
 
+//= RFC 4861 7.2.4/all-nodes, RFC 4862 5.4.3/probe, RFC 7527 4.2/accept
 #[test]
 fn a_dad_probe_is_answered_to_all_nodes_unsolicited() {
     for options in [&[][..], &NONCE] {
@@ -71,6 +74,7 @@ fn a_dad_probe_is_answered_to_all_nodes_unsolicited() {
     }
 }
 
+//= RFC 4861 7.1.1/other-options
 #[test]
 fn options_may_stand_in_any_order_and_be_absent() {
     for options in [vec![], NONCE.to_vec(), [NONCE, SLLA].concat(), [SLLA, NONCE].concat()] {
@@ -79,6 +83,7 @@ fn options_may_stand_in_any_order_and_be_absent() {
     }
 }
 
+//= RFC 4861 7.1.1/other-options
 #[test]
 fn the_option_units_looked_at_are_bounded() {
     let fill = |units: u8| [vec![14, units], vec![7; units as usize * 8 - 2]].concat();
@@ -88,6 +93,9 @@ fn the_option_units_looked_at_are_bounded() {
     assert_eq!(ask(&more), Verdict::Drop(Counter::NdpDropTooLong));
 }
 
+//= RFC 4861 7.1.1/hop-limit, RFC 4861 7.1.1/checksum, RFC 4861 7.1.1/code, RFC 4861 7.1.1/length
+//= RFC 4861 7.1.1/options, RFC 4861 7.1.1/unspecified-destination, RFC 4861 7.1.1/unspecified-option
+//= RFC 4862 5.4.3/silent
 #[test]
 fn each_rule_of_7_1_1_has_its_reason() {
     type Change = fn(&mut Vec<u8>);
@@ -177,6 +185,7 @@ fn other_packets_with_extension_headers_pass() {
     assert_eq!(ask_hidden(&echo), Verdict::Pass, "an echo request");
 }
 
+//= RFC 4861 7.1.1/target
 #[test]
 fn a_multicast_target_is_nobodys() {
     let mut f = solicitation("fd12::64", GROUP, &SLLA);

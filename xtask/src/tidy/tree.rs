@@ -11,19 +11,19 @@ use anyhow::{Context, Result};
 const TEXT: [&str; 8] = ["rs", "toml", "md", "proto", "yaml", "sh", "out", "txt"];
 
 /// One file: its path from the top of the checkout, and its text.
-pub(super) struct Text {
-    pub(super) path: PathBuf,
-    pub(super) text: String,
+pub(crate) struct Text {
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
 }
 
 /// All of them.
-pub(super) struct Tree {
-    pub(super) files: Vec<Text>,
+pub(crate) struct Tree {
+    pub(crate) files: Vec<Text>,
 }
 
 impl Tree {
     /// Reads the checkout at `root`, without hidden folders and `target`.
-    pub(super) fn read(root: &Path) -> Result<Self> {
+    pub(crate) fn read(root: &Path) -> Result<Self> {
         let mut files = Vec::new();
         read_folder(root, Path::new(""), &mut files)?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -31,12 +31,12 @@ impl Tree {
     }
 
     /// Files with this ending.
-    pub(super) fn ending(&self, ending: &str) -> impl Iterator<Item = &Text> {
+    pub(crate) fn ending(&self, ending: &str) -> impl Iterator<Item = &Text> {
         self.files.iter().filter(move |file| file.path.extension().is_some_and(|found| found == ending))
     }
 
     /// The text of one file, if it is there.
-    pub(super) fn text(&self, path: &str) -> Option<&str> {
+    pub(crate) fn text(&self, path: &str) -> Option<&str> {
         self.files.iter().find(|file| file.path == Path::new(path)).map(|file| file.text.as_str())
     }
 }
