@@ -179,6 +179,15 @@ impl Dataplane {
         Ok(failures)
     }
 
+    /// Makes the kernel ask a neighbour whether it is still there, instead of trusting what it last heard. It is told
+    /// nothing new; without an answer it forgets the neighbour, and who sends to it gets an ICMP error.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the kernel has no such neighbour, or none that it could ask.
+    pub async fn probe_neighbour(&self, dev: &str, address: std::net::Ipv6Addr) -> Result<(), NetlinkError> {
+        self.netlink.probe_neighbour(dev, address).await
+    }
+
     /// Frees masquerade flows that have expired and says how many, and who has which ports.
     ///
     /// # Errors

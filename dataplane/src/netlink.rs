@@ -274,6 +274,11 @@ impl Netlink {
         Ok(request.replace().execute().await?)
     }
 
+    pub(crate) async fn probe_neighbour(&self, dev: &str, address: Ipv6Addr) -> Result<(), NetlinkError> {
+        let request = self.handle.neighbours().add(index_of(dev)?, address.into());
+        Ok(request.state(NeighbourState::Probe).replace().execute().await?)
+    }
+
     pub(crate) async fn delete_neighbour(&self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = family(neighbour.address);

@@ -234,12 +234,26 @@ impl Agent {
             self.hello.send_modify(|hello| hello.resets += 1);
             return;
         };
+        self.probe_lost(&old).await;
         let duties = self.pods.assign(&old, &self.assignment, false);
         self.fulfil(duties).await;
         for pod in self.assignment.pods.keys() {
             self.reports.pod(pod, self.pods.report(pod));
         }
         merged.unknown.iter().for_each(|pod| self.reports.gone(pod));
+    }
+
+    /// Peers whose lease has ended are asked whether they are there. Who is dead has no answer, and the kernel tells
+    /// senders so from then on; who is only cut off from the server answers, and its traffic goes on.
+    async fn probe_lost(&self, old: &Assignment) {
+        let Some(underlay) = &self.underlay else { return };
+        let was_lost = |name: &String| old.peers.get(name).is_some_and(|peer| peer.lost);
+        for (name, peer) in self.assignment.peers.iter().filter(|(name, peer)| peer.lost && !was_lost(name)) {
+            info!(name, address = %peer.underlay, "a peer is lost: asking whether it is there");
+            if let Err(error) = self.dataplane.probe_neighbour(&underlay.device, peer.underlay).await {
+                debug!(name, error = chain(&error), "the kernel does not know the peer");
+            }
+        }
     }
 
     /// Replaces the assignment in the store and then here; the one before, or none when the store cannot be

@@ -43,6 +43,9 @@ pub(crate) struct Head {
 pub(crate) struct Peer {
     pub(crate) prefix: NodePrefix,
     pub(crate) underlay: Ipv6Addr,
+    /// Its lease has ended: it may be dead.
+    #[serde(default)]
+    pub(crate) lost: bool,
 }
 
 /// A pod of this node.
@@ -166,7 +169,8 @@ fn peer_of(identity: &Identity, peer: &v1::Peer) -> Result<Peer, &'static str> {
     if !identity.cluster.network().contains(prefix.network().network()) || prefix == identity.prefix {
         return Err("its prefix is not one of another node of this cluster");
     }
-    Ok(Peer { prefix, underlay: ipv6(&peer.underlay).ok_or("it has no underlay address")? })
+    let underlay = ipv6(&peer.underlay).ok_or("it has no underlay address")?;
+    Ok(Peer { prefix, underlay, lost: peer.lost })
 }
 
 /// The record of `pod`, with what the node decided when it was told of it before.
@@ -278,6 +282,7 @@ pub(crate) mod tests {
             name: name.into(),
             prefix: Some(v1::Ipv6Prefix { address: prefix.octets().to_vec(), length_bits: 64 }),
             underlay: "2001:db8:1::12".parse::<Ipv6Addr>().unwrap().octets().to_vec(),
+            lost: false,
         }
     }
 

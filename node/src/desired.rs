@@ -175,6 +175,7 @@ mod tests {
                 name: name.into(),
                 prefix: Some(v1::Ipv6Prefix { address: prefix.to_vec(), length_bits: 64 }),
                 underlay: octets(host).to_vec(),
+                lost: false,
             }
         };
         let peers = vec![peer("earlier", 0xee, 0x11), peer("n2", 0xdd, 0x12)];

@@ -246,6 +246,7 @@ pub fn assignment(diff: Diff, revision: u64, epoch: &str, full: bool, lease_ms: 
         name,
         prefix: Some(peer.prefix.network().into()),
         underlay: peer.underlay.octets().to_vec(),
+        lost: peer.lost,
     });
     v1::Assignment {
         revision,

@@ -1,6 +1,8 @@
 //! Somebody else changes the kernel under a node: nothing is lost where the kernel can hold it, what is broken is
 //! repaired, and the node tells what was broken and by whom.
 
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -8,7 +10,7 @@ use hextet_tests::meter::{Kind, Meter, Route, allow_ping, no_loss, through_withi
 use hextet_tests::probe::{all_greet, host_link};
 use hextet_tests::progress::write_now;
 use hextet_tests::scenario::{BUSYBOX, CURL, NFT, Needs, check, scenario};
-use hextet_tests::wait::{wait_for, wait_until};
+use hextet_tests::wait::{scaled, wait_for, wait_until};
 use hextet_tests::{Options, Pod, Testbed, jobs};
 use serde_json::Value;
 
@@ -49,6 +51,67 @@ fn a_flushed_rule_set_is_put_back() {
             bench.run("n1", "nft flush ruleset")
         })
     });
+}
+
+#[test]
+fn a_node_that_dies_leaves_nothing_that_senders_wait_for() {
+    let options = Options { nodes: 2, ..Options::default() };
+    scenario("a_node_that_dies_leaves_nothing_that_senders_wait_for", NEEDS, options, node_dies);
+}
+
+/// First only the agent of n2, which its traffic must not notice although its lease ends; then the machine.
+fn node_dies(testbed: &Testbed) -> Result<()> {
+    testbed.apply(&jobs::hello_as("pets", 2, &["availability: pet"]))?;
+    let mut pods = testbed.wait_running("pets", 2, SOON)?;
+    pods.sort_by(|a, b| a.node.cmp(&b.node));
+    all_greet(&testbed.netns("client"), &pods, SOON)?;
+    let (one, two) = (testbed.netns(&pods[0].id), testbed.netns(&pods[1].id));
+    let there = Route { name: "pod to pod", from: one.clone(), to: two, address: pods[1].address().into() };
+    let meter = Meter::start(&[there], &[Kind::Udp, Kind::Tcp, Kind::Ping])?;
+    check("the lease of a node without an agent ends, and no packet is lost", || {
+        no_loss(&meter.during(SOON, || {
+            testbed.agent("n2").kill9()?;
+            testbed.wait_node("n2", "lost", SOON)?;
+            asked(testbed, 1)
+        })?)
+    })?;
+    drop(meter);
+    testbed.agent("n2").start_until_ready()?;
+    testbed.wait_node("n2", "ready", SOON)?;
+    all_greet(&one, &pods, SOON)?;
+    check("senders to a dead node are told soon after its lease has ended", || {
+        // The machine loses its power, as far as others can tell.
+        testbed.run_in("sw", &["ip", "link", "set", "n2", "down"]).success()?;
+        testbed.wait_node("n2", "lost", SOON)?;
+        let dead = SocketAddr::new(pods[1].address().into(), 8080);
+        let (took, ()) = wait_for(TOLD, "an ICMP error", || {
+            let tried = one.run(|| TcpStream::connect_timeout(&dead, scaled(TOLD)));
+            match tried.map_err(|error| error.to_string())? {
+                Err(error) if error.kind() == ErrorKind::HostUnreachable => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+        write_now(&format!("       {took:.1?} after the end of the lease\n"));
+        Ok(())
+    })?;
+    check("a node that is removed has no routes left", || {
+        testbed.netctl(&["rm", "node/n2"])?.success()?;
+        wait_for(SOON, "n1 has no route to it", || {
+            let routes = testbed.in_ns("n1", &["ip", "-6", "route", "show", "proto", "118"]);
+            let routes = routes.map_err(|error| error.to_string())?.stdout;
+            if routes.contains(" via ") { Err(routes) } else { Ok(()) }
+        })?;
+        Ok(())
+    })
+}
+
+/// Without being asked, a kernel trusts for 15 to 45 s what it last heard from a neighbour, and then asks for 8 s.
+const TOLD: Duration = Duration::from_secs(15);
+
+/// Waits until n1's agent has asked a lost peer so many times whether it is there.
+fn asked(testbed: &Testbed, times: usize) -> Result<()> {
+    let asked = || testbed.agent("n1").log().matches("a peer is lost: asking whether it is there").count();
+    wait_until(SOON, "n1 asks whether n2 is there", || asked() >= times).map(drop)
 }
 
 impl<'a> Bench<'a> {
@@ -135,7 +198,10 @@ fn nothing_lost(bench: &Bench<'_>) -> Result<()> {
     })?;
     bench.unnoticed("the server is killed and started", || {
         testbed.server().kill9()?;
-        wait_until(SOON, "the agents notice", || testbed.agent("n1").log().contains("server"))?;
+        wait_until(SOON, "the agent notices", || {
+            let view = testbed.netctl_on("n1", &["node", "show", "-o", "json"]);
+            view.is_ok_and(|view| view.stdout.contains("\"attached\": false"))
+        })?;
         testbed.server().start()?;
         testbed.wait_node("n1", "ready", SOON)
     })?;

@@ -11,6 +11,7 @@ use hextet_address::NodePrefix;
 use crate::{
     change::{Key, Revision, Value},
     job::{Group, Job},
+    node::NodePhase,
     pod::{Pod, PodId},
     state::State,
 };
@@ -26,13 +27,16 @@ pub struct View {
     pub stopping: BTreeSet<PodId>,
 }
 
-/// Another node. A lost one stays a peer: a cut of the control path alone leaves traffic untouched.
+/// Another node. A lost one stays a peer: a cut of the control path alone leaves traffic untouched. Its peers are told,
+/// so that they ask whether it is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its /64.
     pub prefix: NodePrefix,
     /// Where packets for it are sent.
     pub underlay: Ipv6Addr,
+    /// Whether its lease has ended.
+    pub lost: bool,
 }
 
 /// A pod with the text of the job version that it runs.
@@ -84,7 +88,10 @@ impl Assigned {
 pub fn view(state: &State, node: &str) -> View {
     let others = state.nodes().values().filter(|other| other.name != node);
     let peer = |other: &Arc<crate::node::Node>| {
-        Some((other.name.clone(), Peer { prefix: other.prefix, underlay: other.underlay? }))
+        Some((
+            other.name.clone(),
+            Peer { prefix: other.prefix, underlay: other.underlay?, lost: other.phase == NodePhase::Lost },
+        ))
     };
     let mut view = View { peers: others.filter_map(peer).collect(), ..View::default() };
     for pod in state.pods_on(node) {
@@ -183,7 +190,10 @@ mod tests {
 
     fn peer(name: &str, host: u16) -> (String, Peer) {
         let prefix = NodePrefix::new("fd00:1:2:3::/64".parse().unwrap()).unwrap();
-        (name.to_owned(), Peer { prefix, underlay: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host) })
+        (
+            name.to_owned(),
+            Peer { prefix, underlay: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host), lost: false },
+        )
     }
 
     fn pod(id: &str, job_version: u32) -> (PodId, Assigned) {
