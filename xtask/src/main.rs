@@ -13,6 +13,7 @@ mod artifacts;
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod process;
 mod rfc;
 mod setup;
@@ -43,6 +44,8 @@ enum Xtask {
     VmTest(vm_test::Args),
     /// Measures the network side by side with paths made by hand
     Bench(bench::Args),
+    /// Replays the fuzzers' corpus, then lets each look for an input that breaks its property
+    Fuzz(fuzz::Args),
     /// Makes docs/rfc.md: each clause of the RFCs, what we do, the test that shows it, the result per backend
     Rfc(rfc::Args),
     /// Checks that the tree keeps its own rules and that the documents match the code
@@ -69,6 +72,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
         Xtask::Test(args) => test::run(&workspace, &args),
         Xtask::VmTest(args) => vm_test::run(&workspace, &args),
         Xtask::Bench(args) => bench::run(&workspace, &args),
+        Xtask::Fuzz(args) => fuzz::run(&workspace, &args),
         Xtask::Rfc(args) => rfc::run(&workspace, &args),
         Xtask::Tidy => tidy::run(&workspace),
     }

@@ -10,7 +10,7 @@ pub(crate) mod tally;
 
 use crate::{
     artifacts::{self, TestBinary},
-    process, setup,
+    fuzz, process, setup,
     stage::Progress,
     tidy, vm_test,
     workspace::{BPF_PACKAGE, Workspace},
@@ -90,6 +90,7 @@ impl Suite<'_> {
         self.source_checks();
         self.compiler_checks();
         self.all_tests();
+        self.fuzzers();
         if !args.no_vm {
             self.virtual_machine();
         }
@@ -155,6 +156,22 @@ impl Suite<'_> {
             suite.tally.add(harness::run_command(suite.workspace, "doc", &mut command, limits)?);
             Ok(())
         });
+    }
+
+    /// The corpus was replayed with the unit tests; this looks for something new, for a moment.
+    fn fuzzers(&mut self) {
+        let workspace = self.workspace;
+        match fuzz::short(workspace, &self.progress) {
+            Ok(None) => {}
+            Ok(Some(reason)) => {
+                eprintln!("SKIP fuzzers: needs {reason}");
+                self.tally.skip("fuzzers", &reason);
+            }
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                self.tally.fail("fuzzers".to_owned());
+            }
+        }
     }
 
     fn virtual_machine(&mut self) {

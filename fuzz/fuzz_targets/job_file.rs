@@ -1,0 +1,4 @@
+//! Job files; the property is in `tests/properties/`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hextet_properties::job_file::holds(data));

@@ -1,0 +1,4 @@
+//! Join tokens; the property is in `tests/properties/`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hextet_properties::token::holds(data));
