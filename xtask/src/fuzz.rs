@@ -35,6 +35,12 @@ const INPUT_LEN_MAX: u32 = 4096;
 /// One input takes microseconds; one that takes longer is a finding.
 const INPUT_SECONDS_MAX: u32 = 5;
 
+/// What is kept is read at every test run: so many inputs for each target, the smallest first.
+const KEPT_MAX: usize = 120;
+
+/// And none that is longer.
+const KEPT_LEN_MAX: u64 = 512;
+
 /// Arguments of `fuzz`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,7 +49,7 @@ pub(crate) struct Args {
     seconds: u64,
     /// Only these fuzzers, by the names of fuzz/fuzz_targets/
     targets: Vec<String>,
-    /// Keeps what was found in fuzz/corpus/, as few inputs as cover all that is reached
+    /// Keeps what was found in fuzz/corpus/: few and small inputs that reach what the others do not
     #[arg(long)]
     keep: bool,
 }
@@ -167,25 +173,34 @@ impl Fuzzer<'_> {
         Ok(())
     }
 
-    /// Makes the corpus anew, with the smallest inputs that reach all that corpus and findings reach.
+    /// Makes the corpus anew: the inputs that have a name, and few and small ones that reach what these do not.
     fn keep(&self) -> Result<()> {
         let least = self.folder("fuzz-least")?;
+        fs::remove_dir_all(&least).with_context(|| format!("cannot remove {}", least.display()))?;
+        let least = self.folder("fuzz-least")?;
         let found = self.folder("fuzz-found")?;
+        for name in names(&self.corpus())?.iter().filter(|name| is_hash(name)) {
+            fs::rename(self.corpus().join(name), found.join(name))?;
+        }
         let mut command = Command::new(&self.program);
-        command.args(["-merge=1", &format!("-max_len={INPUT_LEN_MAX}")]);
+        command.args(["-set_cover_merge=1", &format!("-max_len={KEPT_LEN_MAX}")]);
         process::output(command.arg(&least).arg(self.corpus()).arg(&found))?;
-        let kept = names(&least)?;
-        for name in names(&self.corpus())? {
-            // A seed with a name that says something stays.
-            let is_hash = name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if is_hash && !kept.contains(&name) {
-                fs::remove_file(self.corpus().join(name))?;
-            }
+        let mut kept = Vec::new();
+        for name in names(&least)? {
+            kept.push((fs::metadata(least.join(&name))?.len(), name));
         }
-        for name in kept {
-            fs::copy(least.join(&name), self.corpus().join(&name))?;
+        kept.sort();
+        kept.retain(|(len, name)| *len <= KEPT_LEN_MAX && !self.has_input(&least.join(name)));
+        for (_, name) in kept.iter().take(KEPT_MAX) {
+            fs::copy(least.join(name), self.corpus().join(name))?;
         }
-        fs::remove_dir_all(&least).with_context(|| format!("cannot remove {}", least.display()))
+        Ok(())
+    }
+
+    /// Whether the corpus holds these bytes, under whatever name.
+    fn has_input(&self, file: &Path) -> bool {
+        let is_same = |name: &String| fs::read(self.corpus().join(name)).ok() == fs::read(file).ok();
+        names(&self.corpus()).is_ok_and(|names| names.iter().any(is_same))
     }
 
     fn corpus(&self) -> PathBuf {
@@ -197,6 +212,11 @@ impl Fuzzer<'_> {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(folder)
     }
+}
+
+/// What libFuzzer calls its inputs; what has another name was put there by a person and stays.
+fn is_hash(name: &str) -> bool {
+    name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn names(folder: &Path) -> Result<Vec<String>> {
