@@ -7,7 +7,7 @@ use std::{fs, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{process, setup, tidy::tree::Tree, workspace::Workspace};
+use crate::{process, setup, test::CONFORMANCE, tidy::tree::Tree, workspace::Workspace};
 
 mod clause;
 mod mark;
@@ -21,9 +21,6 @@ const PAGE: &str = "docs/rfc.md";
 
 /// The folder of the suite: its tests, and in `rfc/` one file of clauses for each RFC.
 const SUITE: &str = "tests/conformance";
-
-/// The package of the suite.
-const SUITE_PACKAGE: &str = "hextet-conformance";
 
 /// What each of its tests does with each backend.
 const RESULTS: &str = "tests/conformance/results.txt";
@@ -79,7 +76,7 @@ fn run_suite(workspace: &Workspace) -> Result<()> {
     }
     setup::ensure(workspace)?;
     let mut command = workspace.cargo("test");
-    command.args(["--package", SUITE_PACKAGE, "--no-fail-fast", "--", "--nocapture", "--test-threads", "2"]);
+    command.args(["--package", CONFORMANCE, "--no-fail-fast", "--", "--nocapture", "--test-threads", "2"]);
     let output = command.env("HEXTET_CONFORMANCE", "learn").output().context("cannot start cargo")?;
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     let path = workspace.root().join(RESULTS);

@@ -21,6 +21,9 @@ use tally::Tally;
 /// The package whose tests build testbeds.
 pub(crate) const SCENARIOS: &str = "hextet-tests";
 
+/// The package whose tests build a small world each.
+pub(crate) const CONFORMANCE: &str = "hextet-conformance";
+
 /// A unit test binary that takes longer hangs.
 const UNIT_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -133,9 +136,12 @@ impl Suite<'_> {
             binaries.into_iter().partition(|binary| binary.package == SCENARIOS && binary.integration);
         let (unit, kernel): (Vec<_>, Vec<_>) =
             rest.into_iter().partition(|binary| default.contains(&binary.package));
+        let (conformance, kernel): (Vec<_>, Vec<_>) =
+            kernel.into_iter().partition(|binary| binary.package == CONFORMANCE);
         self.run_all("unit tests", &unit, Limits { deadline: UNIT_DEADLINE, show: Show::Result });
         self.examples_in_documents();
         self.run_all("kernel tests", &kernel, Limits { deadline: UNIT_DEADLINE, show: Show::Result });
+        self.run_all("conformance", &conformance, Limits { deadline: SCENARIO_DEADLINE, show: Show::Result });
         self.run_all("scenarios", &scenarios, Limits { deadline: SCENARIO_DEADLINE, show: Show::EachTest });
     }
 

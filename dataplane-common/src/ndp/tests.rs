@@ -45,6 +45,7 @@ const GROUP: &str = "ff02::1:ff12:3456";
 const SLLA: [u8; 8] = [1, 1, 2, 0, 0, 0, 0, 0x64];
 const NONCE: [u8; 8] = [14, 1, 9, 9, 9, 9, 9, 9];
 
+//= RFC 4429 3/no-override, RFC 6980 5/send
 //= RFC 4861 7.2.4/unicast, RFC 4861 7.2.4/target-option, RFC 4861 7.2.4/router, RFC 4861 7.2.4/solicited
 //= RFC 4861 7.2.8/override
 #[test]

@@ -5,6 +5,7 @@ use hextet_properties::{TARGETS, corpus};
 /// A corpus that was lost would prove nothing.
 const INPUTS_MIN: usize = 8;
 
+//= RFC 6980 5/receive
 #[test]
 fn every_property_holds_for_its_corpus() {
     for (target, holds) in TARGETS {

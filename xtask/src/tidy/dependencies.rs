@@ -12,13 +12,14 @@ const BANNED: [&str; 10] =
     ["aya", "hyper", "mio", "netlink-", "nftables", "nix", "redb", "rtnetlink", "tokio", "tonic"];
 
 /// What each package may use of this workspace; `*` is everything but itself.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("dataplane", &["dataplane-common", "dataplane-core", "hextet-address"]),
     ("dataplane-common", &[]),
     ("dataplane-core", &["dataplane-common", "hextet-address"]),
     ("dataplane-ebpf", &["dataplane-common"]),
     ("hextet-address", &[]),
     ("hextet-api", &["hextet-address"]),
+    ("hextet-conformance", &["dataplane", "hextet-properties", "hextet-tests"]),
     ("hextet-properties", &["dataplane-common", "scheduler-core"]),
     ("hextet-tests", &["*"]),
     ("lb-nginx", &["hextet-api"]),
