@@ -165,8 +165,12 @@ impl World {
         NetNs::named(format!("{}-{name}", self.id))
     }
 
+    /// Without eBPF it is on no BPF file system, which spares the time to make large maps that nobody uses.
     fn bpf_dir(&self) -> PathBuf {
-        PathBuf::from(BPFFS).join(&self.id)
+        match self.backend {
+            Backend::Ebpf => PathBuf::from(BPFFS).join(&self.id),
+            Backend::Nftables => self.dir.path().join("bpf"),
+        }
     }
 
     fn wire(&self) {
