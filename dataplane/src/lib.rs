@@ -38,7 +38,8 @@ pub use apply::ApplyError;
 pub use bpf::{BpfError, Counter, Flow, PortBlock, Swept, monotonic_ns};
 pub use changes::{Author, Changes, ChangesError, Pace, Subject, Trace, Traces};
 pub use dataplane_core::{
-    Desired, Filtering, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown, repairs,
+    Desired, Filtering, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown,
+    repairs,
 };
 pub use features::{Features, NoBpf};
 pub use netlink::NetlinkError;
@@ -127,14 +128,8 @@ impl Dataplane {
         let state = State::load(&config.state_dir)?;
         let opened = Bpf::open(&config.bpf_dir);
         let features = Features::probe(opened.as_ref().err()).await;
-        let mut dataplane = Self {
-            config,
-            netlink,
-            bpf: opened.ok(),
-            features,
-            state,
-            watched: changes::Watched::default(),
-        };
+        let mut dataplane =
+            Self { config, netlink, bpf: opened.ok(), features, state, watched: changes::Watched::default() };
         dataplane.forward_program_logs();
         Ok(dataplane)
     }

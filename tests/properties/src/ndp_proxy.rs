@@ -2,7 +2,7 @@
 
 use dataplane_common::{
     ipv6::Address,
-    ndp::{self, Answer, Verdict},
+    ndp::{self, Advertisement, Verdict},
 };
 
 use crate::frame;
@@ -17,7 +17,8 @@ const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// What the proxy does with a frame on the uplink.
 pub fn judge(frame: &[u8]) -> Verdict {
-    ndp::proxy(frame, |target: &Address| (target.octets() == POD).then_some(UPLINK))
+    let lookup = |target: &Address| (target.octets() == POD).then_some(UPLINK);
+    if ndp::may_hide(frame) { ndp::hidden(frame, lookup) } else { ndp::proxy(frame, lookup) }
 }
 
 /// The property.
@@ -26,7 +27,7 @@ pub fn judge(frame: &[u8]) -> Verdict {
 /// When it does not hold.
 pub fn holds(data: &[u8]) {
     for frame in frame::variants(data) {
-        if let Verdict::Answer(answer) = judge(&frame) {
+        if let Verdict::Answer(answer, _) = judge(&frame) {
             assert!(is_valid(&frame), "what is not valid is answered: {frame:02x?}");
             assert_eq!(frame[62..78], POD, "another's address is answered for");
             answer_is_right(&frame, &answer, POD, UPLINK);
@@ -67,7 +68,7 @@ fn options(mut bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// RFC 4861 section 4.4.
-pub(crate) fn answer_is_right(asked: &[u8], answer: &Answer, target: [u8; 16], mac: [u8; 6]) {
+pub(crate) fn answer_is_right(asked: &[u8], answer: &Advertisement, target: [u8; 16], mac: [u8; 6]) {
     let sent = answer.frame();
     let to_nobody = asked[22..38] == [0; 16];
     let to: &[u8] = if to_nobody { &ALL_NODES } else { &asked[22..38] };
