@@ -10,7 +10,8 @@
 //! ```
 //! Everything is drawn at random and nothing is allocated: the 48 bits once per cluster (RFC 4193), the subnet ID
 //! once per node, the 40 bits once per pod. The group is one value per node, so that all its pods share one
-//! solicited-node multicast address. The crate does no I/O and keeps no record of what was drawn.
+//! solicited-node multicast address. In LAN mode the first 64 bits are the LAN's own and several nodes share them;
+//! the rest is the same. The crate does no I/O and keeps no record of what was drawn.
 
 #![forbid(unsafe_code)]
 
@@ -38,8 +39,10 @@ pub enum AddressError {
     /// Bits set behind the prefix.
     #[error("{0} has bits set behind its length; did you mean {network}/{length}?", network = .0.network(), length = .0.prefix())]
     HostBits(ipnetwork::Ipv6Network),
-    /// Outside of unicast space.
-    #[error("{0} is not unicast space that pods can have addresses in")]
+    /// Multicast, link-local, reserved.
+    #[error(
+        "{0} is neither global unicast (2000::/3) nor unique local (fc00::/7): pods cannot have addresses in it"
+    )]
     NotUnicast(ipnetwork::Ipv6Network),
     /// Not a hexadecimal number of the part's size.
     #[error("{text:?} is not a hexadecimal number of at most {digits} digits")]

@@ -1,4 +1,5 @@
-//! The /48 of a cluster, the 16 bits of a node in it, and the /64 that they make.
+//! The /48 of a cluster, the 16 bits of a node in it, and the /64 in which a node's pods have their addresses:
+//! one of the /48 that is the node's alone, or that of its LAN.
 
 use std::{fmt, net::Ipv6Addr, str::FromStr};
 
@@ -27,10 +28,10 @@ impl ClusterPrefix {
         Self(Ipv6Network::new(Ipv6Addr::from_bits(bits), Self::LEN_BITS).expect("48 is at most 128"))
     }
 
-    /// Accepts a /48 of unicast space, local or global.
+    /// Accepts a /48 of global unicast or unique local space.
     ///
     /// # Errors
-    /// [`AddressError`] when the length is not 48, host bits are set or it is not unicast space.
+    /// [`AddressError`] when the length is not 48, host bits are set or it is of other space.
     pub fn new(network: Ipv6Network) -> Result<Self, AddressError> {
         check_prefix(network, Self::LEN_BITS).map(Self)
     }
@@ -47,6 +48,12 @@ impl ClusterPrefix {
             Ipv6Network::new(Ipv6Addr::from_bits(bits), NodePrefix::LEN_BITS).expect("64 is at most 128"),
         )
     }
+
+    /// Whether `prefix` is a node's own /64 of this cluster. Any other is that of a LAN: it is the LAN's to
+    /// route, and several nodes may share it.
+    pub fn has_subnet(self, prefix: NodePrefix) -> bool {
+        self.0.contains(prefix.0.network())
+    }
 }
 
 /// The 16 bits that tell a node's /64 from its neighbours'. Drawn at random, then claimed at the control plane.
@@ -61,7 +68,7 @@ impl SubnetId {
     }
 }
 
-/// The /64 of a node.
+/// The /64 in which a node's pods have their addresses: the node's alone, or its LAN's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodePrefix(Ipv6Network);
@@ -70,12 +77,21 @@ impl NodePrefix {
     /// Its length.
     pub const LEN_BITS: u8 = 64;
 
-    /// Accepts a /64 of unicast space.
+    /// Accepts a /64 of global unicast or unique local space.
     ///
     /// # Errors
-    /// [`AddressError`] when the length is not 64, host bits are set or it is not unicast space.
+    /// [`AddressError`] when the length is not 64, host bits are set or it is of other space.
     pub fn new(network: Ipv6Network) -> Result<Self, AddressError> {
         check_prefix(network, Self::LEN_BITS).map(Self)
+    }
+
+    /// The /64 around an address.
+    ///
+    /// # Errors
+    /// [`AddressError::NotUnicast`] when it is neither global unicast nor unique local.
+    pub fn around(address: Ipv6Addr) -> Result<Self, AddressError> {
+        let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
+        Self::new(Ipv6Network::new(network, Self::LEN_BITS).expect("64 is at most 128"))
     }
 
     /// The prefix.
@@ -96,12 +112,15 @@ fn check_prefix(network: Ipv6Network, expected: u8) -> Result<Ipv6Network, Addre
     if network.ip() != network.network() {
         return Err(AddressError::HostBits(network));
     }
-    // Unspecified, loopback and v4-mapped share the first 64 zero bits.
-    let address = network.ip();
-    if address.is_multicast() || address.is_unicast_link_local() || address.to_bits() >> 64 == 0 {
-        return Err(AddressError::NotUnicast(network));
-    }
-    Ok(network)
+    if is_global_or_local(network.ip()) { Ok(network) } else { Err(AddressError::NotUnicast(network)) }
+}
+
+/// 2000::/3, all that is assigned of global unicast space, and fc00::/7.
+///
+/// # Source
+/// IANA's IPv6 address space registry (RFC 4291 section 2.4), RFC 4193.
+fn is_global_or_local(address: Ipv6Addr) -> bool {
+    address.to_bits() >> 125 == 0b001 || address.is_unique_local()
 }
 
 fn parse_prefix(text: &str) -> Result<Ipv6Network, AddressError> {
@@ -199,6 +218,25 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_outside_of_the_cluster_is_a_lans() {
+        let cluster: ClusterPrefix = "fd12:3456:789a::/48".parse().unwrap();
+        assert!(cluster.has_subnet(cluster.subnet(SubnetId(7))));
+        for lan in ["2001:db8:1::/64", "fd12:3456:789b::/64"] {
+            assert!(!cluster.has_subnet(lan.parse().unwrap()), "{lan}");
+        }
+    }
+
+    #[test]
+    fn a_lan_has_global_or_unique_local_addresses() {
+        let around = |text: &str| NodePrefix::around(text.parse().unwrap());
+        assert_eq!(around("2001:db8:1::11"), "2001:db8:1::/64".parse());
+        assert_eq!(around("fd00:0:0:7:1::1"), "fd00:0:0:7::/64".parse());
+        for text in ["fe80::1", "ff02::1", "::1", "::ffff:192.0.2.1", "64:ff9b::1", "fec0::1"] {
+            assert!(matches!(around(text), Err(AddressError::NotUnicast(_))), "{text}");
+        }
+    }
+
+    #[test]
     fn wrong_prefixes_are_refused_with_the_reason() {
         let refuse = |text: &str| text.parse::<ClusterPrefix>().unwrap_err().to_string();
         assert_eq!(refuse("fd00::/64"), "fd00::/64 must be a /48");
@@ -206,9 +244,18 @@ mod tests {
             refuse("fd00::1/48"),
             "fd00::1/48 has bits set behind its length; did you mean fd00::/48?"
         );
-        assert_eq!(refuse("ff02::/48"), "ff02::/48 is not unicast space that pods can have addresses in");
-        assert_eq!(refuse("fe80::/48"), "fe80::/48 is not unicast space that pods can have addresses in");
-        assert_eq!(refuse("::/48"), "::/48 is not unicast space that pods can have addresses in");
+        assert_eq!(
+            refuse("ff02::/48"),
+            "ff02::/48 is neither global unicast (2000::/3) nor unique local (fc00::/7): pods cannot have addresses in it"
+        );
+        assert_eq!(
+            refuse("fe80::/48"),
+            "fe80::/48 is neither global unicast (2000::/3) nor unique local (fc00::/7): pods cannot have addresses in it"
+        );
+        assert_eq!(
+            refuse("::/48"),
+            "::/48 is neither global unicast (2000::/3) nor unique local (fc00::/7): pods cannot have addresses in it"
+        );
         assert_eq!(refuse("fd00::"), "\"fd00::\" is not an IPv6 prefix such as fd12:3456:789a::/48");
         assert_eq!(refuse("pods"), "\"pods\" is not an IPv6 prefix such as fd12:3456:789a::/48");
     }
