@@ -25,7 +25,7 @@ use scheduler_core::{
 use support::World;
 
 const STEPS: usize = 300;
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 48;
 
 #[test]
 fn what_must_hold_holds_after_every_step_and_all_converges() {

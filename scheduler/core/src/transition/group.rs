@@ -60,9 +60,11 @@ fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
         return Fate::Stays;
     }
     match node {
-        Some(node) if node.phase == NodePhase::Ready && !fits(draft, pod, wanted) => {
-            Fate::IsReplaced("its node has no room for its new requests".to_owned())
-        }
+        Some(node) if !fits(draft, pod, wanted) => match node.phase {
+            NodePhase::Ready => Fate::IsReplaced("its node has no room for its new requests".to_owned()),
+            // What becomes of it is decided when its node is back.
+            NodePhase::Joined | NodePhase::Lost => Fate::Stays,
+        },
         _ if now.is_some_and(|now| same_programs(now, wanted)) => Fate::Goes(On::Unharmed),
         _ => Fate::Goes(On::Restarted),
     }

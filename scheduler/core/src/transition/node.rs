@@ -25,23 +25,27 @@ pub(super) fn hello(
     }
     draft.put_node(greeted.clone());
     pods_return(draft, name);
-    if node.labels != greeted.labels {
-        reconcile_groups(draft, groups_on(draft, name), context);
-    }
+    reconcile_groups(draft, groups_on(draft, name), context);
     Ok(Step { message: format!("node {name} attached"), replan: true })
 }
 
-pub(super) fn returned(draft: &mut Draft<'_>, name: &str) -> Result<Step, Refusal> {
+pub(super) fn returned(
+    draft: &mut Draft<'_>,
+    name: &str,
+    context: &mut Context<'_>,
+) -> Result<Step, Refusal> {
     let node = find(draft, name)?;
     if node.phase != NodePhase::Lost {
         return Ok(Step { message: String::new(), replan: false });
     }
     draft.put_node(Node { phase: NodePhase::Ready, ..Node::clone(&node) });
     pods_return(draft, name);
+    reconcile_groups(draft, groups_on(draft, name), context);
     Ok(Step { message: format!("node {name} returned"), replan: true })
 }
 
-/// Pods that were lost with the node and not replaced are its own again.
+/// Pods that were lost with the node and not replaced are its own again. What changed for them meanwhile, and
+/// could not be decided without it, is decided next: the texts of their jobs, its labels, its capacity.
 fn pods_return(draft: &mut Draft<'_>, name: &str) {
     for pod in pods_on(draft, name) {
         if pod.phase == PodPhase::Lost {
@@ -51,9 +55,14 @@ fn pods_return(draft: &mut Draft<'_>, name: &str) {
     }
 }
 
-pub(super) fn reports(draft: &mut Draft<'_>, name: &str, reports: &[PodReport]) -> Result<Step, Refusal> {
+pub(super) fn reports(
+    draft: &mut Draft<'_>,
+    name: &str,
+    reports: &[PodReport],
+    context: &mut Context<'_>,
+) -> Result<Step, Refusal> {
     // A report is as good a sign of life as a heartbeat.
-    let mut replan = returned(draft, name)?.replan;
+    let mut replan = returned(draft, name, context)?.replan;
     for report in reports {
         let Some(pod) = draft.pods().get(&report.id).map(|pod| Pod::clone(pod)) else { continue };
         if pod.node.as_deref() == Some(name) {
