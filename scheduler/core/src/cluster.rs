@@ -1,6 +1,6 @@
 //! What the cluster has been from its first moment, and the counters that only grow.
 
-use hextet_address::ClusterPrefix;
+use hextet_address::{ClusterPrefix, NodePrefix};
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +9,11 @@ use crate::time::WallTime;
 /// Facts that never change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
-    /// Where all pods have their addresses.
+    /// Of this each node has a /64 of its own, unless its pods have addresses of its LAN.
     pub prefix: ClusterPrefix,
+    /// The /64 of a LAN: a node on it that does not choose otherwise gives its pods addresses of the LAN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_prefix: Option<NodePrefix>,
     /// The private range that every node hands out to its own pods.
     pub pod_ipv4: Ipv4Network,
     /// Mixes serial numbers into pod ids that do not look like numbers.

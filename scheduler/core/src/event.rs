@@ -1,6 +1,8 @@
 //! What can happen to a cluster, and why an event may be refused.
 
-use hextet_address::{GroupId, NodePrefix};
+use std::{fmt, net::Ipv6Addr};
+
+use hextet_address::{ClusterPrefix, GroupId, NodePrefix, SubnetId};
 
 use crate::{
     cluster::Cluster,
@@ -31,6 +33,8 @@ pub enum Event {
     NodeReturned(String),
     /// A node says how its pods are.
     PodReports(String, Vec<PodReport>),
+    /// A node says that another machine has the address of one of its pods.
+    AddressConflict(String, Conflict),
     /// These nodes have not reported for a lease's time.
     LeaseEnded(Vec<String>),
     /// A node is being taken down and gives its lease back.
@@ -54,13 +58,48 @@ pub struct Enroll {
     pub node: Option<Claim>,
 }
 
-/// What a node draws at random and claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a node claims when it joins; its numbers are drawn at random.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The /64 for its pods.
-    pub prefix: NodePrefix,
+    /// Which /64 its pods get their addresses in.
+    pub prefix: PrefixChoice,
+    /// The 16 bits of a /64 of its own, should it get one.
+    pub subnet: SubnetId,
     /// The low 24 bits that their addresses share.
     pub group_id: GroupId,
+}
+
+/// Which /64 the pods of a node get their addresses in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrefixChoice {
+    /// One of the cluster's /48 that is the node's alone.
+    Own,
+    /// That of its LAN.
+    Lan(NodePrefix),
+    /// The cluster's pod prefix, if it is one of these, in which the uplink has addresses; else one of its own.
+    OfUplink(Vec<NodePrefix>),
+}
+
+/// Another machine has the address of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The pod.
+    pub pod: PodId,
+    /// The address, which may no longer be the pod's.
+    pub address: Ipv6Addr,
+    /// Who has it.
+    pub mac: Mac,
+}
+
+/// The Ethernet address of somebody on a LAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
 }
 
 /// How a pod is, in the words of its node.
@@ -120,6 +159,25 @@ pub enum Refusal {
         prefix: NodePrefix,
         /// Who has it.
         node: String,
+    },
+    /// Another node has the group.
+    #[error("the group {group} is taken by node `{node}`; draw another group ID")]
+    GroupTaken {
+        /// What was claimed.
+        group: GroupId,
+        /// Who has it.
+        node: String,
+    },
+    /// A LAN's prefix that is not one.
+    #[error(
+        "the pod prefix {prefix} is inside of the cluster's own {cluster}: give the /64 of the LAN, \
+         or none, so that each node gets a /64 of its own"
+    )]
+    PodPrefix {
+        /// What was given.
+        prefix: NodePrefix,
+        /// The cluster's.
+        cluster: ClusterPrefix,
     },
     /// A token for a node was used without claiming a subnet, or the other way about.
     #[error("a node enrolls with a subnet ID and a group ID inside the cluster's prefix")]

@@ -28,9 +28,9 @@ pub struct Node {
     pub name: String,
     /// SHA-256 of its public key, in hex: who may speak for it.
     pub key: String,
-    /// The /64 in which its pods have their addresses.
+    /// The /64 in which its pods have their addresses: its own, or that of its LAN, which others share.
     pub prefix: NodePrefix,
-    /// The low 24 bits that its pods' addresses share.
+    /// The low 24 bits that its pods' addresses share, and no other node's.
     pub group_id: GroupId,
     /// Where peers send packets for its prefix; none until it has attached.
     pub underlay: Option<Ipv6Addr>,

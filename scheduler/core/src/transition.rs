@@ -15,6 +15,7 @@ use crate::{
     time::WallTime,
 };
 
+mod address;
 mod enroll;
 mod group;
 mod job;
@@ -91,6 +92,7 @@ fn dispatch(
         Event::NodeHello(name, hello) => node::hello(draft, name, hello, context),
         Event::NodeReturned(name) => node::returned(draft, name, context),
         Event::PodReports(name, reports) => node::reports(draft, name, reports, context),
+        Event::AddressConflict(name, conflict) => address::conflict(draft, name, conflict, context),
         Event::LeaseEnded(names) => Ok(node::lease_ended(draft, names)),
         Event::NodeLeaving(name) => Ok(node::leaving(draft, name)),
         Event::Drained(pods) => Ok(group::drained(draft, pods)),
@@ -101,6 +103,9 @@ fn dispatch(
 fn create_cluster(draft: &mut Draft<'_>, cluster: &Cluster) -> Result<Step, Refusal> {
     if draft.cluster().is_some() {
         return Err(Refusal::ClusterExists);
+    }
+    if let Some(prefix) = cluster.pod_prefix {
+        enroll::check_lan(cluster.prefix, prefix)?;
     }
     draft.put(Key::Cluster, Some(Value::Cluster(cluster.clone().into())));
     Ok(Step { message: format!("cluster {} created", cluster.prefix), replan: false })

@@ -6,12 +6,12 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, net::Ipv6Addr, path::Path};
 
 use scheduler_core::{
     assignment,
     change::{Change, Key, Revision, Value},
-    event::{Event, PodReport, Refusal},
+    event::{Conflict, Event, Mac, PodReport, PrefixChoice, Refusal},
     job::Job,
     node::Node,
     pod::{Pod, PodId, PodPhase},
@@ -69,6 +69,8 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
         ["delete", job] => told(world, "user:alice", Event::DeleteJob((*job).to_owned())),
         ["delete-node", node] => told(world, "user:alice", Event::DeleteNode((*node).to_owned())),
         ["report", node, which, how] => report(world, node, which, how),
+        ["conflict", node, which] => conflict(world, node, which, None),
+        ["conflict", node, which, address] => conflict(world, node, which, address.parse().ok()),
         ["lease-ended", nodes @ ..] => {
             let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
             told(world, "scheduler", Event::LeaseEnded(nodes))
@@ -92,16 +94,22 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
 
 fn join(world: &mut World, name: &str, settings: &[&str]) -> String {
     let (mut cpu, mut memory) = ("4000m", "8Gi");
+    let mut claim = world.next_claim();
+    claim.prefix = PrefixChoice::Own;
     let mut labels = BTreeMap::new();
     for (key, value) in settings.iter().map(|setting| setting.split_once('=').unwrap()) {
         match key {
             "cpu" => cpu = value,
             "memory" => memory = value,
+            "pods" if value == "auto" => claim.prefix = world.next_claim().prefix,
+            "pods" => claim.prefix = PrefixChoice::Lan(value.parse().unwrap()),
+            "subnet" => claim.subnet = value.parse().unwrap(),
+            "group" => claim.group_id = value.parse().unwrap(),
             _ => drop(labels.insert(key.to_owned(), value.to_owned())),
         }
     }
     let capacity = Resources { cpu: cpu.parse().unwrap(), memory: memory.parse().unwrap() };
-    reply(world.join(name, capacity, labels))
+    reply(world.join_with(name, capacity, labels, claim))
 }
 
 /// `which` is `all` or a number: the first, second, .. pod of the node by id.
@@ -116,6 +124,15 @@ fn report(world: &mut World, node: &str, which: &str, how: &str) -> String {
     let one = |id| PodReport { id, phase, message: how.to_owned(), restarts: 0, gone };
     let reports = chosen.into_iter().map(one).collect();
     told(world, &format!("node:{node}"), Event::PodReports(node.to_owned(), reports))
+}
+
+/// Another machine has the address of the node's first, second, .. pod, or an address that is no longer its.
+fn conflict(world: &mut World, node: &str, which: &str, other: Option<Ipv6Addr>) -> String {
+    let number: usize = which.parse().unwrap();
+    let pod = world.state.pods_on(node).nth(number - 1).unwrap();
+    let address = other.or(pod.address).unwrap();
+    let conflict = Conflict { pod: pod.id.clone(), address, mac: Mac([2, 0, 0, 0, 1, 0]) };
+    told(world, &format!("node:{node}"), Event::AddressConflict(node.to_owned(), conflict))
 }
 
 fn told(world: &mut World, changer: &str, event: Event) -> String {
@@ -168,7 +185,9 @@ fn pod_line(pod: &Pod, with_address: bool) -> String {
 fn node_line(world: &World, node: &Node) -> String {
     let usage = world.state.usage(&node.name);
     let (cpu, pods) = (usage.cpu_millis, usage.pods);
-    format!("{} {} {cpu}m of {} used by {pods} pods\n", node.name, node.phase, node.capacity.cpu)
+    let lan = world.state.cluster().is_some_and(|cluster| !cluster.prefix.has_subnet(node.prefix));
+    let lan = if lan { format!(", pods in {}", node.prefix) } else { String::new() };
+    format!("{} {} {cpu}m of {} used by {pods} pods{lan}\n", node.name, node.phase, node.capacity.cpu)
 }
 
 fn assignment_lines(world: &World, node: &str) -> String {

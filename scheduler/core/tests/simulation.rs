@@ -13,9 +13,9 @@ use std::{
 use rand::{Rng as _, seq::IteratorRandom as _};
 use scheduler_core::{
     assignment,
-    change::Revision,
+    change::{Revision, Value},
     endpoint,
-    event::{Event, PodReport},
+    event::{Claim, Conflict, Event, Mac, PodReport, PrefixChoice},
     job::{Availability, Group, Job, Spread, Task},
     node::NodePhase,
     pod::{Pod, PodId, PodPhase},
@@ -60,7 +60,7 @@ impl Simulation {
 
     fn step(&mut self) {
         self.world.watched = self.world.rng.random_bool(0.5);
-        match self.world.rng.random_range(0..12) {
+        match self.world.rng.random_range(0..13) {
             0 => self.join(),
             1..=3 => self.apply(),
             4 => self.delete_job(),
@@ -68,6 +68,7 @@ impl Simulation {
             6 => self.everyone_returns(0.5),
             7 => self.delete_node(),
             8 => self.drain(),
+            9 => self.conflict(),
             _ => self.report(0.5),
         }
     }
@@ -111,10 +112,25 @@ impl Simulation {
         let loaded = State::load(self.world.state.revision(), self.world.state.values());
         assert_eq!(loaded, self.world.state, "indexes are those of the values");
 
+        self.note_given(revision);
         let selector = "j0".parse().unwrap();
         endpoint::changed_by(revision, &selector).apply(&mut self.seen);
         assert_eq!(self.seen, endpoint::select(&self.world.state, &selector), "a watch misses nothing");
         self.check();
+    }
+
+    /// An address is given once: to no second pod, and not to the same one again.
+    fn note_given(&mut self, revision: &Revision) {
+        let of = |value: &Option<Value>| match value {
+            Some(Value::Pod(pod)) => Some((pod.address?, pod.id.clone())),
+            _ => None,
+        };
+        for change in &revision.changes {
+            let (old, new) = (of(&change.old), of(&change.new));
+            if let Some((address, pod)) = new.filter(|new| old.as_ref() != Some(new)) {
+                assert_eq!(self.given.insert(address, pod), None, "{address} was given before");
+            }
+        }
     }
 
     fn check(&mut self) {
@@ -148,7 +164,11 @@ impl Simulation {
         let labels = BTreeMap::from([("disk".to_owned(), ["fast", "slow"][number as usize % 2].to_owned())]);
         let before = self.world.state.revision();
         // Three events in one: the replica takes over what they made.
-        let _refused_when_the_name_is_taken = self.world.join(&format!("n{number}"), capacity, labels);
+        let claim = self.world.next_claim();
+        // Some on the LAN, some with a /64 of their own.
+        let claim = if number % 2 == 0 { claim } else { Claim { prefix: PrefixChoice::Own, ..claim } };
+        let name = format!("n{number}");
+        let _refused_when_the_name_is_taken = self.world.join_with(&name, capacity, labels, claim);
         if self.world.state.revision() != before {
             self.replica = self.world.state.clone();
             self.seen = endpoint::select(&self.world.state, &"j0".parse().unwrap());
@@ -203,6 +223,21 @@ impl Simulation {
     fn delete_node(&mut self) {
         let name = format!("n{}", self.world.rng.random_range(0..9));
         self.event(Event::DeleteNode(name));
+    }
+
+    /// Another machine has the address of some pod, or has had it.
+    fn conflict(&mut self) {
+        let placed = self.world.state.pods().values().filter(|pod| pod.phase != PodPhase::Lost);
+        let placed: Vec<_> =
+            placed.filter_map(|pod| Some((pod.node.clone()?, pod.id.clone(), pod.address?))).collect();
+        let Some((node, pod, address)) = placed.into_iter().choose(&mut self.world.rng) else { return };
+        let stale = self.world.rng.random_bool(0.2);
+        let address = if stale { Ipv6Addr::LOCALHOST } else { address };
+        let wanted = self.world.state.pods()[&pod].is_wanted();
+        let mac = Mac([2, 0, 0, 0, 1, 0]);
+        self.event(Event::AddressConflict(node, Conflict { pod: pod.clone(), address, mac }));
+        let now = self.world.state.pods()[&pod].address;
+        assert_eq!(now == Some(address), !stale && !wanted, "{pod} moves when it is wanted");
     }
 
     fn drain(&mut self) {

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use hextet_address::{ClusterPrefix, GroupId, NodePrefix};
+
 use crate::{
     change::{Key, Value},
+    cluster::Cluster,
     draft::Draft,
-    event::{Claim, Enroll, Refusal},
+    event::{Claim, Enroll, PrefixChoice, Refusal},
     name::{self, NODE_NAME_LEN_MAX, NameError},
     node::{Node, NodePhase},
     quantity::Resources,
@@ -60,22 +63,18 @@ fn chosen_name(token: &Token, wanted: Option<&str>) -> Result<String, Refusal> {
     Ok(name.to_owned())
 }
 
-/// Claims name and subnet. The same key under the same name gets what it had.
+/// Claims name, prefix and group. The same key under the same name gets what it had.
 fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTime) -> Result<(), Refusal> {
     if let Some(node) = draft.nodes().get(name) {
         return if node.key == key { Ok(()) } else { Err(Refusal::NameTaken(name.to_owned())) };
     }
-    let cluster = draft.cluster().ok_or(Refusal::Claim)?.prefix.network();
-    if !cluster.contains(claim.prefix.network().network()) {
-        return Err(Refusal::Claim);
-    }
-    if let Some(other) = draft.nodes().values().find(|node| node.prefix == claim.prefix) {
-        return Err(Refusal::SubnetTaken { prefix: claim.prefix, node: other.name.clone() });
-    }
+    let cluster = draft.cluster().ok_or(Refusal::Claim)?;
+    let prefix = prefix(cluster, claim)?;
+    check_free(draft, cluster.prefix, prefix, claim.group_id)?;
     draft.put_node(Node {
         name: name.to_owned(),
         key: key.to_owned(),
-        prefix: claim.prefix,
+        prefix,
         group_id: claim.group_id,
         underlay: None,
         underlay_v4: None,
@@ -85,6 +84,42 @@ fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTi
         phase: NodePhase::Joined,
         joined: now,
     });
+    Ok(())
+}
+
+/// Where a node's pods get their addresses.
+fn prefix(cluster: &Cluster, claim: &Claim) -> Result<NodePrefix, Refusal> {
+    let lan = match &claim.prefix {
+        PrefixChoice::Own => None,
+        PrefixChoice::Lan(prefix) => Some(*prefix),
+        PrefixChoice::OfUplink(prefixes) => cluster.pod_prefix.filter(|prefix| prefixes.contains(prefix)),
+    };
+    match lan {
+        Some(prefix) => check_lan(cluster.prefix, prefix).map(|()| prefix),
+        None => Ok(cluster.prefix.subnet(claim.subnet)),
+    }
+}
+
+/// A LAN's prefix is the LAN's: nobody could tell addresses of the LAN from a node's subnet of the same number.
+pub(super) fn check_lan(cluster: ClusterPrefix, prefix: NodePrefix) -> Result<(), Refusal> {
+    if cluster.has_subnet(prefix) { Err(Refusal::PodPrefix { prefix, cluster }) } else { Ok(()) }
+}
+
+/// A /64 of the cluster's has one node. A group has one node wherever it is: nodes of one LAN share all the
+/// other bits by which they could be told apart.
+fn check_free(
+    draft: &Draft<'_>,
+    cluster: ClusterPrefix,
+    prefix: NodePrefix,
+    group: GroupId,
+) -> Result<(), Refusal> {
+    let mut nodes = draft.nodes().values();
+    if let Some(other) = nodes.find(|node| cluster.has_subnet(prefix) && node.prefix == prefix) {
+        return Err(Refusal::SubnetTaken { prefix, node: other.name.clone() });
+    }
+    if let Some(other) = draft.nodes().values().find(|node| node.group_id == group) {
+        return Err(Refusal::GroupTaken { group, node: other.name.clone() });
+    }
     Ok(())
 }
 

@@ -3,16 +3,14 @@
 //! A pod that is lost with its node and whose group is `ha` gives way to a new pod once that has a place
 //! elsewhere, and not before: when no other node can take it, it is still there if its node returns.
 
-use std::{collections::BTreeMap, net::Ipv6Addr};
-
-use hextet_address::pod_address;
+use std::collections::BTreeMap;
 
 use crate::{
     draft::Draft,
     job::{Availability, Group},
     placement::{self, Candidate, Demand},
     pod::{Pod, PodPhase},
-    transition::{Context, group},
+    transition::{Context, address, group},
 };
 
 /// How many pods of a group get a new reason in one revision; the others keep an older one for now.
@@ -79,21 +77,10 @@ fn replace(draft: &mut Draft<'_>, lost: &Pod, wanted: &Group, context: &mut Cont
 }
 
 fn settle(draft: &mut Draft<'_>, pod: Pod, node: &str, context: &mut Context<'_>) {
-    let Some(address) = free_address(draft, node, context) else { return };
+    let Some(address) = address::draw(draft, node, context) else { return };
     let (node, address) = (Some(node.to_owned()), Some(address));
     let message = "waits for its node to start it".to_owned();
     draft.put_pod(Pod { node, address, phase: PodPhase::Starting, message, ..pod });
-}
-
-/// An address that no pod has now. That none ever had it is checked where the history is: in the store.
-fn free_address(draft: &Draft<'_>, node: &str, context: &mut Context<'_>) -> Option<Ipv6Addr> {
-    let node = draft.nodes().get(node)?;
-    loop {
-        let address = pod_address(node.prefix, node.group_id, context.rng);
-        if !draft.has_address(&address) {
-            return Some(address);
-        }
-    }
 }
 
 fn explain(draft: &mut Draft<'_>, pods: &[Pod], why: &str) {

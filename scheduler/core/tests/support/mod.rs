@@ -7,7 +7,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
     change::Revision,
     cluster::Cluster,
-    event::{Claim, Enroll, Event, Refusal},
+    event::{Claim, Enroll, Event, PrefixChoice, Refusal},
     node::Hello,
     pod::Pod,
     quantity::Resources,
@@ -16,6 +16,9 @@ use scheduler_core::{
     token::{Role, Token},
     transition::{Context, Origin, handle},
 };
+
+/// The cluster's pod prefix.
+pub(crate) const LAN: &str = "2001:db8:1::/64";
 
 pub(crate) struct World {
     pub(crate) state: State,
@@ -30,7 +33,8 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let prefix = ClusterPrefix::generate(&mut rng);
         let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
-        let cluster = Cluster { prefix, pod_ipv4, id_key: seed, created: WallTime(0) };
+        let pod_prefix = Some(LAN.parse().unwrap());
+        let cluster = Cluster { prefix, pod_prefix, pod_ipv4, id_key: seed, created: WallTime(0) };
         let mut world =
             World { state: State::default(), rng, wall: WallTime(0), watched: false, nodes_made: 0 };
         world.event("scheduler", Event::ClusterCreated(cluster)).unwrap();
@@ -45,12 +49,23 @@ impl World {
         handle(&mut self.state, &event, &origin, &mut context)
     }
 
-    /// A node gets a token, a certificate and attaches.
-    pub(crate) fn join(
+    /// What the next node claims when it does not choose where its pods get their addresses.
+    pub(crate) fn next_claim(&self) -> Claim {
+        let number = self.nodes_made + 1;
+        Claim {
+            prefix: PrefixChoice::OfUplink(vec![LAN.parse().unwrap()]),
+            subnet: SubnetId(number),
+            group_id: GroupId::new(number.into()).unwrap(),
+        }
+    }
+
+    /// A node gets a token, a certificate for this claim, and attaches.
+    pub(crate) fn join_with(
         &mut self,
         name: &str,
         capacity: Resources,
         labels: BTreeMap<String, String>,
+        claim: Claim,
     ) -> Result<Option<Revision>, Refusal> {
         self.nodes_made += 1;
         let number = self.nodes_made;
@@ -58,8 +73,6 @@ impl World {
         let token = Token { role: Role::Node, name: None, expires, used_by: None };
         let id = format!("token-{number}");
         self.event("user:root", Event::CreateToken(id.clone(), token))?;
-        let prefix = self.state.cluster().unwrap().prefix.subnet(SubnetId(number));
-        let claim = Claim { prefix, group_id: GroupId::new(u32::from(number)).unwrap() };
         let key = format!("key-{number}");
         let enroll = Enroll { token: id, name: Some(name.to_owned()), key, node: Some(claim) };
         self.event(&format!("node:{name}"), Event::Enroll(enroll))?;
