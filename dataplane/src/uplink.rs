@@ -2,10 +2,11 @@
 
 use std::{
     cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use hextet_address::NodePrefix;
 use ipnetwork::Ipv4Network;
 use netlink_packet_route::{AddressFamily, address::AddressFlags};
 use thiserror::Error;
@@ -27,6 +28,8 @@ pub struct UplinkInfo {
     pub ipv4: Option<Ipv4Addr>,
     /// Prefixes whose routes would choose another of its addresses.
     pub sources: BTreeMap<Ipv4Network, Ipv4Addr>,
+    /// The /64s in which it has addresses.
+    pub prefixes: BTreeSet<NodePrefix>,
     /// Its MTU.
     pub mtu_bytes: u32,
 }
@@ -75,10 +78,14 @@ impl Dataplane {
         let (ipv4, sources) = sources(&self.netlink.ipv4_routes(device.index).await?, &addresses);
         addresses.retain(is_usable);
         addresses.sort_by_key(preference);
-        let mut ips = addresses.iter().map(|address| address.network.ip());
+        let ipv6 = || {
+            let ips = addresses.iter().map(|address| address.network.ip());
+            ips.filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None })
+        };
         Ok(UplinkInfo {
             name: device.name,
-            ipv6: ips.find_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
+            ipv6: ipv6().next(),
+            prefixes: ipv6().filter_map(|ip| NodePrefix::around(ip).ok()).collect(),
             ipv4,
             sources,
             mtu_bytes: device.link.mtu_bytes,

@@ -17,7 +17,7 @@ use crate::Filtering;
 pub struct Desired {
     /// The cluster's /48.
     pub cluster: Ipv6Network,
-    /// The node's /64 of it.
+    /// Where the node's pods have their addresses: its own /64 of it, or that of its LAN.
     pub node: Ipv6Network,
     /// The low 24 bits of every pod's address on this node.
     pub group: GroupId,
@@ -25,7 +25,7 @@ pub struct Desired {
     pub pod_ipv4: Ipv4Network,
     /// The device to the other nodes and the world.
     pub uplink: Uplink,
-    /// The other nodes: their /64 and the next hop to it on the uplink.
+    /// The other nodes: where their pods have their addresses, and the next hop to them on the uplink.
     pub peers: BTreeMap<Ipv6Network, Ipv6Addr>,
     /// The node's pods by ID. An ID is the name of the pod's network namespace.
     pub pods: BTreeMap<String, Pod>,
@@ -36,6 +36,14 @@ pub struct Desired {
     /// Who gets in at the outside ports of pods; the BPF programs alone can do otherwise than the default.
     #[serde(default)]
     pub filtering: Filtering,
+}
+
+impl Desired {
+    /// Whether a /64 is one node's alone, so that there is a route to it. Any other is a LAN's: who is on the
+    /// LAN has its connected route and finds pods by neighbour discovery, and who is not has a router.
+    pub fn is_routed(&self, prefix: Ipv6Network) -> bool {
+        self.cluster.contains(prefix.network())
+    }
 }
 
 /// The device to the other nodes and the world.

@@ -183,16 +183,21 @@ fn any_ipv4() -> IpNetwork {
 }
 
 fn node_routes(desired: &Desired) -> BTreeSet<Route> {
-    let unreachable = [desired.node.into(), desired.cluster.into(), desired.pod_ipv4.into()].map(
-        |destination: IpNetwork| Route { destination, metric: UNREACHABLE_METRIC, hop: Hop::Unreachable },
-    );
-    let peers = desired.peers.iter().filter(|(prefix, _)| **prefix != desired.node);
+    let own = desired.is_routed(desired.node).then_some(desired.node);
+    let ranges = own.into_iter().chain([desired.cluster]).map(IpNetwork::from);
+    let unreachable = ranges.chain([desired.pod_ipv4.into()]).map(|destination| Route {
+        destination,
+        metric: UNREACHABLE_METRIC,
+        hop: Hop::Unreachable,
+    });
+    let peers = desired.peers.iter().filter(|(prefix, _)| desired.is_routed(**prefix));
+    let peers = peers.filter(|(prefix, _)| **prefix != desired.node);
     let peers = peers.map(|(prefix, gateway)| Route {
         destination: (*prefix).into(),
         metric: IPV6_METRIC,
         hop: Hop::Via { gateway: (*gateway).into(), dev: desired.uplink.name.clone() },
     });
-    unreachable.into_iter().chain(peers).collect()
+    unreachable.chain(peers).collect()
 }
 
 /// A join that outlives the agent: the kernel holds it with the address.

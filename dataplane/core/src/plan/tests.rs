@@ -139,6 +139,32 @@ fn fresh_node_with_one_pod() {
     );
 }
 
+/// All that differs from a node with a /64 of its own: no unreachable route for the LAN's, and no route to who
+/// shares it or is on another LAN.
+#[test]
+fn a_node_whose_pods_have_addresses_of_the_lan_routes_only_what_is_a_nodes_own() {
+    let own = desired(1);
+    let pod = Pod { address: "2001:db8:1:0:1:0:ab:cdef".parse().unwrap(), ..own.pods["web-1"] };
+    let mut lan = Desired {
+        node: "2001:db8:1::/64".parse().unwrap(),
+        pods: [("web-1".to_owned(), pod)].into(),
+        ..own.clone()
+    };
+    for prefix in ["2001:db8:1::/64", "2001:db8:2::/64"] {
+        lan.peers.insert(prefix.parse().unwrap(), "2001:db8:1::13".parse().unwrap());
+    }
+    let plans = [plan(&own, &machine()), plan(&lan, &machine())].map(|ops| {
+        text(&ops).replace("2001:db8:1:0:1:0:ab:cdef", "POD").replace("fd00:1:2:a:1:0:ab:cdef", "POD")
+    });
+    let only = |one: &str, other: &str| {
+        one.lines().filter(|line| !other.lines().any(|it| it == *line)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let unreachable = "route add unreachable fd00:1:2:a::/64 proto hextet metric 4294967295";
+    assert_eq!(only(&plans[0], &plans[1]), [unreachable]);
+    assert_eq!(only(&plans[1], &plans[0]), Vec::<String>::new());
+    settled(&lan, machine());
+}
+
 #[test]
 fn kernel_backends_need_no_bpf() {
     let machine = Observed { bpf: None, ..machine() };
