@@ -1,6 +1,7 @@
 //! The command line as types, and the way from each command to its file.
 
 mod apply;
+mod cluster;
 mod completions;
 mod flows;
 mod jobs;
@@ -52,6 +53,7 @@ Logs of `server` and `node` go to stderr; HEXTET_LOG=debug shows more of them.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Server(server::Args),
+    Cluster(cluster::Args),
     Node(Box<node::Args>),
     Apply(apply::Args),
     Rm(rm::Args),
@@ -81,6 +83,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let format = chosen.unwrap_or(Format::Table);
     match cli.command {
         Command::Server(args) => server::run(args),
+        Command::Cluster(args) => cluster::run(args, format),
         Command::Node(args) => node::run(*args, format),
         Command::Apply(args) => block_on(apply::run(args, format)),
         Command::Rm(args) => block_on(rm::run(args, format)),

@@ -431,9 +431,23 @@ impl Agent {
             self.hello.send_modify(|hello| {
                 (hello.underlay, hello.underlay_v4) = (Some(now.address), now.ipv4);
             });
+            self.check_lan(&now);
             self.underlay = Some(now);
         }
         Ok(())
+    }
+
+    /// Pods with addresses of a LAN can be reached only on that LAN.
+    fn check_lan(&self, underlay: &Underlay) {
+        let prefix = self.identity.prefix;
+        if !self.identity.cluster.has_subnet(prefix) && !underlay.prefixes.contains(&prefix) {
+            warn!(
+                device = underlay.device,
+                %prefix,
+                "the uplink has no address in the /64 that pods have their addresses in: is it another LAN than \
+                 before? To join with the present one, run `netctl node down` and remove the state folder"
+            );
+        }
     }
 
     fn sweep(&mut self) {
@@ -600,7 +614,13 @@ pub(crate) async fn underlay(dataplane: &Dataplane, choice: &UplinkChoice) -> Re
     let address = choice.address.or(info.ipv6).with_context(|| {
         format!("device {} has no global or unique local IPv6 address: give it one, or name another with --underlay", info.name)
     })?;
-    Ok(Underlay { device: info.name, address, ipv4: info.ipv4, sources: info.sources })
+    Ok(Underlay {
+        device: info.name,
+        address,
+        ipv4: info.ipv4,
+        sources: info.sources,
+        prefixes: info.prefixes,
+    })
 }
 
 impl UplinkChoice {

@@ -166,8 +166,9 @@ impl Merged {
 fn peer_of(identity: &Identity, peer: &v1::Peer) -> Result<Peer, &'static str> {
     let prefix = peer.prefix.as_ref().and_then(ipv6_network).ok_or("it has no prefix")?;
     let prefix = NodePrefix::new(prefix).map_err(|_| "its prefix is not a /64")?;
-    if !identity.cluster.network().contains(prefix.network().network()) || prefix == identity.prefix {
-        return Err("its prefix is not one of another node of this cluster");
+    // Only that of a LAN is shared.
+    if prefix == identity.prefix && identity.cluster.has_subnet(prefix) {
+        return Err("its prefix is this node's own");
     }
     let underlay = ipv6(&peer.underlay).ok_or("it has no underlay address")?;
     Ok(Peer { prefix, underlay, lost: peer.lost })
@@ -383,12 +384,18 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_peer_outside_the_cluster_is_refused() {
-        let mut outside = peer("n2", 0xb);
+    fn a_peer_with_this_nodes_subnet_is_refused_and_one_with_a_lans_is_not() {
+        let mut outside = peer("n4", 0xb);
         outside.prefix.as_mut().unwrap().address[1] = 9;
-        let message = v1::Assignment { peers: vec![outside, peer("n3", 0xc)], ..full(vec![]) };
-        let merged = merge(&identity(), &Assignment::default(), message);
-        assert_eq!(merged.next.peers.keys().collect::<Vec<_>>(), ["n3"]);
-        assert_eq!(merged.complaints.len(), 1);
+        let peers = vec![peer("n2", 0xa), peer("n3", 0xc), outside];
+        let message = v1::Assignment { peers, ..full(vec![]) };
+        let merged = merge(&identity(), &Assignment::default(), message.clone());
+        assert_eq!(merged.next.peers.keys().collect::<Vec<_>>(), ["n3", "n4"]);
+        assert_eq!(merged.complaints, ["peer \"n2\": its prefix is this node's own"]);
+
+        let lan = merged.next.peers["n4"].prefix;
+        let on_the_lan = Identity { prefix: lan, ..identity() };
+        let merged = merge(&on_the_lan, &Assignment::default(), message);
+        assert_eq!(merged.next.peers.len(), 3, "{:?}", merged.complaints);
     }
 }

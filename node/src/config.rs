@@ -10,6 +10,7 @@ use std::{
 };
 
 use dataplane_core::Filtering;
+use hextet_address::{AddressError, NodePrefix};
 use hextet_api::token::Token;
 use thiserror::Error;
 
@@ -37,6 +38,8 @@ pub struct NodeConfig {
     pub uplink: Option<String>,
     /// The address to which peers send packets for this node's pods; none: the uplink's.
     pub underlay: Option<Ipv6Addr>,
+    /// Which /64 the pods get their addresses in; asked for when the node joins, and kept.
+    pub pod_prefix: PodPrefixChoice,
     /// Who answers neighbour solicitations.
     pub ndp: NdpChoice,
     /// Who translates the pods' IPv4.
@@ -49,6 +52,18 @@ pub struct NodeConfig {
     pub cpu_millis: Option<u32>,
     /// What pods may use in all; none: what the machine has.
     pub memory_bytes: Option<u64>,
+}
+
+/// Which /64 the pods of a node get their addresses in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodPrefixChoice {
+    /// The cluster's pod prefix, if the uplink has an address in it, else one of the node's own.
+    #[default]
+    Auto,
+    /// One of the cluster's /48 that is the node's own.
+    Own,
+    /// That of the LAN.
+    Lan(NodePrefix),
 }
 
 /// Who answers neighbour solicitations for pods.
@@ -81,6 +96,18 @@ pub enum MasqueradeChoice {
 pub struct ChoiceError {
     word: String,
     known: &'static str,
+}
+
+impl FromStr for PodPrefixChoice {
+    type Err = AddressError;
+
+    fn from_str(word: &str) -> Result<Self, AddressError> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "own" => Ok(Self::Own),
+            prefix => prefix.parse().map(Self::Lan),
+        }
+    }
 }
 
 impl FromStr for NdpChoice {

@@ -1,12 +1,13 @@
 //! What the kernel and the supervisors should hold, from who the node is and what it was told. Pure.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
 
 use dataplane_core::{Desired, Filtering, MasqueradeBackend, NdpBackend, Pod, Uplink};
+use hextet_address::NodePrefix;
 use hextet_api::token::Fingerprint;
 use ipnetwork::Ipv4Network;
 
@@ -29,6 +30,8 @@ pub(crate) struct Underlay {
     pub(crate) ipv4: Option<Ipv4Addr>,
     /// Prefixes to which the kernel's routes would choose another of its addresses.
     pub(crate) sources: BTreeMap<Ipv4Network, Ipv4Addr>,
+    /// The /64s in which it has addresses.
+    pub(crate) prefixes: BTreeSet<NodePrefix>,
 }
 
 /// The backends that were chosen.
@@ -151,6 +154,7 @@ mod tests {
             address: "2001:db8:1::11".parse().unwrap(),
             ipv4: Some("192.0.2.11".parse().unwrap()),
             sources: BTreeMap::new(),
+            prefixes: BTreeSet::new(),
         };
         let backends = Backends {
             ndp: NdpBackend::Ebpf,

@@ -42,7 +42,7 @@ mod view;
 
 pub use self::{
     commands::{counters, down, events, flows, plan, show, whois},
-    config::{ChoiceError, MasqueradeChoice, NdpChoice, NodeConfig, NodePaths},
+    config::{ChoiceError, MasqueradeChoice, NdpChoice, NodeConfig, NodePaths, PodPrefixChoice},
     events::NodeEvent,
     port_log::Holder,
     start::run,

@@ -132,11 +132,12 @@ async fn identify(
     let chosen = choose(config.ndp, config.masquerade, dataplane.features())?;
     let backends = Backends { filtering: config.filtering, ..chosen };
     check_filtering(backends)?;
-    if store.identity()?.is_none() {
+    let identity = match store.identity()? {
+        Some(identity) => join::known(identity, config)?,
         // Later it may be missing for a while, as at boot; a new node is better told at once.
-        underlay(dataplane, uplink).await?;
-    }
-    Ok((join::identity(store, config).await?, backends))
+        None => join::join(store, config, &underlay(dataplane, uplink).await?).await?,
+    };
+    Ok((identity, backends))
 }
 
 /// Ends with a sentence when this process may not do what it was asked to.

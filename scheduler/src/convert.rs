@@ -8,7 +8,7 @@ use hextet_api::{address, v1};
 use scheduler_core::{
     assignment::{Assigned, Diff},
     endpoint::{Endpoint, EndpointState},
-    event::PodReport,
+    event::{Conflict, Mac, PodReport},
     job::{Availability, Group, Job, Spread, Task},
     node::{Hello, Node, NodePhase},
     pod::{Pod, PodId, PodPhase},
@@ -33,6 +33,9 @@ pub enum ConvertError {
         /// The number.
         value: i32,
     },
+    /// Bytes that are not an Ethernet address.
+    #[error("conflict.mac: it has 6 bytes")]
+    Mac,
     /// Bytes that are not an address.
     #[error("{field}")]
     Address {
@@ -237,6 +240,17 @@ pub fn pod_report(message: v1::PodReport) -> Result<PodReport, ConvertError> {
     };
     let (id, gone) = (PodId(message.id), message.gone);
     Ok(PodReport { id, phase, message: message.message, restarts: message.restarts, gone })
+}
+
+/// Another machine has the address of a pod.
+///
+/// # Errors
+/// Bytes that are not an address.
+pub fn conflict(message: v1::AddressConflict) -> Result<Conflict, ConvertError> {
+    let address = address::ipv6(&message.address)
+        .map_err(|source| ConvertError::Address { field: "conflict.address", source })?;
+    let mac = message.mac.try_into().map_err(|_| ConvertError::Mac)?;
+    Ok(Conflict { pod: PodId(message.pod), address, mac: Mac(mac) })
 }
 
 /// What a node is told.

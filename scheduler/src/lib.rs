@@ -8,6 +8,7 @@
 mod auth;
 mod clock;
 pub mod convert;
+pub mod founding;
 mod hub;
 mod identity;
 mod logs;

@@ -1,27 +1,16 @@
 //! The control plane as one future: [`run`].
 
 use std::{
-    fs, future::Future, net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::PathBuf, sync::Arc,
-    thread::JoinHandle, time::Duration,
+    fs, future::Future, net::SocketAddr, path::PathBuf, sync::Arc, thread::JoinHandle, time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
-use hextet_address::ClusterPrefix;
 use hextet_api::v1::{
     agent_server::AgentServer, cluster_server::ClusterServer, endpoints_server::EndpointsServer,
     enrollment_server::EnrollmentServer,
 };
 use ipnetwork::Ipv4Network;
-use rand::Rng as _;
-use scheduler_core::{
-    cluster::Cluster,
-    event::Event,
-    lease::Leases,
-    node::NodePhase,
-    state::State,
-    token::Role,
-    transition::{Context, Origin, handle},
-};
+use scheduler_core::{lease::Leases, node::NodePhase, state::State, token::Role};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Semaphore, mpsc, oneshot},
@@ -37,11 +26,11 @@ use tracing::{info, warn};
 use crate::{
     auth::AuthLayer,
     clock::Clock,
+    founding::{self, Opened},
     hub::{Hub, Parts},
     net,
     pki::Pki,
     service::{self, AgentService, ClusterService, EndpointsService, EnrollmentService},
-    store::{RedbStore, Store},
     timers, writer,
 };
 
@@ -74,8 +63,9 @@ pub struct ServerConfig {
     pub advertise: Vec<String>,
     /// A node that has not reported for this long is lost.
     pub lease: Duration,
-    /// The private range that every node hands out to its pods. The first start decides; later ones keep it.
-    pub pod_ipv4: Ipv4Network,
+    /// The private range that every node hands out to its pods, when it is not [`founding::POD_IPV4`]. Only a first
+    /// start decides.
+    pub pod_ipv4: Option<Ipv4Network>,
 }
 
 /// What a server says when it can be reached.
@@ -100,7 +90,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     check(&config)?;
     let clock = Clock::start();
-    let (store, pki, state) = open(&config, clock).await?;
+    let Opened { store, pki, state } = founding::open(&config.state_dir, config.pod_ipv4, clock).await?;
     let (listeners, socket) = listen(&config).await?;
     let addresses: Vec<SocketAddr> = listeners.iter().map(|(_, address)| *address).collect();
     let servers =
@@ -147,55 +137,12 @@ pub async fn run(
 
 fn check(config: &ServerConfig) -> anyhow::Result<()> {
     ensure!(config.lease >= LEASE_MIN, "--lease is at least {} ms", LEASE_MIN.as_millis());
-    let (bits, network) = (config.pod_ipv4.prefix(), config.pod_ipv4.network());
-    ensure!((8..=28).contains(&bits), "--pod-ipv4 is a network of /8 to /28, such as 10.254.0.0/20");
-    ensure!(network == config.pod_ipv4.ip(), "--pod-ipv4: did you mean {network}/{bits}?");
-    ensure!(network.is_private(), "--pod-ipv4 is a private network (RFC 1918), such as 10.254.0.0/20");
+    config.pod_ipv4.map_or(Ok(()), founding::check_pod_ipv4)?;
     for address in &config.advertise {
         let good = hextet_api::token::is_host_and_port(address);
         ensure!(good, "--advertise {address}: write host:port, such as 192.0.2.1:4679 or [2001:db8::1]:4679");
     }
     Ok(())
-}
-
-/// Opens or makes the store, the certificates and the cluster, in this order, so that a crash in between
-/// leaves nothing that the next start does not finish.
-async fn open(config: &ServerConfig, clock: Clock) -> anyhow::Result<(Arc<dyn Store>, Pki, State)> {
-    let dir = &config.state_dir;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("cannot make {}", dir.display()))?;
-    let store: Arc<dyn Store> = Arc::new(RedbStore::open_when_free(&dir.join("server.redb")).await?);
-    let (revision, values) = store.load()?;
-    let mut state = State::load(revision, values);
-    let is_new = state.cluster().is_none();
-    let pki = Pki::open(&dir.join("pki"), store.epoch(), is_new, clock.wall())?;
-    if is_new {
-        create_cluster(&mut state, store.as_ref(), config.pod_ipv4, clock)?;
-    }
-    let kept = state.cluster().map(|cluster| cluster.pod_ipv4);
-    if let Some(kept) = kept.filter(|kept| *kept != config.pod_ipv4) {
-        warn!(%kept, asked = %config.pod_ipv4, "the cluster keeps the --pod-ipv4 of its first start");
-    }
-    Ok((store, pki, state))
-}
-
-fn create_cluster(
-    state: &mut State,
-    store: &dyn Store,
-    pod_ipv4: Ipv4Network,
-    clock: Clock,
-) -> anyhow::Result<()> {
-    let mut rng = rand::rng();
-    let prefix = ClusterPrefix::generate(&mut rng);
-    let cluster = Cluster { prefix, pod_ipv4, id_key: rng.random(), created: clock.wall() };
-    let origin = Origin { changer: "scheduler".to_owned(), message: String::new() };
-    let mut context = Context { wall: clock.wall(), rng: &mut rng, is_watched: &|_| false };
-    let revision = handle(state, &Event::ClusterCreated(cluster), &origin, &mut context)?;
-    let revision = revision.context("a new cluster is a change")?;
-    Ok(store.commit(&[revision])?)
 }
 
 /// Every node that was there has time to come back.

@@ -32,14 +32,17 @@ pub(crate) fn status(error: WriteError) -> Status {
 fn refused(refusal: &Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::Job(_) | Refusal::Hello(_) | Refusal::Name(_) | Refusal::Claim => {
-            Status::invalid_argument(text)
-        }
+        Refusal::Job(_)
+        | Refusal::Hello(_)
+        | Refusal::Name(_)
+        | Refusal::Claim
+        | Refusal::PodPrefix { .. } => Status::invalid_argument(text),
         Refusal::NoJob(_) | Refusal::NoNode(_) => Status::not_found(text),
         Refusal::NodeReports(_) => Status::failed_precondition(text),
         Refusal::Token(_) => Status::permission_denied(text),
         Refusal::NameTaken(_) => with_reason(Status::already_exists(text), "name"),
         Refusal::SubnetTaken { .. } => with_reason(Status::already_exists(text), "subnet"),
+        Refusal::GroupTaken { .. } => with_reason(Status::already_exists(text), "group"),
         Refusal::TooManyPods { .. } | Refusal::TooManyTokens(_) => Status::resource_exhausted(text),
         Refusal::ClusterExists => Status::internal(text),
     }

@@ -12,7 +12,7 @@ use std::{
 use hextet_api::v1::{self, node_command::Command, node_report::Report};
 use scheduler_core::{
     assignment::{self, Diff, View},
-    event::{Event, PodReport},
+    event::{Conflict, Event, PodReport},
     node::NodePhase,
     pod::PodId,
     transition::Origin,
@@ -151,16 +151,17 @@ fn origin(node: &str) -> Origin {
     Origin { changer: format!("node:{node}"), message: String::new() }
 }
 
-/// What a node has reported and is not written down yet: the newest word on each pod.
+/// What a node has reported and is not written down yet: the newest word on each pod and on its address.
 #[derive(Default)]
 struct Inbox {
     waiting: Mutex<Waiting>,
     came: Notify,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Waiting {
     reports: BTreeMap<PodId, PodReport>,
+    conflicts: BTreeMap<PodId, Conflict>,
     /// It has reported although it counts as lost.
     returned: bool,
 }
@@ -180,20 +181,33 @@ impl Inbox {
         Ok(())
     }
 
-    /// Reports that came in the meantime are newer.
-    fn put_back(&self, reports: Vec<PodReport>) {
+    fn put_conflict(&self, conflict: Conflict) -> Result<(), Status> {
         let mut waiting = self.lock();
-        for report in reports {
-            waiting.reports.entry(report.id.clone()).or_insert(report);
+        if waiting.conflicts.len() >= REPORTS_MAX {
+            return Err(Status::resource_exhausted("more pods are reported than a node can have"));
+        }
+        waiting.conflicts.insert(conflict.pod.clone(), conflict);
+        self.came.notify_one();
+        Ok(())
+    }
+
+    /// Reports that came in the meantime are newer.
+    fn put_back(&self, taken: Waiting) {
+        let mut waiting = self.lock();
+        for (id, report) in taken.reports {
+            waiting.reports.entry(id).or_insert(report);
+        }
+        for (id, conflict) in taken.conflicts {
+            waiting.conflicts.entry(id).or_insert(conflict);
         }
         waiting.returned = true;
         self.came.notify_one();
     }
 
-    fn take(&self) -> Option<Vec<PodReport>> {
+    fn take(&self) -> Option<Waiting> {
         let waiting = std::mem::take(&mut *self.lock());
-        let any = waiting.returned || !waiting.reports.is_empty();
-        any.then(|| waiting.reports.into_values().collect())
+        let any = waiting.returned || !waiting.reports.is_empty() || !waiting.conflicts.is_empty();
+        any.then_some(waiting)
     }
 }
 
@@ -236,6 +250,9 @@ fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> 
                 inbox.put(convert::pod_report(pod).map_err(service::malformed)?)?;
             }
         }
+        Some(Report::Conflict(conflict)) => {
+            inbox.put_conflict(convert::conflict(conflict).map_err(service::malformed)?)?;
+        }
         Some(Report::Heartbeat(_)) => {}
         Some(Report::Hello(_) | Report::Leaving(_)) | None => {
             return Err(Status::invalid_argument("a node says hello once, first"));
@@ -251,19 +268,28 @@ fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> 
 async fn write_down(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     loop {
         inbox.came.notified().await;
-        let Some(reports) = inbox.take() else { continue };
-        // Without reports this says that the node has returned.
-        let event = Event::PodReports(node.to_owned(), reports.clone());
-        match hub.write(origin(node), event).await {
-            Ok(_) => {}
+        let Some(waiting) = inbox.take() else { continue };
+        match write_all(hub, node, waiting.clone()).await {
+            Ok(()) => {}
             Err(WriteError::Refused(refusal)) => return service::status(WriteError::Refused(refusal)),
             Err(error) => {
                 debug!(%node, %error, "reports wait for the store");
-                inbox.put_back(reports);
+                inbox.put_back(waiting);
                 time::sleep(RETRY).await;
             }
         }
     }
+}
+
+/// What is written twice, after a failure half-way, changes nothing the second time.
+async fn write_all(hub: &Hub, node: &str, waiting: Waiting) -> Result<(), WriteError> {
+    // Without reports this says that the node has returned.
+    let reports = waiting.reports.into_values().collect();
+    hub.write(origin(node), Event::PodReports(node.to_owned(), reports)).await?;
+    for conflict in waiting.conflicts.into_values() {
+        hub.write(origin(node), Event::AddressConflict(node.to_owned(), conflict)).await?;
+    }
+    Ok(())
 }
 
 async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out: &Out) -> Status {

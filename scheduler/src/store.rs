@@ -2,7 +2,7 @@
 //!
 //! A store holds every revision ever committed (the log) and what they add up to (the current values). It
 //! knows nothing of what the values mean, but for one thing: an address that was given to a pod is never
-//! given to another, and only the store remembers all of them.
+//! given again, and only the store remembers all of them.
 
 use std::{io, net::Ipv6Addr, path::PathBuf};
 
@@ -123,7 +123,7 @@ pub enum StoreError {
         /// The last revision that it had said it holds.
         acknowledged: u64,
     },
-    /// Another pod had the address once. The caller draws another.
-    #[error("the address {0} was another pod's")]
+    /// A pod had the address once. The caller draws another.
+    #[error("the address {0} was given before")]
     AddressUsed(Ipv6Addr),
 }

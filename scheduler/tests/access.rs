@@ -5,13 +5,13 @@ mod support;
 use std::time::Duration;
 
 use hextet_api::{
-    connect::{self, Credentials, Key},
+    connect::{self, Credentials, Key, Wish},
     v1::{
         self, cluster_client::ClusterClient, endpoints_client::EndpointsClient,
         enrollment_client::EnrollmentClient,
     },
 };
-use support::{FakeNode, TestServer, Watch, code, enroll, subscribe, try_enroll};
+use support::{FakeNode, TestServer, Watch, code, enroll, subscribe, try_enroll, try_enroll_with};
 use tonic::{Code, transport::Endpoint};
 
 #[tokio::test]
@@ -34,15 +34,27 @@ async fn a_token_is_good_once_and_for_its_key() {
 }
 
 #[tokio::test]
-async fn a_taken_name_and_a_taken_subnet_are_told_apart_and_the_token_stays_good() {
+async fn what_is_taken_is_told_apart_and_the_token_stays_good() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start(dir.path()).await;
     let first = server.token(v1::TokenRole::Node, "", "").await;
     enroll(&first, "n1", 1).await;
     let token = server.token(v1::TokenRole::Node, "", "").await;
     let key = Key::generate().unwrap();
-    for (name, subnet, reason) in [("n1", 2, "name"), ("n2", 1, "subnet")] {
-        let status = try_enroll(&token, &key, name, subnet).await.unwrap_err();
+    let wish = |name: &str, subnet_id, group_id| Wish {
+        name: name.to_owned(),
+        subnet_id,
+        group_id,
+        ..Wish::default()
+    };
+    let taken = [
+        (wish("n1", 2, 9), "name"),
+        (wish("n2", 1, 9), "subnet"),
+        // The group that the first one has.
+        (wish("n2", 2, 2), "group"),
+    ];
+    for (wish, reason) in taken {
+        let status = try_enroll_with(&token, &key, wish).await.unwrap_err();
         assert_eq!(status.code(), Code::AlreadyExists);
         assert_eq!(status.metadata().get(hextet_api::TAKEN).unwrap(), reason);
         assert!(status.message().contains("n1"), "{status}");

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ipnetwork::Ipv6Network;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{ConnectError, Credentials, CredentialsError, Key, enrollment};
@@ -19,6 +20,11 @@ pub struct Wish {
     pub subnet_id: u16,
     /// Nodes: 24 bits, drawn at random.
     pub group_id: u32,
+    /// Nodes: the /64 of the LAN for the pods; none to take the cluster's pod prefix where the uplink is in it,
+    /// else a /64 of the node's own.
+    pub pod_prefix: Option<Ipv6Network>,
+    /// Nodes: the /64s in which the uplink has addresses.
+    pub uplink_prefixes: Vec<Ipv6Network>,
 }
 
 /// What came of an enrollment.
@@ -73,6 +79,8 @@ pub async fn enroll(token: &Token, key: &Key, wish: Wish) -> Result<Enrolled, En
         group_id: wish.group_id,
         client_unix_ms: now_unix_ms(),
         machine_key: key.machine_key()?.to_vec(),
+        pod_prefix: wish.pod_prefix.map(Into::into),
+        uplink_prefixes: wish.uplink_prefixes.into_iter().map(Into::into).collect(),
     };
     let response = EnrollmentClient::new(channel)
         .enroll(request)

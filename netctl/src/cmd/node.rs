@@ -2,7 +2,7 @@
 
 use std::{net::Ipv6Addr, path::PathBuf};
 
-use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodeEvent, NodePaths};
+use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodeEvent, NodePaths, PodPrefixChoice};
 use anyhow::bail;
 use dataplane::Filtering;
 use hextet_api::token::Token;
@@ -32,6 +32,7 @@ const FAILED: &str = "failed:";
     after_help = "\
 Examples:
   netctl node --join hx1-AQEA...
+  netctl node --join hx1-AQEA... --pod-prefix 2001:db8:1::/64
   netctl node --label disk=ssd --memory 8Gi
   netctl node show"
 )]
@@ -58,6 +59,10 @@ struct RunArgs {
     /// The address to which peers send packets for this node's pods [default: the uplink's]
     #[arg(long, value_name = "ADDR")]
     underlay: Option<Ipv6Addr>,
+    /// Where the pods' addresses are from: the LAN's /64, `own` for a /64 of the cluster's, or auto: that of
+    /// `netctl cluster init` if the uplink has an address in it. Decided when the node joins
+    #[arg(long, value_name = "PREFIX", default_value = "auto")]
+    pod_prefix: PodPrefixChoice,
     /// Who answers neighbour solicitations for pods: auto, ebpf or kernel
     #[arg(long, value_name = "WHO", default_value = "auto")]
     ndp: NdpChoice,
@@ -137,7 +142,19 @@ impl PathArgs {
 
 impl Args {
     fn config(self) -> NodeConfig {
-        let RunArgs { join, name, uplink, underlay, ndp, masquerade, filtering, labels, cpu, memory } =
+        let RunArgs {
+            join,
+            name,
+            uplink,
+            underlay,
+            pod_prefix,
+            ndp,
+            masquerade,
+            filtering,
+            labels,
+            cpu,
+            memory,
+        } =
             self.run;
         NodeConfig {
             paths: self.paths.paths(),
@@ -145,6 +162,7 @@ impl Args {
             name,
             uplink,
             underlay,
+            pod_prefix,
             ndp,
             masquerade,
             filtering,

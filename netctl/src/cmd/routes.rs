@@ -5,6 +5,7 @@
 
 use std::net::Ipv6Addr;
 
+use anyhow::Context as _;
 use hextet_api::{address, v1};
 use ipnetwork::Ipv6Network;
 use serde::Serialize;
@@ -19,7 +20,7 @@ use crate::{
 ///
 /// One for each node's /64, by way of that node; a node holds all but its own. The rest of the cluster's
 /// /48 is unreachable, so that nothing for it leaves by the default route. A router of yours may hold the
-/// same routes; a host on the nodes' LAN needs the /48 on-link.
+/// same routes; a host on the nodes' LAN needs the /48 on-link. Pods with addresses of a LAN need no route.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  netctl routes")]
 pub(super) struct Args {
@@ -49,28 +50,29 @@ impl Row for RouteRow {
     }
 }
 
-/// The route to a node; none while the node has not said where it is.
-fn route(node: &v1::Node) -> anyhow::Result<Option<RouteRow>> {
+/// The route to a node; none while the node has not said where it is, and none to a LAN.
+fn route(cluster: Ipv6Network, node: &v1::Node) -> anyhow::Result<Option<RouteRow>> {
     let (Some(prefix), Some(underlay)) = (&node.prefix, filled(&node.underlay)) else { return Ok(None) };
+    let prefix = Ipv6Network::try_from(prefix)?;
+    if !cluster.contains(prefix.network()) {
+        return Ok(None);
+    }
     Ok(Some(RouteRow {
-        prefix: prefix.try_into()?,
+        prefix,
         via: Some(address::ipv6(underlay)?),
         node: Some(node.name.clone()),
         state: nodes::state(node.phase()),
     }))
 }
 
-/// What is left of the cluster's prefix.
-fn unreachable(status: &v1::GetStatusResponse) -> anyhow::Result<Option<RouteRow>> {
-    let Some(prefix) = &status.prefix else { return Ok(None) };
-    Ok(Some(RouteRow { prefix: prefix.try_into()?, via: None, node: None, state: "unreachable" }))
-}
-
 /// The /48 first, then by prefix.
 fn rows(status: &v1::GetStatusResponse, nodes: &[v1::Node]) -> anyhow::Result<Vec<RouteRow>> {
-    let mut rows: Vec<RouteRow> =
-        nodes.iter().filter_map(|node| route(node).transpose()).collect::<anyhow::Result<_>>()?;
-    rows.extend(unreachable(status)?);
+    let cluster = status.prefix.as_ref().context("the server has not said what the cluster's prefix is")?;
+    let cluster = Ipv6Network::try_from(cluster)?;
+    let routes = nodes.iter().filter_map(|node| route(cluster, node).transpose());
+    let mut rows: Vec<RouteRow> = routes.collect::<anyhow::Result<_>>()?;
+    // What is left of it.
+    rows.push(RouteRow { prefix: cluster, via: None, node: None, state: "unreachable" });
     rows.sort_by_key(|row| (row.via.is_some(), row.prefix));
     Ok(rows)
 }
@@ -88,16 +90,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_without_an_underlay_has_no_route() {
+    fn a_node_without_an_underlay_and_one_of_a_lan_have_no_route() {
+        let cluster: Ipv6Network = "fd12:3456:789a::/48".parse().unwrap();
         let prefix: Ipv6Network = "fd12:3456:789a:1::/64".parse().unwrap();
         let mut node = v1::Node { name: "n1".into(), prefix: Some(prefix.into()), ..Default::default() };
-        assert!(route(&node).unwrap().is_none());
+        assert!(route(cluster, &node).unwrap().is_none());
         node.underlay = "2001:db8:1::11".parse::<Ipv6Addr>().unwrap().octets().to_vec();
         node.set_phase(v1::NodePhase::Ready);
-        let cluster: Ipv6Network = "fd12:3456:789a::/48".parse().unwrap();
+        let lan: Ipv6Network = "2001:db8:1::/64".parse().unwrap();
+        let on_a_lan = v1::Node { name: "n2".into(), prefix: Some(lan.into()), ..node.clone() };
         let status = v1::GetStatusResponse { prefix: Some(cluster.into()), ..Default::default() };
         let mut out = Vec::new();
-        print::rows(&mut out, Format::Table, &rows(&status, &[node]).unwrap()).unwrap();
+        print::rows(&mut out, Format::Table, &rows(&status, &[node, on_a_lan]).unwrap()).unwrap();
         expect_test::expect![[r"
             PREFIX                 VIA             NODE  STATE
             fd12:3456:789a::/48    -               -     unreachable

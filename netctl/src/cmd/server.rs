@@ -9,10 +9,14 @@ use scheduler::server::{Ready, ServerConfig};
 use super::{asked_to_end, block_on_threads};
 use crate::duration;
 
+/// Where the state is when nothing is said.
+pub(super) const STATE_DIR: &str = "/var/lib/hextet/server";
+
 /// Run the control plane
 ///
-/// The first start makes the cluster: its prefix, its certificate authority, its store. It prints the line
-/// to paste on the first node; `netctl token` makes more. Logs go to stderr.
+/// The first start makes the cluster, unless `netctl cluster init` has: its prefix, its certificate
+/// authority, its store. It prints the line to paste on the first node; `netctl token` makes more. Logs go to
+/// stderr.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -20,7 +24,7 @@ Examples:
   netctl server --listen '[2001:db8:1::11]:4679' --advertise n1.example:4679")]
 pub(super) struct Args {
     /// Where the cluster's state and keys are kept
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/hextet/server")]
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
     /// Where to listen for nodes, people and load balancers; may be repeated
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:4679")]
@@ -35,8 +39,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     lease: Duration,
     /// The IPv4 range that every node gives to its own pods; decided at the first start
-    #[arg(long, value_name = "PREFIX", default_value = "10.254.0.0/20", value_parser = ipv4_prefix)]
-    pod_ipv4: Ipv4Network,
+    /// [default: 10.254.0.0/20]
+    #[arg(long, value_name = "PREFIX", value_parser = ipv4_prefix)]
+    pod_ipv4: Option<Ipv4Network>,
 }
 
 fn host_and_port(text: &str) -> Result<String, String> {
@@ -47,7 +52,7 @@ fn host_and_port(text: &str) -> Result<String, String> {
     }
 }
 
-fn ipv4_prefix(text: &str) -> Result<Ipv4Network, String> {
+pub(super) fn ipv4_prefix(text: &str) -> Result<Ipv4Network, String> {
     let network: Ipv4Network =
         text.parse().map_err(|_| "give ADDRESS/LENGTH, such as 10.254.0.0/20".to_owned())?;
     if network.network() != network.ip() {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use node::{MasqueradeChoice, NdpChoice, NodeConfig, NodePaths};
+use node::{MasqueradeChoice, NdpChoice, NodeConfig, NodePaths, PodPrefixChoice};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
@@ -64,6 +64,7 @@ async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> R
         name: given(name),
         uplink: given(uplink),
         underlay: None,
+        pod_prefix: PodPrefixChoice::Auto,
         ndp,
         masquerade,
         filtering: dataplane_core::Filtering::default(),

@@ -13,8 +13,8 @@ use std::{
 use hextet_api::{
     token::{Fingerprint, Role, Token},
     v1::{
-        Assignment, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix, NodeCommand, NodeHello,
-        NodeReport, PodAssignment, PodReport, ReadLogs, SendLogsRequest, SendLogsResponse,
+        AddressConflict, Assignment, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix, NodeCommand,
+        NodeHello, NodeReport, PodAssignment, PodReport, ReadLogs, SendLogsRequest, SendLogsResponse,
         agent_server::{Agent, AgentServer},
         enrollment_server::{Enrollment, EnrollmentServer},
         node_command::Command,
@@ -86,6 +86,7 @@ pub(crate) struct Talk {
     pub(crate) hellos: Vec<NodeHello>,
     pub(crate) heartbeats: u32,
     pub(crate) reports: Vec<PodReport>,
+    pub(crate) conflicts: Vec<AddressConflict>,
     pub(crate) logs: BTreeMap<u64, (Vec<u8>, String)>,
     /// What the next stream is told first.
     pub(crate) pods: Vec<PodAssignment>,
@@ -273,6 +274,7 @@ impl Talk {
             Some(Report::Hello(hello)) => self.hellos.push(hello),
             Some(Report::Heartbeat(_)) => self.heartbeats += 1,
             Some(Report::Pods(pods)) => self.reports.extend(pods.pods),
+            Some(Report::Conflict(conflict)) => self.conflicts.push(conflict),
             // The end of the stream tells that it was heard.
             Some(Report::Leaving(_)) => self.streams.clear(),
             None => panic!("an empty report"),

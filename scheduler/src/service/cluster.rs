@@ -48,6 +48,7 @@ impl Cluster for ClusterService {
             pod_ipv4: Some(self.0.cluster.pod_ipv4.into()),
             epoch: self.0.store.epoch().to_owned(),
             revision: self.0.state().revision(),
+            pod_prefix: self.0.cluster.pod_prefix.map(|prefix| prefix.network().into()),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
     }

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hextet_address::{GroupId, SubnetId};
-use hextet_api::v1::{EnrollRequest, EnrollResponse, enrollment_server::Enrollment};
+use hextet_address::{GroupId, NodePrefix, SubnetId};
+use hextet_api::v1::{EnrollRequest, EnrollResponse, Ipv6Prefix, enrollment_server::Enrollment};
+use ipnetwork::Ipv6Network;
 use scheduler_core::{
-    event::{Claim, Enroll, Enrolled, Event},
+    event::{Claim, Enroll, Enrolled, Event, PrefixChoice},
     time::WallTime,
     token::{Role, Token, TokenError},
     transition::Origin,
@@ -21,6 +22,8 @@ use crate::{
 
 /// How far the caller's clock may be off.
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(600);
+/// Prefixes of one uplink that are looked at.
+const UPLINK_PREFIXES_MAX: usize = 64;
 
 pub(crate) struct EnrollmentService(pub(crate) Arc<Hub>);
 
@@ -38,7 +41,7 @@ impl Enrollment for EnrollmentService {
             token: id.clone(),
             name: Some(request.name.clone()).filter(|name| !name.is_empty()),
             key: signing.key.clone(),
-            node: if token.role == Role::Node { Some(self.claim(&request)?) } else { None },
+            node: if token.role == Role::Node { Some(claim(&request)?) } else { None },
         };
         let changer = format!("token:{}", &id[..8]);
         let origin = Origin { changer, message: String::new() };
@@ -62,14 +65,6 @@ impl EnrollmentService {
         Err(Status::failed_precondition(format!(
             "the clocks differ: it is {theirs} there and {ours} at the server; set the one that is wrong and try again"
         )))
-    }
-
-    fn claim(&self, request: &EnrollRequest) -> Result<Claim, Status> {
-        let subnet = u16::try_from(request.subnet_id)
-            .map_err(|_| Status::invalid_argument("a subnet ID has 16 bits"))?;
-        let group_id =
-            GroupId::new(request.group_id).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        Ok(Claim { prefix: self.0.cluster.prefix.subnet(SubnetId(subnet)), group_id })
     }
 
     fn respond(&self, token: &str, signing: SigningRequest) -> Result<EnrollResponse, Status> {
@@ -97,6 +92,36 @@ impl EnrollmentService {
 }
 
 /// The request itself proves the key; a caller that names another one is confused.
+fn claim(request: &EnrollRequest) -> Result<Claim, Status> {
+    let subnet =
+        u16::try_from(request.subnet_id).map_err(|_| Status::invalid_argument("a subnet ID has 16 bits"))?;
+    let group_id =
+        GroupId::new(request.group_id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(Claim { prefix: prefix_choice(request)?, subnet: SubnetId(subnet), group_id })
+}
+
+fn prefix_choice(request: &EnrollRequest) -> Result<PrefixChoice, Status> {
+    if request.uplink_prefixes.len() > UPLINK_PREFIXES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "an uplink has at most {UPLINK_PREFIXES_MAX} prefixes"
+        )));
+    }
+    if let Some(prefix) = &request.pod_prefix {
+        return Ok(PrefixChoice::Lan(node_prefix("pod_prefix", prefix)?));
+    }
+    let prefixes = request.uplink_prefixes.iter().map(|prefix| node_prefix("uplink_prefixes", prefix));
+    match prefixes.collect::<Result<Vec<_>, _>>()? {
+        none if none.is_empty() => Ok(PrefixChoice::Own),
+        prefixes => Ok(PrefixChoice::OfUplink(prefixes)),
+    }
+}
+
+fn node_prefix(field: &str, prefix: &Ipv6Prefix) -> Result<NodePrefix, Status> {
+    let wrong = |error: &dyn std::error::Error| Status::invalid_argument(format!("{field}: {error}"));
+    let network = Ipv6Network::try_from(prefix).map_err(|error| wrong(&error))?;
+    NodePrefix::new(network).map_err(|error| wrong(&error))
+}
+
 fn check_key(named: &[u8], proved: &str) -> Result<(), Status> {
     let named: String = named.iter().map(|byte| format!("{byte:02x}")).collect();
     if named.is_empty() || named == proved {

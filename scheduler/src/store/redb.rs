@@ -333,7 +333,7 @@ fn read_current(txn: &ReadTransaction) -> Result<Raw, redb::Error> {
     Ok((revision.unwrap_or_default(), values))
 }
 
-/// Gives the first address that another pod had, if there is one; nothing is written then.
+/// Gives the first address that a pod had before, if there is one; nothing is written then.
 fn write(database: &Database, revisions: &[Revision]) -> Result<Option<Ipv6Addr>, redb::Error> {
     let txn = begin(database)?;
     let used = write_tables(&txn, revisions)?;
@@ -358,8 +358,7 @@ fn write_tables(txn: &WriteTransaction, revisions: &[Revision]) -> Result<Option
                 None => drop(current.remove(key.as_str())?),
             }
             if let Some((address, pod)) = address(change)
-                && let Some(first) = addresses.insert(address.to_bits(), pod)?
-                && first.value() != pod
+                && addresses.insert(address.to_bits(), pod)?.is_some()
             {
                 return Ok(Some(address));
             }

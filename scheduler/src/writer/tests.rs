@@ -10,7 +10,7 @@ use hextet_address::{ClusterPrefix, GroupId, SubnetId};
 use scheduler_core::{
     change::{Key, Value},
     cluster::Cluster,
-    event::{Claim, Enroll},
+    event::{Claim, Enroll, PrefixChoice},
     job::{Group, Job, Task},
     lease::Leases,
     node::{Hello, NodePhase},
@@ -237,7 +237,7 @@ pub(crate) fn hub() -> (Arc<Hub>, Arc<FakeStore>) {
     let pki = Pki::open(&dir.path().join("pki"), store.epoch(), true, clock.wall()).unwrap();
     let prefix = ClusterPrefix::generate(&mut rand::rng());
     let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
-    let cluster = Cluster { prefix, pod_ipv4, id_key: 1, created: WallTime(0) };
+    let cluster = Cluster { prefix, pod_prefix: None, pod_ipv4, id_key: 1, created: WallTime(0) };
     let mut state = State::default();
     let mut rng = StdRng::seed_from_u64(1);
     let mut context = Context { wall: WallTime(0), rng: &mut rng, is_watched: &|_| false };
@@ -280,8 +280,8 @@ pub(crate) async fn join(hub: &Hub) {
     let expires = hub.clock.wall() + LEASE;
     let token = Token { role: Role::Node, name: None, expires, used_by: None };
     hub.write(scheduler(), Event::CreateToken("t".to_owned(), token)).await.unwrap();
-    let prefix = hub.cluster.prefix.subnet(SubnetId(1));
-    let claim = Claim { prefix, group_id: GroupId::new(1).unwrap() };
+    let (subnet, group_id) = (SubnetId(1), GroupId::new(1).unwrap());
+    let claim = Claim { prefix: PrefixChoice::Own, subnet, group_id };
     let (token, name) = ("t".to_owned(), Some("n1".to_owned()));
     let enroll = Enroll { token, name, key: "k".to_owned(), node: Some(claim) };
     hub.write(scheduler(), Event::Enroll(enroll)).await.unwrap();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use hextet_api::{
-    connect::{self, Credentials, Key, Wish},
+    connect::{self, Credentials, Enrolled, Key, Wish},
     token::Token,
     v1::{
         self, agent_client::AgentClient, cluster_client::ClusterClient, endpoints_client::EndpointsClient,
@@ -45,7 +45,7 @@ pub(crate) fn config(dir: &Path) -> ServerConfig {
         socket: dir.join("server.sock"),
         advertise: vec![],
         lease: LEASE,
-        pod_ipv4: "10.254.0.0/20".parse().unwrap(),
+        pod_ipv4: None,
     }
 }
 
@@ -167,9 +167,14 @@ pub(crate) async fn try_enroll(
     name: &str,
     subnet_id: u16,
 ) -> Result<Credentials, Status> {
-    let wish = Wish { name: name.to_owned(), subnet_id, group_id: 7 };
+    let group_id = u32::from(subnet_id) + 1;
+    let wish = Wish { name: name.to_owned(), subnet_id, group_id, ..Wish::default() };
+    try_enroll_with(token, key, wish).await.map(|enrolled| enrolled.credentials)
+}
+
+pub(crate) async fn try_enroll_with(token: &Token, key: &Key, wish: Wish) -> Result<Enrolled, Status> {
     match connect::enroll(token, key, wish).await {
-        Ok(enrolled) => Ok(enrolled.credentials),
+        Ok(enrolled) => Ok(enrolled),
         Err(connect::EnrollError::Refused { status }) => Err(status),
         Err(other) => panic!("{other}"),
     }
@@ -213,9 +218,14 @@ impl FakeNode {
         node
     }
 
+    /// Says something in its stream.
+    pub(crate) async fn say(&self, what: Report) {
+        self.reports.send(report(what)).await.unwrap();
+    }
+
     /// Says that it is being taken down, and waits until the server has ended the stream.
     pub(crate) async fn leave(self) -> Credentials {
-        self.reports.send(report(Report::Leaving(v1::NodeLeaving {}))).await.unwrap();
+        self.say(Report::Leaving(v1::NodeLeaving {})).await;
         timeout(DEADLINE, self.task).await.expect("the stream ends").unwrap();
         assert!(self.told.lock().unwrap().ended.is_none(), "without an error");
         self.credentials

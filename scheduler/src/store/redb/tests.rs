@@ -38,7 +38,7 @@ fn what_was_committed_is_there_after_opening_again() {
 }
 
 #[test]
-fn an_address_is_never_given_to_a_second_pod() {
+fn an_address_is_never_given_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
     store.commit(&[revision(1, Some("fd00::1"))]).unwrap();
@@ -50,6 +50,17 @@ fn an_address_is_never_given_to_a_second_pod() {
     assert_eq!(store.load().unwrap(), (2, vec![]));
     store.commit(&[revision(3, Some("fd00::2"))]).unwrap();
     assert_eq!(store.load().unwrap().0, 3);
+
+    // Nor to the pod that had it and moved.
+    let moves = |number, from: &str, to: &str| {
+        let pod = |address| revision(3, Some(address)).changes.remove(0).new;
+        let mut moved = revision(number, None);
+        moved.changes[0] = Change { key: Key::Pod(id(3)), old: pod(from), new: pod(to) };
+        moved
+    };
+    store.commit(&[moves(4, "fd00::2", "fd00::4")]).unwrap();
+    let refused = store.commit(&[moves(5, "fd00::4", "fd00::2")]);
+    assert!(matches!(refused, Err(StoreError::AddressUsed(address)) if address.to_string() == "fd00::2"));
 }
 
 #[test]

@@ -1,0 +1,158 @@
+//! How a cluster begins: [`init`] makes its state directory, and a server that finds none does the same with what
+//! is usual. What is decided here is kept for ever.
+
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
+
+use anyhow::{Context as _, bail, ensure};
+use hextet_address::{ClusterPrefix, NodePrefix};
+use ipnetwork::Ipv4Network;
+use rand::Rng as _;
+use scheduler_core::{
+    cluster::Cluster,
+    event::Event,
+    state::State,
+    transition::{Context, Origin, handle},
+};
+use tracing::warn;
+
+use crate::{
+    clock::Clock,
+    pki::Pki,
+    store::{RedbStore, Store},
+};
+
+/// The range that every node hands out to its pods, when nothing is said.
+pub const POD_IPV4: &str = "10.254.0.0/20";
+
+/// The store's name in the state directory.
+const FILE: &str = "server.redb";
+
+/// What is decided when a cluster begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Founding {
+    /// The /64 of a LAN: nodes on it give their pods addresses of it. None: each node has a /64 of its own.
+    pub pod_prefix: Option<NodePrefix>,
+    /// The private range that every node hands out to its own pods; none for [`POD_IPV4`].
+    pub pod_ipv4: Option<Ipv4Network>,
+}
+
+/// An open state directory.
+pub(crate) struct Opened {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) pki: Pki,
+    pub(crate) state: State,
+}
+
+/// Makes the state directory of a new cluster, for `netctl server` to go on with.
+///
+/// # Errors
+/// There is a cluster already, a server has the directory, or it cannot be written.
+pub fn init(dir: &Path, founding: Founding) -> anyhow::Result<Arc<Cluster>> {
+    founding.pod_ipv4.map_or(Ok(()), check_pod_ipv4)?;
+    let clock = Clock::start();
+    make(dir)?;
+    let (store, mut state) = load(RedbStore::open(&dir.join(FILE))?)?;
+    if let Some(cluster) = state.cluster() {
+        bail!(
+            "there is a cluster in {} already, {}: `netctl server` runs it; its prefixes are kept for ever",
+            dir.display(),
+            cluster.prefix
+        );
+    }
+    Pki::open(&dir.join("pki"), store.epoch(), true, clock.wall())?;
+    found(&mut state, store.as_ref(), founding, clock)?;
+    state.cluster().cloned().context("a new cluster is a change")
+}
+
+/// Opens or makes the store, the certificates and the cluster, in this order, so that a crash in between
+/// leaves nothing that the next start does not finish.
+pub(crate) async fn open(dir: &Path, pod_ipv4: Option<Ipv4Network>, clock: Clock) -> anyhow::Result<Opened> {
+    make(dir)?;
+    let (store, mut state) = load(RedbStore::open_when_free(&dir.join(FILE)).await?)?;
+    let is_new = state.cluster().is_none();
+    let pki = Pki::open(&dir.join("pki"), store.epoch(), is_new, clock.wall())?;
+    if is_new {
+        found(&mut state, store.as_ref(), Founding { pod_ipv4, ..Founding::default() }, clock)?;
+    }
+    let kept = state.cluster().map(|cluster| cluster.pod_ipv4);
+    if let (Some(kept), Some(asked)) = (kept, pod_ipv4.filter(|asked| Some(*asked) != kept)) {
+        warn!(%kept, %asked, "the cluster keeps the --pod-ipv4 that it began with");
+    }
+    Ok(Opened { store, pki, state })
+}
+
+/// Refuses a range that pods cannot have.
+pub(crate) fn check_pod_ipv4(range: Ipv4Network) -> anyhow::Result<()> {
+    let (bits, network) = (range.prefix(), range.network());
+    ensure!((8..=28).contains(&bits), "--pod-ipv4 is a network of /8 to /28, such as {POD_IPV4}");
+    ensure!(network == range.ip(), "--pod-ipv4: did you mean {network}/{bits}?");
+    ensure!(network.is_private(), "--pod-ipv4 is a private network (RFC 1918), such as {POD_IPV4}");
+    Ok(())
+}
+
+fn make(dir: &Path) -> anyhow::Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("cannot make {}", dir.display()))
+}
+
+fn load(store: RedbStore) -> anyhow::Result<(Arc<dyn Store>, State)> {
+    let (revision, values) = store.load()?;
+    Ok((Arc::new(store), State::load(revision, values)))
+}
+
+fn found(state: &mut State, store: &dyn Store, founding: Founding, clock: Clock) -> anyhow::Result<()> {
+    let mut rng = rand::rng();
+    let usual = POD_IPV4.parse().expect("the usual range is one");
+    let cluster = Cluster {
+        prefix: ClusterPrefix::generate(&mut rng),
+        pod_prefix: founding.pod_prefix,
+        pod_ipv4: founding.pod_ipv4.unwrap_or(usual),
+        id_key: rng.random(),
+        created: clock.wall(),
+    };
+    let origin = Origin { changer: "scheduler".to_owned(), message: String::new() };
+    let mut context = Context { wall: clock.wall(), rng: &mut rng, is_watched: &|_| false };
+    let revision = handle(state, &Event::ClusterCreated(cluster), &origin, &mut context)?;
+    let revision = revision.context("a new cluster is a change")?;
+    Ok(store.commit(&[revision])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_begins_once_and_its_server_goes_on_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let lan: NodePrefix = "2001:db8:1::/64".parse().unwrap();
+        let founding = Founding { pod_prefix: Some(lan), pod_ipv4: Some("10.1.0.0/16".parse().unwrap()) };
+        let made = init(dir.path(), founding).unwrap();
+        assert_eq!(made.pod_prefix, Some(lan));
+
+        let again = init(dir.path(), Founding::default()).unwrap_err().to_string();
+        assert!(again.contains("there is a cluster in"), "{again}");
+        let opened = open(dir.path(), None, Clock::start()).await.unwrap();
+        assert_eq!(opened.state.cluster(), Some(&made));
+        let running = init(dir.path(), Founding::default()).unwrap_err().to_string();
+        assert!(running.contains("another `netctl server` runs on this state directory"), "{running}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_finds_nothing_begins_a_cluster_without_a_lan() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = open(dir.path(), None, Clock::start()).await.unwrap();
+        let cluster = opened.state.cluster().unwrap();
+        assert_eq!((cluster.pod_prefix, cluster.pod_ipv4), (None, POD_IPV4.parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_range_that_pods_cannot_have_is_refused_before_anything_is_made() {
+        for (range, why) in [("10.0.0.0/30", "/8 to /28"), ("192.0.2.0/24", "a private network")] {
+            let dir = tempfile::tempdir().unwrap();
+            let founding = Founding { pod_ipv4: Some(range.parse().unwrap()), ..Founding::default() };
+            let error = init(&dir.path().join("state"), founding).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert!(!dir.path().join("state").exists());
+        }
+    }
+}
