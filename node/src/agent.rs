@@ -2,7 +2,8 @@
 //!
 //! Everything that is decided is decided in pure modules ([`crate::assignment`], [`crate::pod_state`],
 //! [`crate::desired`]); here it is put in order: an assignment is durable before it is acted on, a pod's network
-//! is complete before its supervisor starts, and its supervisor is gone before its network goes.
+//! is complete before its supervisor starts, and its supervisor is gone before its network goes, but for an
+//! address that turns out to be another machine's: that goes at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,7 @@ use dataplane::{
     announce::{Announcer, Conflict},
     plan, plan_teardown, repairs,
 };
-use dataplane_core::{Action, Desired};
+use dataplane_core::{Action, Desired, Mac};
 use hextet_api::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,6 +31,7 @@ use crate::{
     attach::{FromServer, Hello},
     backoff::Backoff,
     config::NodePaths,
+    conflict::{Conflicts, Standing},
     desired::{Backends, Underlay, desired},
     events::Events,
     identity::Identity,
@@ -74,6 +76,7 @@ pub(crate) struct Agent {
     pub(crate) store: Arc<Store>,
     pub(crate) dataplane: Dataplane,
     pub(crate) announcer: Announcer,
+    pub(crate) conflicts: Conflicts,
     pub(crate) backends: Backends,
     pub(crate) uplink: UplinkChoice,
     pub(crate) assignment: Assignment,
@@ -181,6 +184,7 @@ impl Agent {
         tokio::pin!(shutdown);
         loop {
             let due = self.schedule.due;
+            let ask_due = self.conflicts.next();
             let room = self.reports.room();
             tokio::select! {
                 _ = &mut shutdown => {
@@ -195,7 +199,8 @@ impl Agent {
                         return Ok(());
                     }
                 }
-                Some(conflict) = inbox.conflicts.recv() => hear_conflict(conflict),
+                Some(conflict) = inbox.conflicts.recv() => self.hear_conflict(conflict).await,
+                () = Schedule::wait(ask_due) => self.ask_for_addresses(),
                 () = changed(&mut inbox.changes) => self.schedule.changed(),
                 () = Schedule::wait(due) => self.reconcile().await,
                 permit = room => drop(permit.send(self.reports.take())),
@@ -209,6 +214,11 @@ impl Agent {
         match message {
             FromServer::Attached { reports, channel } => {
                 self.reports.attached(reports, channel, self.pods.reports());
+                // The server may not have heard of these.
+                let now = Instant::now();
+                let taken = self.assignment.pods.iter().filter(|(_, record)| record.taken_by.is_some());
+                let pods = taken.map(|(pod, _)| pod.clone()).filter(|pod| self.conflicts.may_ask(pod, now));
+                pods.collect::<Vec<_>>().iter().for_each(|pod| self.ask_for_address(pod));
             }
             FromServer::Detached { .. } => self.reports.detached(),
             FromServer::Assignment(assignment) => self.assign(assignment).await,
@@ -285,6 +295,38 @@ impl Agent {
         self.reports.pod(pod, self.pods.report(pod));
     }
 
+    /// Another machine has an address: the pod that has it too stops using it, durably, and asks for another.
+    async fn hear_conflict(&mut self, Conflict { address, mac }: Conflict) {
+        let mut pods = self.assignment.pods.iter();
+        let found = pods.find(|(_, record)| record.address == address && record.taken_by.is_none());
+        let Some(pod) = found.filter(|(_, record)| !record.removing).map(|(pod, _)| pod.clone()) else {
+            return;
+        };
+        let standing = self.conflicts.heard(&pod, Instant::now());
+        let why = conflict_words(address, mac, standing);
+        warn!(pod, %address, %mac, in_a_row = standing.in_a_row, wait = ?standing.wait, "{why}");
+        let next = assignment::take_address(&self.assignment, &pod, mac.0, why);
+        if self.commit(next).await.is_none() {
+            return;
+        }
+        self.schedule.now();
+        self.happen(vec![(pod, Event::Displaced)]).await;
+    }
+
+    fn ask_for_addresses(&mut self) {
+        let due = self.conflicts.due(Instant::now());
+        due.iter().for_each(|pod| self.ask_for_address(pod));
+    }
+
+    /// Tells the server, if it is there, that a pod needs another address. It is told again by each new stream.
+    fn ask_for_address(&mut self, pod: &str) {
+        let Some(record) = self.assignment.pods.get(pod) else { return };
+        let Some(mac) = record.taken_by else { return };
+        let address = record.address.octets().to_vec();
+        let conflict = v1::AddressConflict { pod: pod.to_owned(), address, mac: mac.to_vec() };
+        self.reports.conflict(pod, conflict);
+    }
+
     async fn happen(&mut self, events: Vec<(String, Event)>) {
         let mut duties = Vec::new();
         for (pod, event) in events {
@@ -335,6 +377,7 @@ impl Agent {
         }
         for pod in gone {
             self.pods.forget(pod);
+            self.conflicts.forget(pod);
             self.reports.gone(pod);
         }
     }
@@ -357,7 +400,7 @@ impl Agent {
             }
         };
         log_ops(&reconciled.ops, &reconciled.failures);
-        if let Err(error) = self.announcer.reconciled(&desired, &reconciled, false) {
+        if let Err(error) = self.announcer.reconciled(&desired, &reconciled, probes(&desired)) {
             warn!(error = chain(&error), "pods are not announced");
         }
         self.tell_repairs(&reconciled, &traces);
@@ -643,8 +686,22 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-fn hear_conflict(Conflict { address, mac }: Conflict) {
-    warn!(%address, %mac, "another host on the uplink claims a pod's address: find out whose MAC address it is");
+/// Whether new addresses are probed: on a LAN, where others make addresses in the same /64.
+fn probes(desired: &Desired) -> bool {
+    !desired.is_routed(desired.node)
+}
+
+fn conflict_words(address: Ipv6Addr, mac: Mac, standing: Standing) -> String {
+    let Standing { in_a_row, wait } = standing;
+    let what = format!("the host with MAC {mac} has its address {address} too");
+    if wait.is_zero() {
+        return format!("{what}; another address is asked for");
+    }
+    let wait_s = wait.as_secs();
+    format!(
+        "{what}; these are {in_a_row} addresses in a row: look whether that host answers for every address. \
+         Another one is asked for in {wait_s} s"
+    )
 }
 
 async fn changed(changes: &mut Option<Changes>) {

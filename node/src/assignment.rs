@@ -64,6 +64,10 @@ pub(crate) struct PodRecord {
     /// Why it cannot run.
     #[serde(default)]
     pub(crate) problem: Option<String>,
+    /// The MAC address of another machine that has its address: it must not be used again, also after a reboot
+    /// without a server. The problem says so until the server gives the pod another.
+    #[serde(default)]
+    pub(crate) taken_by: Option<[u8; 6]>,
 }
 
 /// A process of a pod.
@@ -116,6 +120,15 @@ pub(crate) fn forget(identity: &Identity, now: &Assignment, gone: &[String]) -> 
     let mut next = now.clone();
     next.pods.retain(|id, _| !gone.contains(id));
     give_ipv4(identity.pod_ipv4, &mut next.pods);
+    next
+}
+
+/// The same, with a pod that must not use its address any more.
+pub(crate) fn take_address(now: &Assignment, pod: &str, mac: [u8; 6], why: String) -> Assignment {
+    let mut next = now.clone();
+    if let Some(record) = next.pods.get_mut(pod) {
+        (record.taken_by, record.problem) = (Some(mac), Some(why));
+    }
     next
 }
 
@@ -178,32 +191,38 @@ fn peer_of(identity: &Identity, peer: &v1::Peer) -> Result<Peer, &'static str> {
 fn record(identity: &Identity, pod: &v1::PodAssignment, known: Option<&PodRecord>) -> PodRecord {
     let address = ipv6(&pod.address);
     let tasks = pod.tasks.iter().map(task).collect();
-    let problem = problem(identity, address, pod, known);
+    let own = address.filter(|address| is_own(identity, *address));
+    let taken = known.filter(|known| known.taken_by.is_some() && Some(known.address) == own);
+    let problem = problem(own, address, pod).map(str::to_owned);
     PodRecord {
         job: pod.job.clone(),
         group: pod.group.clone(),
         job_version: pod.job_version,
-        address: known.map(|known| known.address).or(address).unwrap_or(Ipv6Addr::UNSPECIFIED),
+        address: own.or(known.map(|known| known.address)).or(address).unwrap_or(Ipv6Addr::UNSPECIFIED),
         tasks,
         ipv4: known.and_then(|known| known.ipv4),
         removing: false,
-        problem: problem.map(str::to_owned),
+        problem: problem.or_else(|| taken.and_then(|known| known.problem.clone())),
+        taken_by: taken.and_then(|known| known.taken_by),
     }
 }
 
+/// Whether an address can be that of a pod of this node.
+fn is_own(identity: &Identity, address: Ipv6Addr) -> bool {
+    let group = address.to_bits() & 0xff_ffff;
+    identity.prefix.contains(address) && group == u128::from(identity.group.bits())
+}
+
 fn problem(
-    identity: &Identity,
+    own: Option<Ipv6Addr>,
     address: Option<Ipv6Addr>,
     pod: &v1::PodAssignment,
-    known: Option<&PodRecord>,
 ) -> Option<&'static str> {
-    let Some(address) = address else { return Some("the server gave it no address") };
-    let group = address.to_bits() & 0xff_ffff;
-    if !identity.prefix.contains(address) || group != u128::from(identity.group.bits()) {
-        return Some("the server gave it an address that is not of this node");
+    if address.is_none() {
+        return Some("the server gave it no address");
     }
-    if known.is_some_and(|known| known.address != address && known.problem.is_none()) {
-        return Some("the server gave it a second address");
+    if own.is_none() {
+        return Some("the server gave it an address that is not of this node");
     }
     let fits = |task: &v1::Task| {
         is_label(&task.name, TASK_NAME_BYTES_MAX)
@@ -376,10 +395,27 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_address_names_one_pod_for_ever() {
+    fn a_pod_whose_address_is_taken_cannot_run_until_the_server_gives_it_another() {
         let one = after(&Assignment::default(), full(vec![pod("a", 1)]));
-        let merged = merge(&identity(), &one, full(vec![pod("a", 2)]));
-        assert_eq!(merged.complaints, ["pod a: the server gave it a second address"]);
+        let taken = take_address(&one, "a", [2, 0, 0, 0, 1, 0], "another has it".into());
+        assert_eq!(taken.pods["a"].problem.as_deref(), Some("another has it"));
+        // The server has not heard of it yet.
+        let again = merge(&identity(), &taken, full(vec![pod("a", 1)])).next;
+        assert_eq!(again, Assignment { head: again.head.clone(), ..taken.clone() });
+
+        let moved = after(&again, full(vec![pod("a", 2)]));
+        assert_eq!((moved.pods["a"].address, moved.pods["a"].taken_by), (address(2), None));
+        assert_eq!(moved.pods["a"].problem, None);
+        assert_eq!(moved.pods["a"].ipv4, one.pods["a"].ipv4);
+    }
+
+    #[test]
+    fn an_address_that_is_wrong_does_not_take_the_place_of_one_that_is_right() {
+        let one = after(&Assignment::default(), full(vec![pod("a", 1)]));
+        let mut wrong = pod("a", 1);
+        wrong.address = vec![0xfd; 16];
+        let merged = merge(&identity(), &one, full(vec![wrong]));
+        assert_eq!(merged.complaints, ["pod a: the server gave it an address that is not of this node"]);
         assert_eq!(merged.next.pods["a"].address, address(1));
     }
 

@@ -18,6 +18,7 @@ mod attach;
 mod backoff;
 mod commands;
 pub mod config;
+mod conflict;
 mod desired;
 mod events;
 mod files;

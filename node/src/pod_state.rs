@@ -5,6 +5,8 @@
 //!                  ^  v         v
 //!                  Waiting <----+             its supervisor ended or could not be started
 //! Stopping -> Unlinking -> (gone)             a pod that is not
+//!                  v
+//!                  Networking                 a pod that moves to another address
 //! ```
 //! A pod that is wanted again while it ends, ends first and then starts anew.
 
@@ -48,6 +50,8 @@ pub(crate) enum Event {
     RetryDue,
     /// What it must run has changed.
     Changed,
+    /// It must leave its address, for another that it has by now or will get.
+    Displaced,
     /// It must end.
     Remove,
 }
@@ -95,12 +99,14 @@ pub(crate) struct PodState {
     unknown: bool,
     /// Supervisors that failed in a row.
     failures: u32,
+    /// It ends only to start anew with another address.
+    moves: bool,
 }
 
 impl PodState {
     /// A pod that was just assigned, or one of before the agent's restart.
     pub(crate) fn new(from_store: bool) -> PodState {
-        PodState { stage: Stage::Networking(None), unknown: from_store, failures: 0 }
+        PodState { stage: Stage::Networking(None), unknown: from_store, failures: 0, moves: false }
     }
 
     pub(crate) fn stage(&self) -> &Stage {
@@ -112,9 +118,10 @@ impl PodState {
         self.failures
     }
 
-    /// Whether its kernel objects must not be there.
-    pub(crate) fn is_unlinking(&self) -> bool {
-        matches!(self.stage, Stage::Unlinking(_))
+    /// Whether its kernel objects must not be there. Those of an address that is another's go at once, while
+    /// the tasks are still being stopped.
+    pub(crate) fn is_absent(&self) -> bool {
+        self.moves || matches!(self.stage, Stage::Unlinking(_))
     }
 
     /// Takes note of `event`; what is to be done now, in order.
@@ -145,6 +152,20 @@ impl PodState {
                 Stage::Networking(_) | Stage::Starting | Stage::Supervised(_) | Stage::Waiting(_),
                 Event::Remove,
             ) => (Stage::Stopping, vec![Stop]),
+            // Nothing runs that knows the address.
+            (Stage::Networking(_), Event::Displaced) => (Stage::Networking(None), vec![Reconcile]),
+            (Stage::Starting | Stage::Supervised(_) | Stage::Waiting(_), Event::Displaced) => {
+                (self.moves, self.unknown) = (true, false);
+                (Stage::Stopping, vec![Stop, Reconcile])
+            }
+            (stage @ (Stage::Stopping | Stage::Unlinking(_)), Event::Remove) => {
+                self.moves = false;
+                (stage, vec![])
+            }
+            (Stage::Unlinking(_), Event::NetworkGone) if self.moves => {
+                self.moves = false;
+                (Stage::Networking(None), vec![Reconcile])
+            }
             (Stage::Stopping, Event::SupervisorStopped) => (Stage::Unlinking(None), vec![Reconcile]),
             // The supervisor may have ended by itself just before; whether it has is looked at again.
             (Stage::Stopping, Event::SupervisorLost(_)) => (Stage::Stopping, vec![Stop]),
@@ -169,6 +190,9 @@ impl PodState {
             Stage::Networking(Some(why)) => plain(Phase::Failed, why),
             Stage::Waiting(why) => plain(Phase::Failed, &format!("supervisor: {why}")),
             Stage::Supervised(status) => Some(report_of(status)),
+            Stage::Stopping | Stage::Unlinking(_) if self.moves => {
+                plain(Phase::Starting, "it moves to another address")
+            }
             Stage::Stopping | Stage::Unlinking(_) => None,
         }
     }
@@ -265,11 +289,40 @@ mod tests {
         let mut pod = after(false, vec![Event::NetworkReady, running()]).0;
         assert_eq!(pod.step(Event::Remove), [Action::Stop]);
         assert_eq!(pod.stage(), &Stage::Stopping);
-        assert!(!pod.is_unlinking());
+        assert!(!pod.is_absent());
         assert_eq!(pod.step(Event::SupervisorStopped), [Action::Reconcile]);
-        assert!(pod.is_unlinking());
+        assert!(pod.is_absent());
         assert_eq!(pod.step(Event::NetworkFailed("busy".into())), []);
         assert_eq!(pod.step(Event::NetworkGone), [Action::Finish]);
+    }
+
+    #[test]
+    fn a_pod_that_moves_leaves_its_address_at_once_and_starts_anew_when_its_tasks_have_ended() {
+        let mut pod = after(false, vec![Event::NetworkReady, running()]).0;
+        assert_eq!(pod.step(Event::Displaced), [Action::Stop, Action::Reconcile]);
+        assert!(pod.is_absent());
+        assert_eq!(pod.report().unwrap().message, "it moves to another address");
+        assert_eq!(pod.step(Event::Displaced), [], "it is moving already");
+        assert_eq!(pod.step(Event::SupervisorStopped), [Action::Reconcile]);
+        assert!(pod.is_absent());
+        assert_eq!(pod.step(Event::NetworkGone), [Action::Reconcile]);
+        assert!(!pod.is_absent());
+        assert_eq!(pod.step(Event::NetworkFailed("no address yet".into())), []);
+        assert_eq!(pod.report().unwrap().message, "no address yet");
+        assert_eq!(pod.step(Event::Displaced), [Action::Reconcile], "it has got one");
+        assert_eq!(pod.step(Event::NetworkReady), [Action::Supervise]);
+    }
+
+    #[test]
+    fn a_pod_that_is_removed_while_it_moves_ends() {
+        for events in [vec![], vec![Event::SupervisorStopped]] {
+            let mut pod = after(false, vec![Event::NetworkReady, running(), Event::Displaced]).0;
+            events.into_iter().for_each(|event| drop(pod.step(event)));
+            assert_eq!(pod.step(Event::Remove), []);
+            assert_eq!(pod.report(), None);
+            pod.step(Event::SupervisorStopped);
+            assert_eq!(pod.step(Event::NetworkGone), [Action::Finish]);
+        }
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Pods {
 
     /// Whether nothing of the pod may be in the kernel.
     pub(crate) fn is_absent(&self, pod: &str) -> bool {
-        self.all.get(pod).is_some_and(|pod| pod.state.is_unlinking())
+        self.all.get(pod).is_some_and(|pod| pod.state.is_absent())
     }
 
     pub(crate) fn stage(&self, pod: &str) -> Option<&Stage> {
@@ -94,10 +94,13 @@ impl Pods {
                 let supervised = self.paths.pod_run_dir(id).join(SOCKET_FILE).exists();
                 LocalPod { state: PodState::new(from_store && supervised), keeper: None }
             });
-            let changed =
-                old.pods.get(id).is_some_and(|before| self.spec(id, before) != self.spec(id, record));
+            let before = old.pods.get(id);
+            let moved = before.is_some_and(|before| before.address != record.address);
+            let changed = before.is_some_and(|before| self.spec(id, before) != self.spec(id, record));
             if record.removing {
                 duties.extend(self.happen(id, record, Event::Remove));
+            } else if moved {
+                duties.extend(self.happen(id, record, Event::Displaced));
             } else if changed {
                 duties.extend(self.happen(id, record, Event::Changed));
             }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hextet_api::v1::{NodeLeaving, NodeReport, PodPhase, PodReport, PodReports, node_report};
+use hextet_api::v1::{
+    AddressConflict, NodeLeaving, NodeReport, PodPhase, PodReport, PodReports, node_report,
+};
 use tokio::sync::mpsc::{OwnedPermit, Sender};
 use tonic::transport::Channel;
 
@@ -21,6 +23,7 @@ pub(crate) struct Reports {
     sent: BTreeMap<String, Report>,
     news: BTreeMap<String, Report>,
     gone: BTreeSet<String>,
+    conflicts: BTreeMap<String, AddressConflict>,
 }
 
 impl Reports {
@@ -62,14 +65,22 @@ impl Reports {
     pub(crate) fn gone(&mut self, pod: &str) {
         self.sent.remove(pod);
         self.news.remove(pod);
+        self.conflicts.remove(pod);
         if self.stream.is_some() {
             self.gone.insert(pod.to_owned());
         }
     }
 
+    /// Another machine has the address of `pod`. The answer is another address.
+    pub(crate) fn conflict(&mut self, pod: &str, conflict: AddressConflict) {
+        if self.stream.is_some() {
+            self.conflicts.insert(pod.to_owned(), conflict);
+        }
+    }
+
     /// Room in the stream, once there is any, if there is something to say; else waits for ever.
     pub(crate) fn room(&self) -> impl Future<Output = OwnedPermit<NodeReport>> + use<> {
-        let waits = !(self.news.is_empty() && self.gone.is_empty());
+        let waits = !(self.news.is_empty() && self.gone.is_empty() && self.conflicts.is_empty());
         let stream = self.stream.as_ref().filter(|_| waits).map(|(stream, _)| stream.clone());
         async move {
             if let Some(stream) = stream
@@ -84,6 +95,9 @@ impl Reports {
 
     /// The next message, whose pods then count as told.
     pub(crate) fn take(&mut self) -> NodeReport {
+        if let Some((_, conflict)) = self.conflicts.pop_first() {
+            return report(node_report::Report::Conflict(conflict));
+        }
         let gone = take_some(&mut self.gone, PODS_PER_MESSAGE, |set| set.pop_first());
         let news = take_some(&mut self.news, PODS_PER_MESSAGE - gone.len(), |map| map.pop_first());
         let gone = gone.into_iter().map(|id| PodReport { id, gone: true, ..PodReport::default() });
@@ -181,8 +195,19 @@ mod tests {
         let mut reports = Reports::default();
         reports.pod("a", Some(state(Phase::Running)));
         reports.gone("b");
+        reports.conflict("a", AddressConflict::default());
         assert!(!has_news(&reports).await);
-        assert!(reports.news.is_empty() && reports.gone.is_empty());
+        assert!(reports.news.is_empty() && reports.gone.is_empty() && reports.conflicts.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_said_once_to_a_stream() {
+        let (mut reports, _stream) = attached(BTreeMap::new());
+        let conflict = AddressConflict { pod: "a".into(), ..AddressConflict::default() };
+        reports.conflict("a", conflict.clone());
+        assert!(has_news(&reports).await);
+        assert_eq!(reports.take().report, Some(node_report::Report::Conflict(conflict)));
+        assert!(!has_news(&reports).await);
     }
 
     #[tokio::test]
