@@ -295,6 +295,49 @@ fn down_works_without_an_agent_and_keeps_the_identity() {
     node.wait_for_phase(&server, &pod.id, PodPhase::Running);
 }
 
+/// A LAN host that comes up with a pod's address, and says so, is believed: the pod leaves.
+#[test]
+fn a_pod_whose_address_another_host_has_moves_when_the_server_gives_it_another() {
+    let Some(mut node) = TestNode::new("moves") else { return };
+    let server = node.serve();
+    node.start(true);
+    let pod = node.pod(&server, 1, "echo $HEXTET_ADDRESS > address; exec sleep 1000");
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let first = address(&pod).to_string();
+    node.wait_for("the first address", || node.task_file(&pod, "address").is_some_and(|it| it == first));
+
+    node.net.claim(&first, "02:00:00:00:00:77");
+    node.wait_for("the conflict", || !server.talk.lock().unwrap().conflicts.is_empty());
+    let conflict = server.talk.lock().unwrap().conflicts[0].clone();
+    assert_eq!((conflict.pod.as_str(), &conflict.address), (pod.id.as_str(), &pod.address));
+    assert_eq!(conflict.mac, [2, 0, 0, 0, 0, 0x77]);
+    node.wait_for("the pod to say so", || {
+        let said = server.report(&pod.id).map(|report| report.message).unwrap_or_default();
+        said.contains("the host with MAC 02:00:00:00:00:77 has its address") && said.contains(&first)
+    });
+    let own_routes = || ip(&["-n", &node.net.node, "-6", "route", "show", "proto", "118"]);
+    assert!(!own_routes().contains(&first), "the address is the other host's alone");
+
+    // It is remembered, and the server is told again by a new stream.
+    node.kill();
+    server.talk.lock().unwrap().conflicts.clear();
+    node.start(false);
+    node.wait_for("the conflict again", || !server.talk.lock().unwrap().conflicts.is_empty());
+    let own_routes = || ip(&["-n", &node.net.node, "-6", "route", "show", "proto", "118"]);
+    assert!(!own_routes().contains(&first), "a restart brought it back");
+
+    let moved = PodAssignment { address: node.pod(&server, 2, "").address, ..pod.clone() };
+    let second = address(&moved).to_string();
+    server.assign(vec![moved.clone()], vec![]);
+    node.wait_for("the second address", || node.task_file(&pod, "address").is_some_and(|it| it == second));
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    assert!(own_routes().contains(&second));
+    let ping = in_netns(&node.net.node, "ping").args(["-6", "-c1", "-W2", &second]).output().unwrap();
+    assert!(ping.status.success(), "{}", text(&ping));
+    assert_eq!(node.run_once("plan"), "");
+}
+
 /// A node in namespaces of its own; everything of it is gone when it is dropped.
 struct TestNode {
     label: String,
@@ -420,10 +463,14 @@ impl TestNode {
         self.try_task_pid(pod).unwrap()
     }
 
-    /// What the task wrote into its folder.
     fn try_task_pid(&self, pod: &PodAssignment) -> Option<u32> {
-        let path = self.path("state/pods").join(&pod.id).join("web/pid");
-        fs::read_to_string(path).ok()?.trim().parse().ok()
+        self.task_file(pod, "pid")?.parse().ok()
+    }
+
+    /// What the task wrote into its folder.
+    fn task_file(&self, pod: &PodAssignment, name: &str) -> Option<String> {
+        let path = self.path("state/pods").join(&pod.id).join("web").join(name);
+        Some(fs::read_to_string(path).ok()?.trim().to_owned())
     }
 }
 

@@ -34,6 +34,15 @@ impl Net {
         }
         net
     }
+
+    /// The server's machine takes an address without asking and tells the link, with this MAC address.
+    pub(crate) fn claim(&self, address: &str, mac: &str) {
+        let notify = "net.ipv6.conf.eth0.ndisc_notify=1";
+        let set = in_netns(&self.server, "sysctl").args(["-qw", notify]).output().unwrap();
+        assert!(set.status.success(), "{}", text(&set));
+        ip(&["-n", &self.server, "addr", "add", &format!("{address}/128"), "dev", "eth0", "nodad"]);
+        ip(&["-n", &self.server, "link", "set", "eth0", "address", mac]);
+    }
 }
 
 impl Drop for Net {
