@@ -226,8 +226,14 @@ impl Testbed {
             dir,
             testbed_dir: self.dir.clone(),
             environment: self.environment(node),
-            args: self.options.node_args.clone(),
+            args: self.node_args(node),
         }
+    }
+
+    fn node_args(&self, node: &str) -> Vec<String> {
+        let own = self.options.routed.iter().any(|number| Place::Node(*number).to_string() == node);
+        let choice = own.then(|| ["--pod-prefix", "own"].map(str::to_owned));
+        self.options.node_args.iter().cloned().chain(choice.into_iter().flatten()).collect()
     }
 
     /// What `netctl` needs to find the server, and the agent of `place` when that is a node.
@@ -374,6 +380,9 @@ impl Testbed {
 
     /// Starts what is missing of the cluster and waits until every node is ready.
     pub(crate) fn start_cluster(&self, lock: &Lock) -> Result<()> {
+        if self.options.lan {
+            self.progress.step("the cluster begins", || self.init_cluster())?;
+        }
         if self.server().pid().is_none() {
             self.progress.step("server", || self.server().start())?;
         }
@@ -386,7 +395,7 @@ impl Testbed {
         self.progress.step("every node ready", || {
             self.nodes().iter().try_for_each(|node| self.wait_node(node, "ready", NODE_READY))
         })?;
-        self.route_cluster_on_lan(lock)
+        if self.options.lan { Ok(()) } else { self.route_cluster_on_lan(lock) }
     }
 
     /// Tells the LAN hosts that run nothing of ours that pods are on the LAN.
@@ -407,7 +416,7 @@ fn socket(dir: &std::path::Path) -> PathBuf {
     dir.join("server.sock")
 }
 
-fn netctl_run(dir: &std::path::Path, args: &[&str]) -> Result<Run> {
+pub(crate) fn netctl_run(dir: &std::path::Path, args: &[&str]) -> Result<Run> {
     let program = netctl_program()?.to_string_lossy().into_owned();
     let line: Vec<&str> = std::iter::once(program.as_str()).chain(args.iter().copied()).collect();
     Ok(Run::new(&line).env("HEXTET_SOCKET", socket(dir)))

@@ -12,6 +12,7 @@ pub mod echo;
 pub mod frame;
 pub mod interrupt;
 pub mod jobs;
+pub mod lan;
 pub mod machine;
 pub mod meter;
 pub mod netns;

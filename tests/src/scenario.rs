@@ -25,6 +25,8 @@ pub const TCPDUMP: (&str, &str) = ("tcpdump", "tcpdump");
 pub const CURL: (&str, &str) = ("curl", "curl");
 /// `iperf3`.
 pub const IPERF: (&str, &str) = ("iperf3", "iperf3");
+/// `radvd`.
+pub const RADVD: (&str, &str) = ("radvd", "radvd");
 /// `nginx`.
 pub const NGINX: (&str, &str) = ("nginx", "nginx-light");
 /// `nft`.

@@ -34,11 +34,18 @@ pub struct Options {
     pub server_args: Vec<String>,
     /// More arguments of `netctl node`.
     pub node_args: Vec<String>,
+    /// LAN mode: pods have addresses of the LAN, which its other hosts learn from the router.
+    #[serde(default)]
+    pub lan: bool,
+    /// In LAN mode, the nodes that have a /64 of their own all the same.
+    #[serde(default)]
+    pub routed: Vec<u8>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, cluster: true, server_args: Vec::new(), node_args: Vec::new() }
+        let (server_args, node_args, routed) = Default::default();
+        Self { nodes: 3, cluster: true, server_args, node_args, lan: false, routed }
     }
 }
 
@@ -69,6 +76,9 @@ impl Testbed {
         progress.step("servers on the internet", || testbed.start_echo())?;
         if !made.is_empty() {
             progress.say(&format!("  made: {}", made.join(", ")));
+        }
+        if testbed.options.lan {
+            progress.step("the router advertises the LAN's prefix", || testbed.start_lan())?;
         }
         if testbed.options.cluster {
             testbed.start_cluster(&lock)?;
@@ -153,9 +163,13 @@ impl Testbed {
         for place in topology::places(self.options.nodes) {
             let netns = self.prefix.netns(&place.to_string());
             netns.set_sysctls(&topology::sysctls(place))?;
-            ip_batch_holding(lock, Some(&netns), &topology::setup_lines(place, self.options.nodes))?;
+            ip_batch_holding(lock, Some(&netns), &self.setup_lines(place))?;
         }
         Ok(made)
+    }
+
+    fn setup_lines(&self, place: Place) -> Vec<String> {
+        topology::setup_lines(place, self.options.nodes, self.options.lan)
     }
 
     fn make_namespaces(&self, lock: &Lock) -> Result<Vec<String>> {
@@ -301,6 +315,9 @@ fn check_machine(options: &Options) -> Result<()> {
     if options.cluster {
         netctl_program()?;
     }
+    if options.lan && program("radvd").is_none() {
+        bail!("a testbed in LAN mode needs the program `radvd` (apt-get install radvd)");
+    }
     Ok(())
 }
 
@@ -313,6 +330,10 @@ fn merge(prefix: &Prefix, wanted: Options) -> Result<Options> {
             running.nodes,
             wanted.nodes
         );
+    }
+    if running.lan != wanted.lan {
+        let is = if running.lan { "" } else { "not " };
+        bail!("the testbed {prefix} is up, and {is}in LAN mode: take it down first");
     }
     Ok(Options { cluster: running.cluster || wanted.cluster, ..wanted })
 }

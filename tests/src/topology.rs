@@ -212,8 +212,15 @@ pub fn sysctls(place: Place) -> Vec<(String, &'static str)> {
     settings
 }
 
-/// The `ip` lines that set a place up. Each may run any number of times.
-pub fn setup_lines(place: Place, nodes: u8) -> Vec<String> {
+/// The prefix of the LAN.
+pub fn lan_prefix() -> String {
+    let [a, b, c, d] = LAN;
+    format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+}
+
+/// The `ip` lines that set a place up. Each may run any number of times. In LAN mode the client gets nothing of
+/// IPv6: it learns that from the router.
+pub fn setup_lines(place: Place, nodes: u8, lan: bool) -> Vec<String> {
     let mut lines = vec!["link set lo up".to_owned()];
     if place == Place::Switch {
         lines.push("link set br0 up".to_owned());
@@ -221,6 +228,7 @@ pub fn setup_lines(place: Place, nodes: u8) -> Vec<String> {
         lines.extend(ports.map(|port| format!("link set {port} master br0 up")));
         return lines;
     }
+    let learns = lan && place == Place::Client;
     lines.push("link set eth0 up".to_owned());
     lines.extend(place.addresses().into_iter().flat_map(|at| address_lines(at, "eth0")));
     let gateway = match place {
@@ -234,6 +242,9 @@ pub fn setup_lines(place: Place, nodes: u8) -> Vec<String> {
     };
     lines.push(format!("route replace default via {} dev eth0", gateway.v4));
     lines.push(format!("route replace default via {} dev eth0", gateway.v6));
+    if learns {
+        lines.retain(|line| !line.contains("::"));
+    }
     lines
 }
 
@@ -292,6 +303,16 @@ mod tests {
         seen.sort_by_key(|at| at.v6);
         seen.dedup();
         assert_eq!(seen.len(), all);
+    }
+
+    #[test]
+    fn in_lan_mode_the_client_is_left_to_learn_ipv6() {
+        let lines = |lan| setup_lines(Place::Client, 3, lan).join("\n");
+        assert!(lines(false).contains("2001:db8:1::100/64") && lines(false).contains("via 2001:db8:1::1 "));
+        assert!(!lines(true).contains("2001:") && lines(true).contains("192.0.2.100/24"));
+        let node = |lan| setup_lines(Place::Node(1), 3, lan);
+        assert_eq!(node(true), node(false));
+        assert_eq!(lan_prefix(), "2001:db8:1::/64");
     }
 
     #[test]

@@ -32,6 +32,12 @@ enum Cmd {
         /// Only the network: no server, no agents.
         #[arg(long)]
         no_cluster: bool,
+        /// Pods have addresses of the LAN, and the client learns its own from the router.
+        #[arg(long)]
+        lan: bool,
+        /// With --lan: the number of a node that has a /64 of its own all the same; may be repeated.
+        #[arg(long, requires = "lan")]
+        routed: Vec<u8>,
         /// One more argument of every `netctl node`, such as `--node-arg=--ndp=kernel`.
         #[arg(long)]
         node_arg: Vec<String>,
@@ -105,9 +111,10 @@ fn main() -> ExitCode {
 
 fn run(command: Cmd) -> Result<ExitCode> {
     match command {
-        Cmd::Up { which, nodes, no_cluster, node_arg, server_arg } => {
+        Cmd::Up { which, nodes, no_cluster, lan, routed, node_arg, server_arg } => {
+            let cluster = !no_cluster;
             let options =
-                Options { nodes, cluster: !no_cluster, server_args: server_arg, node_args: node_arg };
+                Options { nodes, cluster, server_args: server_arg, node_args: node_arg, lan, routed };
             up(which.prefix()?, options)
         }
         Cmd::Down { all: true, .. } => take_down(&every_prefix()),

@@ -8,7 +8,7 @@ use super::services;
 use crate::process::{self, find_program};
 
 /// Programs and where Debian keeps them. A program found elsewhere is as good.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("cc", "gcc"),
@@ -20,6 +20,7 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("nsenter", "util-linux"),
     ("ping", "iputils-ping"),
     ("ps", "procps"),
+    ("radvd", "radvd"),
     ("tcpdump", "tcpdump"),
 ];
 

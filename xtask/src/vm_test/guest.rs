@@ -29,10 +29,10 @@ const TOOLS: &[&str] = &[
     "awk", "base64", "bpftool", "bridge", "busybox", "cat", "chgrp", "chmod", "chown", "chroot", "cp",
     "curl", "cut", "date", "dd", "df", "dmesg", "echo", "env", "false", "find", "free", "getent", "grep",
     "head", "hostname", "id", "ip", "iperf3", "kill", "ln", "ls", "mkdir", "mkfifo", "mknod", "mktemp",
-    "mount", "mv", "nft", "nginx", "nsenter", "od", "pgrep", "ping", "pkill", "printf", "ps", "readlink",
-    "rm", "rmdir", "sed", "seq", "setpriv", "sh", "sleep", "sort", "ss", "stat", "stty", "sync", "sysctl",
-    "tail", "tc", "tcpdump", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname", "unshare",
-    "wc", "which", "xargs",
+    "mount", "mv", "nft", "nginx", "nsenter", "od", "pgrep", "ping", "pkill", "printf", "ps", "radvd",
+    "readlink", "rm", "rmdir", "sed", "seq", "setpriv", "sh", "sleep", "sort", "ss", "stat", "stty", "sync",
+    "sysctl", "tail", "tc", "tcpdump", "tee", "test", "timeout", "touch", "tr", "true", "umount", "uname",
+    "unshare", "wc", "which", "xargs",
 ];
 
 /// Accounts that pods and nginx run as.
