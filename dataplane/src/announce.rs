@@ -99,6 +99,14 @@ impl Announcer {
         self.work_on(&desired.uplink.name)
     }
 
+    /// Asks whether another machine has an address that the node answers for. If none says so it is announced
+    /// anew, so that those who believed a false claim know better.
+    pub fn probe(&self, address: Ipv6Addr) {
+        let now = self.shared.now();
+        self.shared.announcements().announce(now, address, Some(rand::random()));
+        self.shared.changed.notify_one();
+    }
+
     /// Has a task at work on `device`. Another than before has other neighbours, who are told everything.
     fn work_on(&mut self, device: &str) -> Result<(), AnnounceError> {
         let index = index_of(device).map_err(|_| AnnounceError::NoDevice(device.to_owned()))?;

@@ -18,7 +18,7 @@ use dataplane::{
     announce::{Announcer, Conflict},
     plan, plan_teardown, repairs,
 };
-use dataplane_core::{Action, Desired, Mac};
+use dataplane_core::{Action, Desired, Mac, announce::appeared};
 use hextet_api::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -295,8 +295,24 @@ impl Agent {
         self.reports.pod(pod, self.pods.report(pod));
     }
 
-    /// Another machine has an address: the pod that has it too stops using it, durably, and asks for another.
-    async fn hear_conflict(&mut self, Conflict { address, mac }: Conflict) {
+    /// Another machine claims an address. In a /64 of this node's own it has no business, and nothing more is done
+    /// than to go on answering; on a LAN it is asked whether it means it.
+    async fn hear_conflict(&mut self, conflict: Conflict) {
+        let Conflict { address, mac } = conflict;
+        let now = Instant::now();
+        if self.identity.cluster.has_subnet(self.identity.prefix) {
+            warn!(%address, %mac, "another host claims a pod's address: find out whose MAC address it is");
+        } else if self.conflicts.is_probed(address, now) {
+            self.lose_address(conflict).await;
+        } else {
+            warn!(%address, %mac, "another host claims a pod's address: it is asked whether it has it");
+            self.conflicts.probing([address], now);
+            self.announcer.probe(address);
+        }
+    }
+
+    /// The pod with this address stops using it, durably, and asks for another.
+    async fn lose_address(&mut self, Conflict { address, mac }: Conflict) {
         let mut pods = self.assignment.pods.iter();
         let found = pods.find(|(_, record)| record.address == address && record.taken_by.is_none());
         let Some(pod) = found.filter(|(_, record)| !record.removing).map(|(pod, _)| pod.clone()) else {
@@ -400,7 +416,12 @@ impl Agent {
             }
         };
         log_ops(&reconciled.ops, &reconciled.failures);
-        if let Err(error) = self.announcer.reconciled(&desired, &reconciled, probes(&desired)) {
+        let probe = probes(&desired);
+        if probe {
+            let failed = reconciled.failures.iter().map(|(op, _)| op);
+            self.conflicts.probing(appeared(&reconciled.ops, failed), Instant::now());
+        }
+        if let Err(error) = self.announcer.reconciled(&desired, &reconciled, probe) {
             warn!(error = chain(&error), "pods are not announced");
         }
         self.tell_repairs(&reconciled, &traces);

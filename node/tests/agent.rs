@@ -295,12 +295,15 @@ fn down_works_without_an_agent_and_keeps_the_identity() {
     node.wait_for_phase(&server, &pod.id, PodPhase::Running);
 }
 
-/// A LAN host that comes up with a pod's address, and says so, is believed: the pod leaves.
+/// A LAN host that comes up with a pod's address, and says so, is asked and then believed: the pod leaves.
 #[test]
 fn a_pod_whose_address_another_host_has_moves_when_the_server_gives_it_another() {
     let Some(mut node) = TestNode::new("moves") else { return };
     let server = node.serve();
+    server.talk.lock().unwrap().lan = true;
     node.start(true);
+    let asked = server.talk.lock().unwrap().enrolled.clone().unwrap();
+    assert_eq!(asked.uplink_prefixes.len(), 1, "the node says which LAN it is on");
     let pod = node.pod(&server, 1, "echo $HEXTET_ADDRESS > address; exec sleep 1000");
     server.assign(vec![pod.clone()], vec![]);
     node.wait_for_phase(&server, &pod.id, PodPhase::Running);
@@ -424,9 +427,9 @@ impl TestNode {
         let (subnet, group) = {
             let talk = server.talk.lock().unwrap();
             let enrolled = talk.enrolled.as_ref().unwrap();
-            (u128::from(enrolled.subnet_id), u128::from(enrolled.group_id))
+            (talk.subnet, u128::from(enrolled.group_id))
         };
-        let address = CLUSTER.to_bits() | subnet << 64 | (0xaa_0000_0000 + host) << 24 | group;
+        let address = subnet | (0xaa_0000_0000 + host) << 24 | group;
         PodAssignment {
             id: format!("{}-{host}", self.label),
             job: "hello".into(),

@@ -37,6 +37,8 @@ use super::net::SERVER_ADDRESS;
 
 pub(crate) const SECRET: [u8; 16] = [3; 16];
 pub(crate) const CLUSTER: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 0, 0, 0, 0, 0);
+/// The prefix of the link between server and node.
+const LAN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 7, 0, 0, 0, 0, 0);
 const PORT: u16 = 4679;
 
 /// The cluster's CA; it outlives the servers.
@@ -81,6 +83,10 @@ impl Ca {
 #[derive(Default)]
 pub(crate) struct Talk {
     pub(crate) enrolled: Option<EnrollRequest>,
+    /// The /64 of the node's pods.
+    pub(crate) subnet: u128,
+    /// Nodes share the LAN's prefix.
+    pub(crate) lan: bool,
     /// Subnets to refuse, whatever they are.
     pub(crate) refuse_subnets: u32,
     pub(crate) hellos: Vec<NodeHello>,
@@ -209,7 +215,10 @@ impl Enrollment for Service {
         let certificate = csr.signed_by(&self.ca.issuer()).unwrap();
         let prefix =
             |bits: u128, length_bits| Ipv6Prefix { address: bits.to_be_bytes().to_vec(), length_bits };
-        let subnet = CLUSTER.to_bits() | u128::from(request.subnet_id) << 64;
+        let subnet = match talk.lan {
+            true => LAN.to_bits(),
+            false => CLUSTER.to_bits() | u128::from(request.subnet_id) << 64,
+        };
         let response = EnrollResponse {
             name: request.name.clone(),
             certificate_der: certificate.der().to_vec(),
@@ -219,6 +228,7 @@ impl Enrollment for Service {
             pod_ipv4: Some(Ipv4Prefix { address: vec![10, 254, 0, 0], length_bits: 20 }),
             node_prefix: Some(prefix(subnet, 64)),
         };
+        talk.subnet = subnet;
         talk.enrolled = Some(request);
         Ok(Response::new(response))
     }
