@@ -18,7 +18,7 @@ use dataplane::{
     announce::{Announcer, Conflict},
     plan, plan_teardown, repairs,
 };
-use dataplane_core::{Action, Desired, Mac, announce::appeared};
+use dataplane_core::{Action, Desired, Mac};
 use hextet_api::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -295,24 +295,21 @@ impl Agent {
         self.reports.pod(pod, self.pods.report(pod));
     }
 
-    /// Another machine claims an address. In a /64 of this node's own it has no business, and nothing more is done
-    /// than to go on answering; on a LAN it is asked whether it means it.
-    async fn hear_conflict(&mut self, conflict: Conflict) {
-        let Conflict { address, mac } = conflict;
-        let now = Instant::now();
+    /// Another machine claims an address. Anybody on a LAN can do that with one frame, so it is believed only when
+    /// it answers a probe. In a /64 of this node's own it has no business: the node goes on answering.
+    async fn hear_conflict(&mut self, Conflict { address, mac, probed }: Conflict) {
         if self.identity.cluster.has_subnet(self.identity.prefix) {
             warn!(%address, %mac, "another host claims a pod's address: find out whose MAC address it is");
-        } else if self.conflicts.is_probed(address, now) {
-            self.lose_address(conflict).await;
+        } else if probed {
+            self.lose_address(address, mac).await;
         } else {
             warn!(%address, %mac, "another host claims a pod's address: it is asked whether it has it");
-            self.conflicts.probing([address], now);
             self.announcer.probe(address);
         }
     }
 
     /// The pod with this address stops using it, durably, and asks for another.
-    async fn lose_address(&mut self, Conflict { address, mac }: Conflict) {
+    async fn lose_address(&mut self, address: Ipv6Addr, mac: Mac) {
         let mut pods = self.assignment.pods.iter();
         let found = pods.find(|(_, record)| record.address == address && record.taken_by.is_none());
         let Some(pod) = found.filter(|(_, record)| !record.removing).map(|(pod, _)| pod.clone()) else {
@@ -416,12 +413,7 @@ impl Agent {
             }
         };
         log_ops(&reconciled.ops, &reconciled.failures);
-        let probe = probes(&desired);
-        if probe {
-            let failed = reconciled.failures.iter().map(|(op, _)| op);
-            self.conflicts.probing(appeared(&reconciled.ops, failed), Instant::now());
-        }
-        if let Err(error) = self.announcer.reconciled(&desired, &reconciled, probe) {
+        if let Err(error) = self.announcer.reconciled(&desired, &reconciled, probes(&desired)) {
             warn!(error = chain(&error), "pods are not announced");
         }
         self.tell_repairs(&reconciled, &traces);

@@ -1,17 +1,12 @@
-//! Pods whose address another machine has: whom to believe that, and when the server is asked for another one.
-//! Pure: time is an argument.
+//! Pods whose address another machine has: when the server is asked for another one. Pure: time is an argument.
 //!
-//! Anybody on a LAN can claim any address with one frame, so a claim is believed when it answers a probe, or
-//! comes while one is under way; another is answered by a probe. The first few are asked for at once. When each new address is another's too, something on the LAN answers for
+//! The first few are asked for at once. When each new address is another's too, something on the LAN answers for
 //! all of them, and the pod waits longer and longer, so that neither the LAN nor the server's log is flooded.
 
-use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// A claim so long after a probe was asked for may be its answer: RFC 4862's RetransTimer, which is a second, and
-/// time for frames that wait before it.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Addresses in a row that are asked for at once.
 const AT_ONCE: u32 = 5;
 const WAIT_FIRST: Duration = Duration::from_secs(1);
@@ -23,8 +18,6 @@ const CALM: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub(crate) struct Conflicts {
     pods: BTreeMap<String, Row>,
-    /// When a probe was asked for.
-    probes: BTreeMap<Ipv6Addr, Instant>,
 }
 
 #[derive(Debug)]
@@ -45,17 +38,6 @@ pub(crate) struct Standing {
 }
 
 impl Conflicts {
-    /// Probes for these addresses are sent from now on.
-    pub(crate) fn probing(&mut self, addresses: impl IntoIterator<Item = Ipv6Addr>, now: Instant) {
-        self.probes.retain(|_, asked| now < *asked + ANSWER_MAX);
-        self.probes.extend(addresses.into_iter().map(|address| (address, now)));
-    }
-
-    /// Whether a claim of this address is to be believed.
-    pub(crate) fn is_probed(&self, address: Ipv6Addr, now: Instant) -> bool {
-        self.probes.get(&address).is_some_and(|asked| now < *asked + ANSWER_MAX)
-    }
-
     /// Another machine has the address of `pod`.
     pub(crate) fn heard(&mut self, pod: &str, now: Instant) -> Standing {
         let before = self.pods.get(pod).filter(|row| now < row.last + CALM);
@@ -141,19 +123,6 @@ mod tests {
         assert_eq!(conflicts.due(start + WAIT_FIRST), ["b"]);
         assert_eq!(conflicts.next(), None);
         assert!(conflicts.may_ask("b", start), "again, as on a new stream");
-    }
-
-    #[test]
-    fn a_claim_is_believed_while_a_probe_is_under_way() {
-        let mut conflicts = Conflicts::default();
-        let (start, a, b) = (Instant::now(), Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED);
-        assert!(!conflicts.is_probed(a, start));
-        conflicts.probing([a], start);
-        assert!(conflicts.is_probed(a, start + Duration::from_secs(2)));
-        assert!(!conflicts.is_probed(a, start + ANSWER_MAX));
-        assert!(!conflicts.is_probed(b, start));
-        conflicts.probing([b], start + ANSWER_MAX);
-        assert_eq!(conflicts.probes.len(), 1, "old ones are forgotten");
     }
 
     #[test]

@@ -32,13 +32,11 @@ pub(crate) fn status(error: WriteError) -> Status {
 fn refused(refusal: &Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::Job(_)
-        | Refusal::Hello(_)
-        | Refusal::Name(_)
-        | Refusal::Claim
-        | Refusal::PodPrefix { .. } => Status::invalid_argument(text),
+        Refusal::Job(_) | Refusal::Hello(_) | Refusal::Name(_) | Refusal::Claim => {
+            Status::invalid_argument(text)
+        }
         Refusal::NoJob(_) | Refusal::NoNode(_) => Status::not_found(text),
-        Refusal::NodeReports(_) => Status::failed_precondition(text),
+        Refusal::NodeReports(_) | Refusal::PodPrefix { .. } => Status::failed_precondition(text),
         Refusal::Token(_) => Status::permission_denied(text),
         Refusal::NameTaken(_) => with_reason(Status::already_exists(text), "name"),
         Refusal::SubnetTaken { .. } => with_reason(Status::already_exists(text), "subnet"),

@@ -77,8 +77,9 @@ async fn what_is_no_prefix_of_a_lan_is_said_so() {
     for (prefix, why) in wrong {
         let wish = Wish { pod_prefix: Some(prefix.parse().unwrap()), ..wish(2) };
         let refused = joined(&server, wish).await.unwrap_err();
-        assert_eq!(refused.code(), Code::InvalidArgument);
         assert!(refused.message().contains(why), "{prefix}: {refused}");
+        let code = if prefix == own { Code::FailedPrecondition } else { Code::InvalidArgument };
+        assert_eq!(refused.code(), code, "{prefix}");
     }
     let many = Wish { uplink_prefixes: prefixes(&[LAN; 65]), ..wish(2) };
     assert_eq!(joined(&server, many).await.unwrap_err().message(), "an uplink has at most 64 prefixes");

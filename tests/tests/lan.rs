@@ -252,20 +252,25 @@ fn follows(testbed: &Testbed) -> Result<()> {
 /// first answered the LAN host.
 fn successor(testbed: &Testbed, first: &Pod) -> Result<(Pod, Duration, Duration)> {
     let start = Instant::now();
-    testbed.netctl_on(&first.node, &["node", "down"])?.success()?;
-    let (_, second) = wait_for(SOON, "a successor is published", || {
-        let pods = testbed.pods("walker").map_err(|e| format!("{e:#}"))?;
-        let second = pods.into_iter().find(|pod| pod.id != first.id && pod.address.is_some());
-        second.ok_or_else(|| "there is none".to_owned())
-    })?;
-    let published = start.elapsed();
-    let to = (second.address(), probe::HELLO_PORT).into();
-    testbed.netns("client").run(|| {
-        wait_for(SOON, "the successor answers", || {
-            probe::request(to, scaled(Duration::from_millis(250))).map_err(|e| e.to_string())
-        })
-    })??;
-    Ok((second, published, start.elapsed()))
+    std::thread::scope(|scope| {
+        // It takes a while to end the pods, and those who watch know of the successor before.
+        let down = scope.spawn(|| testbed.netctl_on(&first.node, &["node", "down"])?.success());
+        let (_, second) = wait_for(SOON, "a successor is published", || {
+            let pods = testbed.pods("walker").map_err(|e| format!("{e:#}"))?;
+            let second = pods.into_iter().find(|pod| pod.id != first.id && pod.address.is_some());
+            second.ok_or_else(|| "there is none".to_owned())
+        })?;
+        let published = start.elapsed();
+        let to = (second.address(), probe::HELLO_PORT).into();
+        testbed.netns("client").run(|| {
+            wait_for(SOON, "the successor answers", || {
+                probe::request(to, scaled(Duration::from_millis(250))).map_err(|e| e.to_string())
+            })
+        })??;
+        let answered = start.elapsed();
+        down.join().expect("it does not panic")?;
+        Ok((second, published, answered))
+    })
 }
 
 /// Asks a pod from the LAN, one request after the other; how many were answered.
@@ -289,8 +294,11 @@ fn an_address_that_another_host_has_is_given_up() {
 fn conflicts(testbed: &Testbed) -> Result<()> {
     let client = testbed.netns("client");
     let mac = frame::mac_of(&client, "eth0")?;
+    let certain = Capture::start(&testbed.netns("n1"), "eth0", OVERRIDES)?;
     testbed.apply(&jobs::hello_as("first", 1, &["constraints: {node: n1}"]))?;
     let pod = testbed.wait_running("first", 1, SOON)?.remove(0);
+    // Two that probe for one address at the same time both lose it.
+    certain.wait_packets(SOON, 1, |_| true)?;
     all_greet(&client, std::slice::from_ref(&pod), SOON)?;
 
     check("a host that asks first is told that the address is taken", || {
@@ -320,9 +328,10 @@ fn conflicts(testbed: &Testbed) -> Result<()> {
 
     let second = check("a host that takes it and stands by it has it: the pod moves", || {
         take_address(testbed, &pod)?;
-        let claim = Frame::claim(mac, pod.address(), pod.address());
-        frame::send(&client, "eth0", &[claim.bytes()])?;
-        let second = moved(testbed, "first", &pod)?;
+        // Said again and again: a node listens to one claim in ten seconds.
+        let claim = Frame::claim(mac, pod.address(), pod.address()).bytes();
+        let second =
+            moved(testbed, "first", &pod, || frame::send(&client, "eth0", std::slice::from_ref(&claim)))?;
         says_who(testbed, &pod, &second, &mac)?;
         Ok(second)
     })?;
@@ -333,7 +342,7 @@ fn conflicts(testbed: &Testbed) -> Result<()> {
         let late = testbed.pods("late")?.pop().context("it has a pod")?;
         take_address(testbed, &late)?;
         testbed.agent("n2").start_until_ready()?;
-        let moved = moved(testbed, "late", &late)?;
+        let moved = moved(testbed, "late", &late, || Ok(()))?;
         says_who(testbed, &late, &moved, &mac)
     })?;
 
@@ -360,9 +369,10 @@ fn still_there(testbed: &Testbed, pod: &Pod) -> Result<()> {
     all_greet(&testbed.netns("n2"), std::slice::from_ref(&now), SOON)
 }
 
-/// The same pod, which runs at another address and answers there.
-fn moved(testbed: &Testbed, job: &str, from: &Pod) -> Result<Pod> {
+/// The same pod, which runs at another address and answers there; `meanwhile` is done until then.
+fn moved(testbed: &Testbed, job: &str, from: &Pod, meanwhile: impl Fn() -> Result<()>) -> Result<Pod> {
     let (took, pod) = wait_for(SOON, &format!("{} has moved and runs", from.id), || {
+        meanwhile().map_err(|e| format!("{e:#}"))?;
         let pods = testbed.pods(job).map_err(|e| format!("{e:#}"))?;
         let moved = pods.iter().find(|pod| pod.address != from.address && pod.phase == "running");
         moved.cloned().ok_or_else(|| format!("{pods:?}"))

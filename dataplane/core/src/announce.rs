@@ -102,6 +102,9 @@ pub struct Conflict {
     pub address: Ipv6Addr,
     /// Who claims it.
     pub mac: Mac,
+    /// It was being probed: the other machine answered, or probes for it at the same time. Otherwise it was said
+    /// once, unasked, as anybody can say it of any address.
+    pub probed: bool,
 }
 
 /// What is said about one address, one frame after the other.
@@ -262,7 +265,7 @@ impl Announcements {
     fn fail(&mut self, now: Duration, claim: &Claim) -> Conflict {
         self.stop(&claim.address);
         self.entries.entry(claim.address).and_modify(|entry| entry.reported = Some(now));
-        Conflict { address: claim.address, mac: claim.mac }
+        Conflict { address: claim.address, mac: claim.mac, probed: true }
     }
 
     fn report(&mut self, now: Duration, claim: &Claim) -> Option<Conflict> {
@@ -272,7 +275,7 @@ impl Announcements {
             return None;
         }
         entry.reported = Some(now);
-        Some(Conflict { address: claim.address, mac: claim.mac })
+        Some(Conflict { address: claim.address, mac: claim.mac, probed: false })
     }
 
     /// Says nothing more about an address.

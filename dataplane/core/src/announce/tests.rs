@@ -136,7 +136,7 @@ fn anothers_advertisement_is_a_conflict_whenever_it_comes() {
         let mut announcements = watching(1);
         announcements.announce(at(0), address(0), probe);
         let heard = announcements.hear(at(1), OWN, &claim(OTHER, ClaimKind::Advertisement));
-        assert_eq!(heard, Some(Conflict { address: address(0), mac: OTHER }));
+        assert_eq!(heard, Some(Conflict { address: address(0), mac: OTHER, probed: probe.is_some() }));
         let left = run(&mut announcements, 1);
         assert_eq!(left.is_empty(), probe.is_some(), "an address that failed its probe is announced no more");
     }
