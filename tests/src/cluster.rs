@@ -231,9 +231,10 @@ impl Testbed {
     }
 
     fn node_args(&self, node: &str) -> Vec<String> {
-        let own = self.options.routed.iter().any(|number| Place::Node(*number).to_string() == node);
-        let choice = own.then(|| ["--pod-prefix", "own"].map(str::to_owned));
-        self.options.node_args.iter().cloned().chain(choice.into_iter().flatten()).collect()
+        let mut choices = self.options.pod_prefixes.iter();
+        let chosen = choices.find(|(number, _)| Place::Node(**number).to_string() == node);
+        let words = chosen.map(|(_, prefix)| ["--pod-prefix".to_owned(), prefix.clone()]);
+        self.options.node_args.iter().cloned().chain(words.into_iter().flatten()).collect()
     }
 
     /// What `netctl` needs to find the server, and the agent of `place` when that is a node.

@@ -14,6 +14,7 @@ use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Output, Run, ip_batch_holding};
+use crate::lan::Choices;
 use crate::machine::{self, Lock};
 use crate::netns::{self, Identity, NetNs};
 use crate::process::{Daemon, end_all_in};
@@ -37,15 +38,15 @@ pub struct Options {
     /// LAN mode: pods have addresses of the LAN, which its other hosts learn from the router.
     #[serde(default)]
     pub lan: bool,
-    /// In LAN mode, the nodes that have a /64 of their own all the same.
+    /// In LAN mode, what nodes choose by number that do not take the cluster's prefix: `own`, or another.
     #[serde(default)]
-    pub routed: Vec<u8>,
+    pub pod_prefixes: Choices,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let (server_args, node_args, routed) = Default::default();
-        Self { nodes: 3, cluster: true, server_args, node_args, lan: false, routed }
+        let (server_args, node_args, pod_prefixes) = Default::default();
+        Self { nodes: 3, cluster: true, server_args, node_args, lan: false, pod_prefixes }
     }
 }
 

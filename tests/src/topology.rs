@@ -212,6 +212,9 @@ pub fn sysctls(place: Place) -> Vec<(String, &'static str)> {
     settings
 }
 
+/// A second prefix of the LAN, unique local, which only LAN mode's router advertises.
+pub const LAN_ULA: &str = "fd0b:5e7:1a::/64";
+
 /// The prefix of the LAN.
 pub fn lan_prefix() -> String {
     let [a, b, c, d] = LAN;

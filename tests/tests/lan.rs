@@ -12,7 +12,7 @@ use hextet_tests::frame::{self, Frame};
 use hextet_tests::probe::{self, all_greet, greet, http_get, ping, udp_ask};
 use hextet_tests::progress::write_now;
 use hextet_tests::scenario::{BUSYBOX, CURL, Needs, PING, RADVD, TCPDUMP, check, scenario};
-use hextet_tests::topology::lan_prefix;
+use hextet_tests::topology::{LAN_ULA, lan_prefix};
 use hextet_tests::wait::{scaled, wait_for};
 use hextet_tests::{Options, Pod, Testbed, jobs, walk};
 
@@ -97,7 +97,9 @@ fn in_the_lan(pods: &[Pod]) -> Result<()> {
 fn unconfigured(testbed: &Testbed, place: &str) -> Result<()> {
     let routes = testbed.run_in(place, &["ip", "-6", "route", "show", "dev", "eth0"]).success()?;
     let expected = |line: &str| {
-        [lan_prefix().as_str(), "fe80::/64", "default via fe80:"].iter().any(|known| line.starts_with(known))
+        [lan_prefix().as_str(), LAN_ULA, "fe80::/64", "default via fe80:"]
+            .iter()
+            .any(|known| line.starts_with(known))
     };
     let other: Vec<&str> = routes.lines().filter(|line| !expected(line)).collect();
     ensure!(other.is_empty(), "{place} has {other:?}");
@@ -166,20 +168,21 @@ fn nobody(testbed: &Testbed, pods: &[Pod]) -> Result<()> {
 
 #[test]
 fn a_cluster_has_both_kinds_of_node() {
-    let options = Options { routed: vec![3], ..lan(3) };
+    let pod_prefixes = [(3, "own".to_owned()), (4, LAN_ULA.to_owned())].into();
+    let options = Options { pod_prefixes, ..lan(4) };
     scenario("a_cluster_has_both_kinds_of_node", NEEDS, options, both_kinds);
 }
 
 fn both_kinds(testbed: &Testbed) -> Result<()> {
     let own = testbed.node_prefix("n3")?;
-    check("two nodes share the LAN's prefix and one has its own", || {
-        let shared = ["n1", "n2"].map(|node| testbed.node_prefix(node).unwrap_or_default());
-        ensure!(shared == [lan_prefix(), lan_prefix()], "they have {shared:?}");
-        ensure!(own != lan_prefix(), "it has {own}");
+    check("two share the LAN's prefix, one has its own, one has the LAN's other prefix", || {
+        let lan = ["n1", "n2", "n4"].map(|node| testbed.node_prefix(node).unwrap_or_default());
+        ensure!(lan == [lan_prefix(), lan_prefix(), LAN_ULA.to_owned()], "they have {lan:?}");
+        ensure!(!lan.contains(&own), "it has {own}");
         Ok(())
     })?;
-    testbed.apply(jobs::HELLO)?;
-    let pods = check("three pods run", || testbed.wait_running("hello", 3, SOON))?;
+    testbed.apply(&jobs::hello(4))?;
+    let pods = check("four pods run", || testbed.wait_running("hello", 4, SOON))?;
     check("each answers each", || {
         let place = |pod: &Pod| testbed.netns(&pod.id);
         pods.iter().try_for_each(|from| all_greet(&place(from), &pods, SOON))
@@ -192,7 +195,7 @@ fn both_kinds(testbed: &Testbed) -> Result<()> {
     })?;
     check("the LAN's nodes have a route to the other, which has none to them", || {
         let shown = |node| testbed.run_in(node, &["ip", "-6", "route", "show", "proto", "hextet"]).success();
-        for node in ["n1", "n2"] {
+        for node in ["n1", "n2", "n4"] {
             let routes = shown(node)?;
             ensure!(routes.contains(&format!("{own} via 2001:db8:1::13 dev eth0")), "{node}: {routes}");
             ensure!(routes.matches(" via ").count() == 1, "{node}: {routes}");
@@ -418,7 +421,7 @@ fn misfits(testbed: &Testbed) -> Result<()> {
     check("the uplink has no address in it", || {
         let said = join("2001:db8:9::/64")?;
         ensure!(said.contains("the uplink eth0 has no address in it"), "{said}");
-        ensure!(said.contains("it has addresses in: 2001:db8:1::/64"), "{said}");
+        ensure!(said.contains(&format!("it has addresses in: 2001:db8:1::/64, {LAN_ULA}")), "{said}");
         Ok(())
     })?;
     check("it is inside of the cluster's", || {

@@ -35,9 +35,9 @@ enum Cmd {
         /// Pods have addresses of the LAN, and the client learns its own from the router.
         #[arg(long)]
         lan: bool,
-        /// With --lan: the number of a node that has a /64 of its own all the same; may be repeated.
-        #[arg(long, requires = "lan")]
-        routed: Vec<u8>,
+        /// With --lan: a node that chooses otherwise, such as `--pod-prefix 3=own`; may be repeated.
+        #[arg(long, requires = "lan", value_name = "NODE=CHOICE", value_parser = choice)]
+        pod_prefix: Vec<(u8, String)>,
         /// One more argument of every `netctl node`, such as `--node-arg=--ndp=kernel`.
         #[arg(long)]
         node_arg: Vec<String>,
@@ -111,10 +111,10 @@ fn main() -> ExitCode {
 
 fn run(command: Cmd) -> Result<ExitCode> {
     match command {
-        Cmd::Up { which, nodes, no_cluster, lan, routed, node_arg, server_arg } => {
-            let cluster = !no_cluster;
+        Cmd::Up { which, nodes, no_cluster, lan, pod_prefix, node_arg, server_arg } => {
+            let (cluster, pod_prefixes) = (!no_cluster, pod_prefix.into_iter().collect());
             let options =
-                Options { nodes, cluster, server_args: server_arg, node_args: node_arg, lan, routed };
+                Options { nodes, cluster, server_args: server_arg, node_args: node_arg, lan, pod_prefixes };
             up(which.prefix()?, options)
         }
         Cmd::Down { all: true, .. } => take_down(&every_prefix()),
@@ -125,6 +125,13 @@ fn run(command: Cmd) -> Result<ExitCode> {
         Cmd::Demo { which, keep } => demo::run(which.prefix()?, keep),
         Cmd::Echo => echo::serve().map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// `3=own`.
+fn choice(text: &str) -> Result<(u8, String), String> {
+    let (node, choice) = text.split_once('=').ok_or("give NODE=CHOICE, such as 3=own")?;
+    let node = node.parse().map_err(|_| "a node is a number from 1 to 64")?;
+    Ok((node, choice.to_owned()))
 }
 
 fn up(prefix: Prefix, options: Options) -> Result<ExitCode> {
