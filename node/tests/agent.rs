@@ -341,6 +341,38 @@ fn a_pod_whose_address_another_host_has_moves_when_the_server_gives_it_another()
     assert_eq!(node.run_once("plan"), "");
 }
 
+/// A host that has every address that the server can give, as one that answers all probes does.
+#[test]
+fn after_five_addresses_in_a_row_the_next_is_asked_for_later_and_the_pod_says_so() {
+    let Some(mut node) = TestNode::new("row") else { return };
+    let server = node.serve();
+    server.talk.lock().unwrap().lan = true;
+    node.start(true);
+    let pods: Vec<PodAssignment> = (1..=6)
+        .map(|host| PodAssignment {
+            id: format!("{}-x", node.label),
+            ..node.pod(&server, host, "sleep 1000")
+        })
+        .collect();
+    pods.iter().for_each(|pod| node.net.take(&address(pod).to_string()));
+    let conflicts = || server.talk.lock().unwrap().conflicts.len();
+    for (before, pod) in pods.iter().enumerate().take(5) {
+        server.assign(vec![pod.clone()], vec![]);
+        node.wait_for(&format!("conflict {}", before + 1), || conflicts() == before + 1);
+    }
+    let asked = Instant::now();
+    server.assign(vec![pods[5].clone()], vec![]);
+    node.wait_for("the pod to say so", || {
+        let said = server.report(&pods[5].id).map(|report| report.message).unwrap_or_default();
+        said.contains("these are 6 addresses in a row") && said.contains("asked for in 1 s")
+    });
+    node.wait_for("conflict 6", || conflicts() == 6);
+    assert!(asked.elapsed() >= Duration::from_secs(1), "it was asked for at once");
+    let told = server.talk.lock().unwrap().conflicts.clone();
+    let told: Vec<&Vec<u8>> = told.iter().map(|conflict| &conflict.address).collect();
+    assert_eq!(told, pods.iter().map(|pod| &pod.address).collect::<Vec<_>>());
+}
+
 /// A node in namespaces of its own; everything of it is gone when it is dropped.
 struct TestNode {
     label: String,

@@ -40,8 +40,13 @@ impl Net {
         let notify = "net.ipv6.conf.eth0.ndisc_notify=1";
         let set = in_netns(&self.server, "sysctl").args(["-qw", notify]).output().unwrap();
         assert!(set.status.success(), "{}", text(&set));
-        ip(&["-n", &self.server, "addr", "add", &format!("{address}/128"), "dev", "eth0", "nodad"]);
+        self.take(address);
         ip(&["-n", &self.server, "link", "set", "eth0", "address", mac]);
+    }
+
+    /// It takes an address without asking, and says so only when it is asked.
+    pub(crate) fn take(&self, address: &str) {
+        ip(&["-n", &self.server, "addr", "add", &format!("{address}/128"), "dev", "eth0", "nodad"]);
     }
 }
 
