@@ -18,8 +18,8 @@ fn probing(lan: &Lan, backend: NdpBackend) -> Node {
     Node::start(lan, Role { probes: true, ..Role::new("a", backend) })
 }
 
-fn conflict(mac: [u8; 6]) -> Vec<Conflict> {
-    vec![Conflict { address: pod(1), mac: Mac(mac) }]
+fn conflict(mac: [u8; 6], probed: bool) -> Vec<Conflict> {
+    vec![Conflict { address: pod(1), mac: Mac(mac), probed }]
 }
 
 fn wait_conflicts(node: &Node) -> Vec<Conflict> {
@@ -46,7 +46,7 @@ pub(crate) fn a_host_that_has_the_address_is_a_conflict(backend: NdpBackend) {
     let node = probing(&lan, backend);
     let tap = Tap::open(&lan, "host");
     node.reconcile(&[pod(1)]);
-    assert_eq!(wait_conflicts(&node), conflict(HOST_MAC));
+    assert_eq!(wait_conflicts(&node), conflict(HOST_MAC, true));
     let overridden = tap.all(Duration::from_millis(2500), overriding);
     assert_eq!(overridden, [] as [[u8; 6]; 0], "it is another's, and is left to it");
     // Another address, as the server would choose, is nobody's.
@@ -72,7 +72,7 @@ pub(crate) fn anothers_probe_at_the_same_time_is_a_conflict(backend: NdpBackend)
     probe(&tap);
     let message = solicitation(pod(1), &[14, 1, 9, 9, 9, 9, 9, 9]);
     tap.send(&icmpv6((GROUP_MAC, OTHER_MAC), Ipv6Addr::UNSPECIFIED, group(), 255, &message));
-    assert_eq!(wait_conflicts(&node), conflict(OTHER_MAC));
+    assert_eq!(wait_conflicts(&node), conflict(OTHER_MAC, true));
 }
 
 /// Whether a socket of the node sees every packet: one of protocol `ETH_P_ALL` (0003).
@@ -125,7 +125,7 @@ pub(crate) fn a_later_claim_is_a_conflict(backend: NdpBackend) {
     for _ in 0..100 {
         tap.send(&claim(OTHER_MAC));
     }
-    assert_eq!(wait_conflicts(&node), conflict(OTHER_MAC), "and nothing of the three before");
+    assert_eq!(wait_conflicts(&node), conflict(OTHER_MAC, false), "and nothing of the three before");
     tap.send(&claim(OTHER_MAC));
     tap.all(Duration::from_millis(300), |_| Some(()));
     assert_eq!(node.conflicts(), [], "one of a hundred is told");

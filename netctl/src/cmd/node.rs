@@ -154,8 +154,7 @@ impl Args {
             labels,
             cpu,
             memory,
-        } =
-            self.run;
+        } = self.run;
         NodeConfig {
             paths: self.paths.paths(),
             join,
