@@ -288,6 +288,7 @@ mod tests {
             device: "eth0".into(),
             address: "2001:db8:1::11".parse().unwrap(),
             ipv4: None,
+            sources: BTreeMap::new(),
             prefixes: ["fd00:a::/64", "2001:db8:1::/64"].map(|text| text.parse().unwrap()).into(),
         }
     }
