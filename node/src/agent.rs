@@ -299,7 +299,8 @@ impl Agent {
     /// it answers a probe. In a /64 of this node's own it has no business: the node goes on answering.
     async fn hear_conflict(&mut self, Conflict { address, mac, probed }: Conflict) {
         if self.identity.cluster.has_subnet(self.identity.prefix) {
-            warn!(%address, %mac, "another host claims a pod's address: find out whose MAC address it is");
+            let what = format!("{address}, a pod's address, is claimed by another host");
+            self.events.happened(what, Some(mac.to_string()));
         } else if probed {
             self.lose_address(address, mac).await;
         } else {
@@ -317,7 +318,8 @@ impl Agent {
         };
         let standing = self.conflicts.heard(&pod, Instant::now());
         let why = conflict_words(address, mac, standing);
-        warn!(pod, %address, %mac, in_a_row = standing.in_a_row, wait = ?standing.wait, "{why}");
+        debug!(pod, in_a_row = standing.in_a_row, wait = ?standing.wait, "address lost");
+        self.events.happened(format!("pod {pod}: {why}"), Some(mac.to_string()));
         let next = assignment::take_address(&self.assignment, &pod, mac.0, why);
         if self.commit(next).await.is_none() {
             return;
@@ -531,7 +533,8 @@ impl Agent {
             if *count != before {
                 let pod = pods.get(ipv4).map_or("?", String::as_str);
                 let flows = count.wrapping_sub(before);
-                warn!(pod, flows, "new IPv4 flows of the pod were refused: its outside ports are taken");
+                let what = format!("pod {pod} was refused {flows} new IPv4 flows: its outside ports are taken");
+                self.events.happened(what, None);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What happened on this node that its administrator may want to know of: what others broke and the agent mended.
+//! What happened on this node that its administrator may want to know of: what others broke and the agent mended,
+//! which pods were refused outside ports, who claims a pod's address.
 //!
 //! Kept in memory, the newest [`EVENTS_MAX`]; `netctl node events` asks for them, and each is a line of the log, too.
 
@@ -23,7 +24,8 @@ const REPAIRS_TOLD_MAX: usize = 30;
 pub struct NodeEvent {
     /// When, in milliseconds since the Unix epoch.
     pub unix_ms: u64,
-    /// What was found, and is mended: `route fd00::/64 via fe80::2 dev eth0 proto hextet was removed`.
+    /// What was found: `route fd00::/64 via fe80::2 dev eth0 proto hextet was removed`, which is mended then, or
+    /// `pod web-1 was refused 7 new IPv4 flows`.
     pub what: String,
     /// Who did it, as far as the kernel says so.
     pub by: Option<String>,
@@ -37,12 +39,12 @@ impl Events {
     /// Tells of everything that was mended, in the log as well.
     pub(crate) fn repaired(&mut self, repairs: &[Op], traces: &[Trace]) {
         for op in repairs.iter().take(REPAIRS_TOLD_MAX) {
-            self.tell(op.found(), by(op, traces));
+            self.repair(op.found(), by(op, traces));
         }
         let rest = repairs.len().saturating_sub(REPAIRS_TOLD_MAX);
         if rest > 0 {
             let by = repairs.last().and_then(|op| by(op, traces));
-            self.tell(format!("{rest} more things were removed or changed"), by);
+            self.repair(format!("{rest} more things were removed or changed"), by);
         }
     }
 
@@ -50,8 +52,18 @@ impl Events {
         self.0.iter().cloned().collect()
     }
 
-    fn tell(&mut self, what: String, by: Option<String>) {
+    fn repair(&mut self, what: String, by: Option<String>) {
         warn!(by = by.as_deref().unwrap_or("unknown"), "repaired: {what}");
+        self.keep(what, by);
+    }
+
+    /// Tells of something that nobody can mend here.
+    pub(crate) fn happened(&mut self, what: String, by: Option<String>) {
+        warn!(by, "{what}");
+        self.keep(what, by);
+    }
+
+    fn keep(&mut self, what: String, by: Option<String>) {
         if self.0.len() == EVENTS_MAX {
             self.0.pop_front();
         }

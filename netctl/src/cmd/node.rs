@@ -116,7 +116,7 @@ enum Command {
     Show(PathArgs),
     /// Print what others broke in this machine's kernel, and the agent mended
     ///
-    /// The newest 256 since the agent started, with who did it as far as the kernel says so. The agent's log
+    /// Also which pods were refused outside IPv4 ports, and who claims a pod's address. The newest 256 since the agent started, with who did it as far as the kernel says so. The agent's log
     /// has them, too.
     #[command(after_help = "Example:\n  netctl node events")]
     Events(PathArgs),
