@@ -54,7 +54,7 @@ pub const HOP_LIMIT_LINK: u8 = 255;
 
 /// An IPv6 address in wire order.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(pub [u64; 2]);
 
 impl Address {

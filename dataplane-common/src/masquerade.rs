@@ -1,4 +1,5 @@
-//! Masquerade: IPv4 packets of pods leave with the node's address, replies find their way back (NAPT44).
+//! Masquerade: IPv4 packets of pods leave with the node's address, replies find their way back (NAPT44). IPv6
+//! packets of pods whose addresses are unique local do so, too, on their way to the internet (NAPT66).
 //!
 //! Mapping is endpoint-independent (RFC 4787 REQ-1, RFC 5382 REQ-1): one inside address and port has one
 //! outside port, whatever the remote. Filtering is address-dependent, or endpoint-independent when asked for
@@ -15,6 +16,15 @@
 //! | `NAT_SOURCES`, LPM trie | remote | [`Source`] | new flows of a node with several addresses |
 //! | `NAT_FRAGMENTS`, LRU hash | [`FragmentKey`] | [`Fragment`] | fragments |
 //!
+//! The engine is one for both families ([`Family`]). `NAT_PORTS` and `NAT_BLOCKS` are for both: a pod's block is
+//! its own at each of the node's addresses. IPv6 has tables of its own for what holds addresses (`NAT6_SESSIONS`,
+//! `NAT6_MAPPINGS`, `NAT6_FRAGMENTS`), and two more:
+//!
+//! | map | key | value | read |
+//! | --- | --- | --- | --- |
+//! | `PODS6`, hash | the pod's address | its private IPv4 address | every packet of a pod to the internet |
+//! | `NAT6_DIRECT`, LPM trie | remote | [`Direct`] | new flows, and all that has no flow |
+//!
 //! The programs make flows, and reuse the port of a flow that has ended; the agent's sweep frees the rest.
 //! With the agent gone, flows of one inside port and one remote recycle themselves; an inside port that has
 //! written to several remotes keeps its outside port until the sweep comes back.
@@ -22,6 +32,7 @@
 pub mod block;
 mod claim;
 mod error;
+mod family;
 mod flow;
 mod hairpin;
 mod inward;
@@ -33,17 +44,18 @@ mod session;
 mod translate;
 
 pub use block::{BLOCKS_MAX, Block, Pool};
-pub use flow::{egress, linear_bytes};
+pub use family::{Family, Header, Ipv4, Ipv6, Part, port_index};
+pub use flow::{egress, is_direct};
 pub use hairpin::{Hairpin, hairpin};
 pub use inward::ingress;
-pub use port::{OWNER_FREE, is_owned_by, owner, owner_inside, port_index};
+pub use port::{OWNER_FREE, is_owned_by, owner, owner_inside};
 pub use session::{
     ICMP_TIMEOUT_NS, SESSION_REFRESH_NS, State, TCP_CLOSED_RECLAIM_NS, TCP_ESTABLISHED_TIMEOUT_NS,
     TCP_TRANSITORY_TIMEOUT_NS, TcpFlags, UDP_DNS_TIMEOUT_NS, UDP_TIMEOUT_NS, expired, timeout_ns,
 };
 pub use translate::PacketMut;
 
-use crate::{counter::Counter, ipv4::Address};
+use crate::{counter::Counter, ipv4::Address, ipv6};
 
 /// Capacity of the map `NAT_SESSIONS`.
 ///
@@ -57,14 +69,14 @@ pub const SESSIONS_MAX: u32 = 1_048_576;
 ///
 /// Allocated in full: 196,608 x 80 bytes + 4 MB of buckets = 20 MB. Written by `uplink_egress` and the
 /// agent's sweep.
-pub const MAPPINGS_MAX: u32 = PORTS_MAX;
+pub const MAPPINGS_MAX: u32 = 3 * 65_536;
 
 /// Capacity of the map `NAT_PORTS`: 65,536 ports for each of TCP, UDP and ICMP (whose ports are the
-/// identifiers of echoes); 8 bytes each = 1.5 MB.
+/// identifiers of echoes), of each family; 8 bytes each = 3 MB.
 ///
 /// Written by `uplink_egress` and, mapped into its memory, the agent's sweep, both by
 /// compare-and-exchange.
-pub const PORTS_MAX: u32 = 3 * 65_536;
+pub const PORTS_MAX: u32 = 6 * 65_536;
 
 /// Capacity of the map `NAT_FRAGMENTS`: datagrams in fragments that are on their way.
 ///
@@ -72,6 +84,36 @@ pub const PORTS_MAX: u32 = 3 * 65_536;
 /// longest without a fragment is forgotten; its later fragments are dropped on their way out and left to the
 /// host on their way in.
 pub const FRAGMENTS_MAX: u32 = 8_192;
+
+/// Capacity of the map `NAT6_SESSIONS`.
+///
+/// 4 MB of buckets; 128 bytes more for each session that there is, 34 MB at most. Written and read as
+/// `NAT_SESSIONS`, with the same behaviour when full.
+pub const SESSIONS6_MAX: u32 = 262_144;
+
+/// Capacity of the map `NAT6_MAPPINGS`: one for each outside port of each protocol.
+///
+/// 4 MB of buckets; 96 bytes more for each mapping that there is, 19 MB at most. Written and read as
+/// `NAT_MAPPINGS`.
+pub const MAPPINGS6_MAX: u32 = 3 * 65_536;
+
+/// Capacity of the map `NAT6_FRAGMENTS`.
+///
+/// LRU hash, 8,192 x 120 bytes = 1 MB. Written and read as `NAT_FRAGMENTS`, with the same behaviour when full.
+pub const FRAGMENTS6_MAX: u32 = 8_192;
+
+/// Capacity of the map `NAT6_DIRECT`: prefixes that pods reach with their own addresses.
+///
+/// LPM trie, allocated entry by entry: 64 x about 100 bytes. Written by the agent, read by `uplink_egress` and
+/// `uplink_backstop`. When full, further prefixes are reached translated.
+pub const DIRECT_MAX: u32 = 64;
+
+/// Capacity of the map `PODS6`: the pods of one node.
+///
+/// Hash of the pod's address to its private IPv4 address, allocated in full: 16,384 x 72 bytes = 1.2 MB.
+/// Written by the agent with the pod's guard, read by `uplink_egress` and `pod_guard`. When full, a further pod is
+/// refused with an error.
+pub const PODS6_MAX: u32 = crate::guard::GUARD_MAX;
 
 /// Ports tried for a new flow before it is dropped.
 pub const PROBES_MAX: u32 = 32;
@@ -103,6 +145,14 @@ pub struct Config {
     pub filtering: u32,
     /// 1: translate. 0: pass everything.
     pub enabled: u32,
+    /// The address that IPv6 packets to the internet leave with. Without one they do not leave.
+    pub node6: ipv6::Address,
+    /// The first half of the pods' IPv6 addresses, in wire order.
+    pub pods6: u64,
+    /// 1: translate IPv6, too. 0: pass it.
+    pub exit: u32,
+    /// Zero.
+    pub zero: u32,
 }
 
 impl Config {
@@ -119,6 +169,10 @@ impl Config {
         pool: Pool::EMPTY,
         filtering: Self::ADDRESS_DEPENDENT,
         enabled: 0,
+        node6: ipv6::Address::UNSPECIFIED,
+        pods6: 0,
+        exit: 0,
+        zero: 0,
     };
 
     /// Whether packets leave with `address`.
@@ -147,11 +201,11 @@ impl Config {
 /// have one with port 0, too, which says that their address was written to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionKey {
-    /// The pod's address.
-    pub inside: Address,
+pub struct SessionKey<F: Family = Ipv4> {
     /// The remote's address.
-    pub remote: Address,
+    pub remote: F::Address,
+    /// The pod's private address.
+    pub inside: Address,
     /// The pod's port, or the identifier of its echo.
     pub inside_port: u16,
     /// The remote's TCP port; 0 for UDP and ICMP.
@@ -160,9 +214,11 @@ pub struct SessionKey {
     pub protocol: u8,
     /// Zero.
     pub zero: [u8; 3],
+    /// Zero.
+    pub pad: F::Pad,
 }
 
-impl SessionKey {
+impl<F: Family> SessionKey<F> {
     /// The key of the session's mapping.
     #[inline(always)]
     pub fn mapping(&self) -> MappingKey {
@@ -173,24 +229,26 @@ impl SessionKey {
 /// Value of `NAT_SESSIONS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Session {
+pub struct Session<F: Family = Ipv4> {
     /// When a packet was last seen (CLOCK_MONOTONIC), at most [`SESSION_REFRESH_NS`] behind.
     pub last_seen_ns: u64,
     /// The node's address.
-    pub outside: Address,
+    pub outside: F::Address,
     /// The port at that address, wire order.
     pub outside_port: u16,
     /// How far a TCP connection has come; a [`State`].
     pub state: State,
     /// Zero.
     pub zero: u8,
+    /// Zero.
+    pub pad: F::Pad,
 }
 
 /// Key of `NAT_MAPPINGS`: an inside address and port. In wire order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MappingKey {
-    /// The pod's address.
+    /// The pod's private address.
     pub inside: Address,
     /// The pod's port, or the identifier of its echo.
     pub inside_port: u16,
@@ -203,11 +261,11 @@ pub struct MappingKey {
 /// Value of `NAT_MAPPINGS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
+pub struct Mapping<F: Family = Ipv4> {
     /// When it was made (CLOCK_MONOTONIC).
     pub created_ns: u64,
     /// The first remote, wire order. With it goes the only session, unless `shared`.
-    pub remote: Address,
+    pub remote: F::Address,
     /// The first remote's port in [`SessionKey`].
     pub remote_port: u16,
     /// The port at the node's addresses, wire order.
@@ -216,34 +274,36 @@ pub struct Mapping {
     pub shared: u32,
     /// Zero.
     pub zero: u32,
+    /// Zero.
+    pub pad: F::Pad,
 }
 
-/// Key of `NAT_FRAGMENTS`: what the fragments of a datagram have in common (RFC 791 section 3.2), before
-/// translation.
+/// Key of `NAT_FRAGMENTS`: what the fragments of a datagram have in common (RFC 791 section 3.2, RFC 8200 section
+/// 4.5), before translation.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FragmentKey {
+pub struct FragmentKey<F: Family = Ipv4> {
     /// Source address, wire order.
-    pub source: Address,
+    pub source: F::Address,
     /// Destination address, wire order.
-    pub destination: Address,
+    pub destination: F::Address,
     /// Identification, wire order.
-    pub identification: u16,
-    /// Protocol.
+    pub identification: u32,
+    /// Protocol; 0 for IPv6, where fragments may differ in it.
     pub protocol: u8,
     /// Zero.
-    pub zero: u8,
+    pub zero: [u8; 3],
 }
 
 /// Value of `NAT_FRAGMENTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fragment {
+pub struct Fragment<F: Family = Ipv4> {
     /// The address that replaces the source (out) or the destination (in).
-    pub address: Address,
+    pub address: F::Address,
 }
 
-/// Key of `NAT_SOURCES` as the kernel wants it: the length of the prefix, then the address.
+/// Value of `NAT_SOURCES`, whose key is as the kernel wants it: the length of the prefix, then the address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -251,25 +311,36 @@ pub struct Source {
     pub address: Address,
 }
 
+/// Value of `NAT6_DIRECT`, whose key is as that of `NAT_SOURCES`: packets to the prefix are not translated.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direct {
+    /// Zero.
+    pub zero: u32,
+}
+
 /// A socket that the host may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostSocket {
+pub struct HostSocket<F: Family = Ipv4> {
     /// TCP, UDP or ICMP, which has no sockets.
     pub protocol: u8,
     /// The host's address, wire order.
-    pub address: Address,
+    pub address: F::Address,
     /// The host's port, wire order.
     pub port: u16,
     /// Whom it may talk to, wire order.
-    pub remote: Address,
+    pub remote: F::Address,
     /// The port there, wire order.
     pub remote_port: u16,
 }
 
-const _: () = assert!(size_of::<Config>() == 40 && size_of::<Source>() == 4);
+const _: () = assert!(size_of::<Config>() == 72 && size_of::<Source>() == 4 && size_of::<Direct>() == 4);
 const _: () = assert!(size_of::<SessionKey>() == 16 && size_of::<Session>() == 16);
 const _: () = assert!(size_of::<MappingKey>() == 8 && size_of::<Mapping>() == 24);
-const _: () = assert!(size_of::<FragmentKey>() == 12 && size_of::<Fragment>() == 4);
+const _: () = assert!(size_of::<FragmentKey>() == 16 && size_of::<Fragment>() == 4);
+const _: () = assert!(size_of::<SessionKey<Ipv6>>() == 32 && size_of::<Session<Ipv6>>() == 32);
+const _: () = assert!(size_of::<Mapping<Ipv6>>() == 40);
+const _: () = assert!(size_of::<FragmentKey<Ipv6>>() == 40 && size_of::<Fragment<Ipv6>>() == 16);
 
 /// What became of an insertion that does not overwrite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,26 +353,14 @@ pub enum Inserted {
     Full,
 }
 
-/// The maps, the clock and the host's sockets, as the logic sees them.
-pub trait Tables {
+/// What both families have in common: the clock, the counters, the ports and their blocks.
+pub trait Common {
     /// CLOCK_MONOTONIC, some milliseconds behind at most.
     fn now_ns(&mut self) -> u64;
     /// A random number.
     fn random(&mut self) -> u32;
     /// Counts.
     fn count(&mut self, counter: Counter);
-    /// The session in its place.
-    fn session(&mut self, key: &SessionKey) -> Option<&mut Session>;
-    /// Inserts a session, never over another.
-    fn insert_session(&mut self, key: &SessionKey, session: &Session) -> Inserted;
-    /// Removes a session, if there is one.
-    fn remove_session(&mut self, key: &SessionKey);
-    /// The mapping in its place.
-    fn mapping(&mut self, key: &MappingKey) -> Option<&mut Mapping>;
-    /// Inserts a mapping, never over another.
-    fn insert_mapping(&mut self, key: &MappingKey, mapping: &Mapping) -> Inserted;
-    /// Removes a mapping, if there is one.
-    fn remove_mapping(&mut self, key: &MappingKey);
     /// The owner of a port.
     fn port(&mut self, index: u32) -> u64;
     /// Gives a port from one owner to another; false if it was not `from`'s.
@@ -310,14 +369,36 @@ pub trait Tables {
     fn block(&mut self, block: u32) -> Option<&mut Block>;
     /// Gives a block from one owner to another; false if it was not `from`'s.
     fn claim_block(&mut self, block: u32, from: u64, to: u64) -> bool;
+}
+
+/// The maps of a family and the host's sockets, as the logic sees them.
+pub trait Tables<F: Family>: Common {
+    /// The session in its place.
+    fn session(&mut self, key: &SessionKey<F>) -> Option<&mut Session<F>>;
+    /// Inserts a session, never over another.
+    fn insert_session(&mut self, key: &SessionKey<F>, session: &Session<F>) -> Inserted;
+    /// Removes a session, if there is one.
+    fn remove_session(&mut self, key: &SessionKey<F>);
+    /// The mapping in its place.
+    fn mapping(&mut self, key: &MappingKey) -> Option<&mut Mapping<F>>;
+    /// Inserts a mapping, never over another.
+    fn insert_mapping(&mut self, key: &MappingKey, mapping: &Mapping<F>) -> Inserted;
+    /// Removes a mapping, if there is one.
+    fn remove_mapping(&mut self, key: &MappingKey);
     /// The node's address for a remote that does not see the first one.
-    fn source(&mut self, remote: Address) -> Option<Address>;
+    fn source(&mut self, remote: F::Address) -> Option<F::Address>;
+    /// Whether pods reach the remote with their own addresses.
+    fn is_direct(&mut self, remote: F::Address) -> bool;
+    /// The private address of the pod with this address.
+    fn inside(&mut self, address: F::Address) -> Option<Address>;
+    /// The address of the pod with this private address.
+    fn pod(&mut self, inside: Address) -> Option<F::Address>;
     /// Whether the host has a socket that would take the remote's packets: a connected or a listening one.
-    fn host_has(&mut self, socket: &HostSocket) -> bool;
+    fn host_has(&mut self, socket: &HostSocket<F>) -> bool;
     /// Where the fragments of a datagram go.
-    fn fragment(&mut self, key: &FragmentKey) -> Option<Address>;
+    fn fragment(&mut self, key: &FragmentKey<F>) -> Option<F::Address>;
     /// Remembers where they go.
-    fn insert_fragment(&mut self, key: &FragmentKey, address: Address);
+    fn insert_fragment(&mut self, key: &FragmentKey<F>, address: F::Address);
 }
 
 /// What a program does with a packet.

@@ -2,7 +2,7 @@
 
 use aya::Pod;
 
-use crate::{guard, ipv6, masquerade, ndp, pod_link};
+use crate::{guard, ipv6, masquerade, masquerade::Ipv6, ndp, pod_link};
 
 macro_rules! pod {
     ($($ty:ty),*) => {$(
@@ -26,5 +26,11 @@ pod!(
     masquerade::Block,
     masquerade::Source,
     masquerade::FragmentKey,
-    masquerade::Fragment
+    masquerade::Fragment,
+    masquerade::Direct,
+    masquerade::SessionKey<Ipv6>,
+    masquerade::Session<Ipv6>,
+    masquerade::Mapping<Ipv6>,
+    masquerade::FragmentKey<Ipv6>,
+    masquerade::Fragment<Ipv6>
 );

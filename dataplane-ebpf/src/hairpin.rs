@@ -7,29 +7,31 @@ use aya_ebpf::{
 use dataplane_common::{
     counter::Counter,
     ethernet,
-    ipv4::{self, Address},
-    masquerade::{self, Hairpin, linear_bytes},
-    packet::Packet as _,
+    ipv4::Address,
+    masquerade::{self, Family, Hairpin, Tables},
 };
 
 use crate::{
     DROP, NEXT,
-    maps::{MASQUERADE, PODS, count},
+    maps::{PODS, count},
     skb::Skb,
     tables::Maps,
 };
 
 /// What is not for a pod's outside port goes its way.
 #[inline(always)]
-pub(crate) fn run(ctx: &TcContext, skb: &mut Skb) -> i32 {
-    let Some(config) = MASQUERADE.get(0) else { return NEXT };
-    let Some(destination) = skb.wire32(ipv4::DESTINATION) else { return NEXT };
-    if config.enabled == 0 || !config.is_node(destination) {
+pub(crate) fn run<'a, F: Family>(ctx: &'a TcContext, skb: &mut Skb) -> i32
+where
+    Maps<'a>: Tables<F>,
+{
+    let Some(config) = crate::masquerade::config() else { return NEXT };
+    let Some(destination) = F::address(skb, F::DESTINATION) else { return NEXT };
+    if !F::is_on(config) || !F::is_node(config, destination) {
         return NEXT;
     }
-    let bytes = linear_bytes(skb);
+    let bytes = F::linear_bytes(skb);
     skb.pull(bytes);
-    match masquerade::hairpin(skb, &mut Maps { ctx }, config) {
+    match masquerade::hairpin::<F, _, _>(skb, &mut Maps { ctx }, config) {
         Hairpin::Host => NEXT,
         Hairpin::Drop(reason) => {
             count(reason);

@@ -11,8 +11,9 @@ use dataplane_common::{
     ipv4::Address as Address4,
     ipv6::Address,
     masquerade::{
-        BLOCKS_MAX, Block, Config, FRAGMENTS_MAX, Fragment, FragmentKey, MAPPINGS_MAX, Mapping, MappingKey,
-        PORTS_MAX, SESSIONS_MAX, SOURCES_MAX, Session, SessionKey, Source,
+        BLOCKS_MAX, Block, Config, DIRECT_MAX, Direct, FRAGMENTS_MAX, FRAGMENTS6_MAX, Fragment, FragmentKey,
+        Ipv6, MAPPINGS_MAX, MAPPINGS6_MAX, Mapping, MappingKey, PODS6_MAX, PORTS_MAX, SESSIONS_MAX,
+        SESSIONS6_MAX, SOURCES_MAX, Session, SessionKey, Source,
     },
     ndp::{NDP_PODS_MAX, PodMac},
     pod_link::{PODS_MAX, PodLink},
@@ -63,6 +64,29 @@ pub(crate) static PODS: HashMap<Address4, PodLink> = HashMap::pinned(PODS_MAX, 0
 /// Where the later fragments of a datagram go.
 #[map]
 pub(crate) static NAT_FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::pinned(FRAGMENTS_MAX, 0);
+
+/// One inside port with one remote, of IPv6.
+#[map]
+pub(crate) static NAT6_SESSIONS: HashMap<SessionKey<Ipv6>, Session<Ipv6>> =
+    HashMap::pinned(SESSIONS6_MAX, BPF_F_NO_PREALLOC);
+
+/// Inside ports and their outside ports, of IPv6.
+#[map]
+pub(crate) static NAT6_MAPPINGS: HashMap<MappingKey, Mapping<Ipv6>> =
+    HashMap::pinned(MAPPINGS6_MAX, BPF_F_NO_PREALLOC);
+
+/// Where the later fragments of an IPv6 datagram go.
+#[map]
+pub(crate) static NAT6_FRAGMENTS: LruHashMap<FragmentKey<Ipv6>, Fragment<Ipv6>> =
+    LruHashMap::pinned(FRAGMENTS6_MAX, 0);
+
+/// Prefixes that pods reach with their own IPv6 addresses.
+#[map]
+pub(crate) static NAT6_DIRECT: LpmTrie<Address, Direct> = LpmTrie::pinned(DIRECT_MAX, BPF_F_NO_PREALLOC);
+
+/// The private IPv4 addresses of pods by their IPv6 addresses.
+#[map]
+pub(crate) static PODS6: HashMap<Address, Address4> = HashMap::pinned(PODS6_MAX, 0);
 
 /// One number per verdict and per reason of a drop.
 #[map]

@@ -5,6 +5,7 @@ use dataplane_common::{
     counter::Counter,
     ethernet,
     guard::{self, HEADERS_BYTES, Verdict},
+    masquerade::{Ipv4, Ipv6},
     ndp::{self, SOLICITATION_BYTES_MAX},
 };
 
@@ -37,7 +38,11 @@ pub(crate) fn pod_guard(ctx: TcContext) -> i32 {
     match verdict {
         Verdict::Pass => {
             count(Counter::GuardPass);
-            if skb.protocol() == ethernet::IPV4 { hairpin::run(&ctx, &mut skb) } else { NEXT }
+            match skb.protocol() {
+                ethernet::IPV4 => hairpin::run::<Ipv4>(&ctx, &mut skb),
+                ethernet::IPV6 => hairpin::run::<Ipv6>(&ctx, &mut skb),
+                _ => NEXT,
+            }
         }
         Verdict::Drop(reason) => drop(&ctx, reason),
         Verdict::Answer(answer) => match answer::send(&skb, &answer) {

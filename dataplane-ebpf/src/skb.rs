@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_l4_csum_replace, bpf_skb_pull_data},
+    helpers::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data},
     programs::TcContext,
 };
 use dataplane_common::{
@@ -68,6 +68,17 @@ impl Skb {
         }
         // SAFETY: the context is valid, and no pointer into the packet is held across the call.
         unsafe { bpf_skb_pull_data(self.skb, want as u32) == 0 }
+    }
+
+    #[inline(always)]
+    fn mend_port(&mut self, offset: usize, (from, to): (u16, u16), mangled: u64) -> Option<()> {
+        if from == to {
+            return Some(());
+        }
+        let (from, to) = (from as u64, to as u64);
+        // SAFETY: the context is valid, and no pointer into the packet is held across the call.
+        let done = unsafe { bpf_l4_csum_replace(self.skb, offset as u32, from, to, mangled | PORT_BYTES) };
+        (done == 0).then_some(())
     }
 
     /// Where `size` bytes at `offset` lie, if the linear part reaches so far.
@@ -155,6 +166,14 @@ impl PacketMut for Skb {
     }
 
     #[inline(always)]
+    fn set64(&mut self, offset: usize, wire: u64) -> Option<()> {
+        let start = self.at(offset, 8)?;
+        // SAFETY: in bounds by `at`; the kernel has made the linear part this program's own.
+        unsafe { *(start as *mut u64) = wire };
+        Some(())
+    }
+
+    #[inline(always)]
     fn mend_transport(
         &mut self,
         offset: usize,
@@ -170,12 +189,23 @@ impl PacketMut for Skb {
         if unsafe { bpf_l4_csum_replace(self.skb, offset as u32, from, to, pseudo) } != 0 {
             return None;
         }
-        if port.0 == port.1 {
-            return Some(());
+        self.mend_port(offset, port, mangled)
+    }
+
+    #[inline(always)]
+    fn mend_transport_by(&mut self, offset: usize, address: u16, port: (u16, u16), udp: bool) -> Option<()> {
+        let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        // No size: what is given is the difference.
+        let pseudo = BPF_F_PSEUDO_HDR as u64 | mangled;
+        // SAFETY: the context is valid, and no pointer into the packet is held across the call.
+        if unsafe { bpf_l4_csum_replace(self.skb, offset as u32, 0, address as u64, pseudo) } != 0 {
+            return None;
         }
-        let (from, to) = (port.0 as u64, port.1 as u64);
+        // Where the device has summed the whole packet, the kernel takes it that a header's checksum balances the
+        // address, as in IPv4, and corrects the device's sum. Over IPv6 the transport's checksum balances it, so
+        // this is undone (6.16 has a flag for it). Fails where the device has not.
         // SAFETY: as above.
-        let done = unsafe { bpf_l4_csum_replace(self.skb, offset as u32, from, to, mangled | PORT_BYTES) };
-        (done == 0).then_some(())
+        let _ = unsafe { bpf_csum_update(self.skb, address as u32) };
+        self.mend_port(offset, port, mangled)
     }
 }

@@ -13,16 +13,19 @@ use aya_ebpf::{
 };
 use dataplane_common::{
     counter::Counter,
-    ipv4::{self, Address},
+    ipv4, ipv6,
     masquerade::{
-        Block, Fragment, FragmentKey, HostSocket, Inserted, Mapping, MappingKey, OWNER_FREE, Session,
-        SessionKey, Tables,
+        Block, Common, Fragment, FragmentKey, HostSocket, Inserted, Ipv4, Ipv6, Mapping, MappingKey,
+        OWNER_FREE, Session, SessionKey, Tables,
     },
 };
 
 use crate::{
     log::event,
-    maps::{NAT_BLOCKS, NAT_FRAGMENTS, NAT_MAPPINGS, NAT_PORTS, NAT_SESSIONS, NAT_SOURCES, count},
+    maps::{
+        NAT_BLOCKS, NAT_FRAGMENTS, NAT_MAPPINGS, NAT_PORTS, NAT_SESSIONS, NAT_SOURCES, NAT6_DIRECT,
+        NAT6_FRAGMENTS, NAT6_MAPPINGS, NAT6_SESSIONS, PODS, PODS6, count,
+    },
 };
 
 /// The network namespace of the interface (`BPF_F_CURRENT_NETNS`).
@@ -40,6 +43,25 @@ impl Maps<'_> {
     fn skb(&self) -> *mut __sk_buff {
         self.ctx.as_ptr().cast()
     }
+
+    /// Whether the host has a socket for `tuple`, of which `size` bytes count.
+    #[inline(always)]
+    fn has_socket(&self, protocol: u8, tuple: &mut bpf_sock_tuple, size: u32) -> bool {
+        // SAFETY: the context is valid, and `tuple` has at least `size` bytes.
+        let sock = unsafe {
+            match protocol {
+                ipv4::TCP => bpf_skc_lookup_tcp(self.skb().cast(), tuple, size, CURRENT_NETNS, 0).cast(),
+                ipv4::UDP => bpf_sk_lookup_udp(self.skb().cast(), tuple, size, CURRENT_NETNS, 0),
+                _ => return false,
+            }
+        };
+        if sock.is_null() {
+            return false;
+        }
+        // SAFETY: the lookup gave a reference, which is given back here, once.
+        unsafe { bpf_sk_release(sock.cast()) };
+        true
+    }
 }
 
 #[inline(always)]
@@ -51,7 +73,7 @@ fn inserted(result: Result<(), i32>) -> Inserted {
     }
 }
 
-impl Tables for Maps<'_> {
+impl Common for Maps<'_> {
     #[inline(always)]
     fn now_ns(&mut self) -> u64 {
         // SAFETY: takes nothing.
@@ -70,41 +92,6 @@ impl Tables for Maps<'_> {
         if counter == Counter::EgressNewFlow {
             event!(self.ctx, "masquerade_egress: new flow");
         }
-    }
-
-    #[inline(always)]
-    fn session(&mut self, key: &SessionKey) -> Option<&mut Session> {
-        // SAFETY: the element stays allocated while the program runs. Other CPUs may write it too; each
-        // field is one aligned integer, so that a reader sees an old or a new value. An element that is
-        // removed meanwhile may already hold another flow, whose time or state is then refreshed in vain:
-        // only flows that have ended are removed, so their next packet is the first for a long time.
-        NAT_SESSIONS.get_ptr_mut(key).map(|p| unsafe { &mut *p })
-    }
-
-    #[inline(always)]
-    fn insert_session(&mut self, key: &SessionKey, session: &Session) -> Inserted {
-        inserted(NAT_SESSIONS.insert(key, session, BPF_NOEXIST as u64))
-    }
-
-    #[inline(always)]
-    fn remove_session(&mut self, key: &SessionKey) {
-        let _ = NAT_SESSIONS.remove(key);
-    }
-
-    #[inline(always)]
-    fn mapping(&mut self, key: &MappingKey) -> Option<&mut Mapping> {
-        // SAFETY: as for `session`.
-        NAT_MAPPINGS.get_ptr_mut(key).map(|p| unsafe { &mut *p })
-    }
-
-    #[inline(always)]
-    fn insert_mapping(&mut self, key: &MappingKey, mapping: &Mapping) -> Inserted {
-        inserted(NAT_MAPPINGS.insert(key, mapping, BPF_NOEXIST as u64))
-    }
-
-    #[inline(always)]
-    fn remove_mapping(&mut self, key: &MappingKey) {
-        let _ = NAT_MAPPINGS.remove(key);
     }
 
     #[inline(always)]
@@ -135,10 +122,82 @@ impl Tables for Maps<'_> {
             None => false,
         }
     }
+}
+
+/// What the families' tables do alike, each in maps of its own.
+macro_rules! alike {
+    ($family:ty, $address:ty, $sessions:ident, $mappings:ident, $fragments:ident) => {
+        #[inline(always)]
+        fn session(&mut self, key: &SessionKey<$family>) -> Option<&mut Session<$family>> {
+            // SAFETY: the element stays allocated while the program runs. Other CPUs may write it too; each
+            // field but an IPv6 address, which is never written again, is one aligned integer, so that a reader
+            // sees an old or a new value. An element that is removed meanwhile may already hold another flow,
+            // whose time or state is then refreshed in vain: only flows that have ended are removed, so their
+            // next packet is the first for a long time.
+            $sessions.get_ptr_mut(key).map(|p| unsafe { &mut *p })
+        }
+
+        #[inline(always)]
+        fn insert_session(&mut self, key: &SessionKey<$family>, session: &Session<$family>) -> Inserted {
+            inserted($sessions.insert(key, session, BPF_NOEXIST as u64))
+        }
+
+        #[inline(always)]
+        fn remove_session(&mut self, key: &SessionKey<$family>) {
+            let _ = $sessions.remove(key);
+        }
+
+        #[inline(always)]
+        fn mapping(&mut self, key: &MappingKey) -> Option<&mut Mapping<$family>> {
+            // SAFETY: as for `session`.
+            $mappings.get_ptr_mut(key).map(|p| unsafe { &mut *p })
+        }
+
+        #[inline(always)]
+        fn insert_mapping(&mut self, key: &MappingKey, mapping: &Mapping<$family>) -> Inserted {
+            inserted($mappings.insert(key, mapping, BPF_NOEXIST as u64))
+        }
+
+        #[inline(always)]
+        fn remove_mapping(&mut self, key: &MappingKey) {
+            let _ = $mappings.remove(key);
+        }
+
+        #[inline(always)]
+        fn fragment(&mut self, key: &FragmentKey<$family>) -> Option<$address> {
+            // SAFETY: copied at once. Fragments of one datagram that are looked up while its entry is replaced by
+            // an equal one see either.
+            unsafe { $fragments.get(key) }.map(|fragment| fragment.address)
+        }
+
+        #[inline(always)]
+        fn insert_fragment(&mut self, key: &FragmentKey<$family>, address: $address) {
+            let _ = $fragments.insert(key, Fragment { address }, 0);
+        }
+    };
+}
+
+impl Tables<Ipv4> for Maps<'_> {
+    alike!(Ipv4, ipv4::Address, NAT_SESSIONS, NAT_MAPPINGS, NAT_FRAGMENTS);
 
     #[inline(always)]
-    fn source(&mut self, remote: Address) -> Option<Address> {
+    fn source(&mut self, remote: ipv4::Address) -> Option<ipv4::Address> {
         NAT_SOURCES.get(Key::new(32, remote)).map(|source| source.address)
+    }
+
+    #[inline(always)]
+    fn is_direct(&mut self, _: ipv4::Address) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn inside(&mut self, address: ipv4::Address) -> Option<ipv4::Address> {
+        Some(address)
+    }
+
+    #[inline(always)]
+    fn pod(&mut self, inside: ipv4::Address) -> Option<ipv4::Address> {
+        Some(inside)
     }
 
     #[inline(always)]
@@ -152,32 +211,54 @@ impl Tables for Maps<'_> {
         // The size says that it is IPv4.
         // SAFETY: the variant was written just above.
         let size = size_of_val(unsafe { &tuple.__bindgen_anon_1.ipv4 }) as u32;
-        // SAFETY: the context is valid, and `tuple` has at least `size` bytes.
-        let sock = unsafe {
-            match socket.protocol {
-                ipv4::TCP => bpf_skc_lookup_tcp(self.skb().cast(), &mut tuple, size, CURRENT_NETNS, 0).cast(),
-                ipv4::UDP => bpf_sk_lookup_udp(self.skb().cast(), &mut tuple, size, CURRENT_NETNS, 0),
-                _ => return false,
-            }
-        };
-        if sock.is_null() {
-            return false;
-        }
-        // SAFETY: the lookup gave a reference, which is given back here, once.
-        unsafe { bpf_sk_release(sock.cast()) };
-        true
+        self.has_socket(socket.protocol, &mut tuple, size)
+    }
+}
+
+impl Tables<Ipv6> for Maps<'_> {
+    alike!(Ipv6, ipv6::Address, NAT6_SESSIONS, NAT6_MAPPINGS, NAT6_FRAGMENTS);
+
+    #[inline(always)]
+    fn source(&mut self, _: ipv6::Address) -> Option<ipv6::Address> {
+        None
     }
 
     #[inline(always)]
-    fn fragment(&mut self, key: &FragmentKey) -> Option<Address> {
+    fn is_direct(&mut self, remote: ipv6::Address) -> bool {
+        NAT6_DIRECT.get(Key::new(128, remote)).is_some()
+    }
+
+    #[inline(always)]
+    fn inside(&mut self, address: ipv6::Address) -> Option<ipv4::Address> {
         // SAFETY: one integer, copied at once.
-        unsafe { NAT_FRAGMENTS.get(key) }.map(|fragment| fragment.address)
+        unsafe { PODS6.get(address) }.copied()
     }
 
     #[inline(always)]
-    fn insert_fragment(&mut self, key: &FragmentKey, address: Address) {
-        let _ = NAT_FRAGMENTS.insert(key, Fragment { address }, 0);
+    fn pod(&mut self, inside: ipv4::Address) -> Option<ipv6::Address> {
+        // SAFETY: copied at once; an update replaces the whole entry.
+        unsafe { PODS.get(inside) }.map(|link| link.ipv6)
     }
+
+    #[inline(always)]
+    fn host_has(&mut self, socket: &HostSocket<Ipv6>) -> bool {
+        // SAFETY: integers only, for which zero is a value.
+        let mut tuple: bpf_sock_tuple = unsafe { zeroed() };
+        tuple.__bindgen_anon_1.ipv6.saddr = words(socket.remote);
+        tuple.__bindgen_anon_1.ipv6.sport = socket.remote_port;
+        tuple.__bindgen_anon_1.ipv6.daddr = words(socket.address);
+        tuple.__bindgen_anon_1.ipv6.dport = socket.port;
+        // The size says that it is IPv6.
+        // SAFETY: the variant was written just above.
+        let size = size_of_val(unsafe { &tuple.__bindgen_anon_1.ipv6 }) as u32;
+        self.has_socket(socket.protocol, &mut tuple, size)
+    }
+}
+
+#[inline(always)]
+fn words(address: ipv6::Address) -> [u32; 4] {
+    let [a, b] = address.0;
+    [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
 }
 
 /// Atomic among the CPUs and with the agent, which has the map in its memory.

@@ -1,7 +1,11 @@
-//! Uplink egress: packets of pods get the node's IPv4 address.
+//! Uplink egress: packets of pods get the node's address.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use dataplane_common::{counter::Counter, ethernet, masquerade::egress};
+use dataplane_common::{
+    counter::Counter,
+    ethernet,
+    masquerade::{Family, Ipv4, Ipv6, egress},
+};
 
 use crate::{NEXT, maps::count, masquerade, skb::Skb};
 
@@ -9,10 +13,22 @@ use crate::{NEXT, maps::count, masquerade, skb::Skb};
 #[classifier]
 pub(crate) fn uplink_egress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
-    // Known without a look at the packet, and most packets are IPv6.
-    if skb.protocol() != ethernet::IPV4 {
-        count(Counter::EgressPass);
-        return NEXT;
+    let Some(config) = masquerade::config() else { return NEXT };
+    match skb.protocol() {
+        ethernet::IPV4 => masquerade::run::<Ipv4>(&ctx, &mut skb, config, egress::<Ipv4, _, _>),
+        // Most packets go to pods, which is seen at once.
+        ethernet::IPV6 if config.exit != 0 && !is_near(&skb) => {
+            masquerade::run::<Ipv6>(&ctx, &mut skb, config, egress::<Ipv6, _, _>)
+        }
+        _ => {
+            count(Counter::EgressPass);
+            NEXT
+        }
     }
-    masquerade::run(&ctx, &mut skb, egress)
+}
+
+/// Whether the packet goes to where pods' addresses are good.
+#[inline(always)]
+pub(crate) fn is_near(skb: &Skb) -> bool {
+    Ipv6::address(skb, Ipv6::DESTINATION).is_some_and(Ipv6::is_near)
 }

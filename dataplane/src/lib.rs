@@ -38,8 +38,8 @@ pub use apply::ApplyError;
 pub use bpf::{BpfError, Counter, Flow, PortBlock, Swept, monotonic_ns};
 pub use changes::{Author, Changes, ChangesError, Pace, Subject, Trace, Traces};
 pub use dataplane_core::{
-    Desired, Filtering, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan, plan_teardown,
-    repairs,
+    Desired, Exit, Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend, Observed, Op, Pod, Uplink, plan,
+    plan_teardown, repairs,
 };
 pub use features::{Features, NoBpf};
 pub use netlink::NetlinkError;

@@ -14,7 +14,7 @@ use std::{
 
 use dataplane_core::{Address, Link, Mac, Neighbour, PROTOCOL, Route};
 use futures_util::TryStreamExt;
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv6Network};
 use netlink_packet_route::{
     AddressFamily,
     address::AddressFlags,
@@ -30,7 +30,7 @@ use crate::source::Ipv4Route;
 
 use messages::{
     address, address_message, device, family, ipv4_route, is_main_table, metric, neighbour,
-    neighbour_address, out_index, proxy, proxy_message, route, route_message,
+    neighbour_address, on_link, out_index, proxy, proxy_message, route, route_message,
 };
 
 /// Why the kernel did not answer or refused.
@@ -151,6 +151,13 @@ impl Netlink {
         let messages = self.dump_routes(AddressFamily::Inet, RouteProtocol::Unspec).await?;
         let out = messages.iter().filter(|m| is_main_table(m) && out_index(m) == Some(index));
         Ok(out.filter(|m| m.header.kind == RouteType::Unicast).filter_map(ipv4_route).collect())
+    }
+
+    /// The prefixes that the main table says are on a device's own link, by IPv6 routes without a gateway.
+    pub(crate) async fn on_link(&self, index: u32) -> Result<BTreeSet<Ipv6Network>, NetlinkError> {
+        let messages = self.dump_routes(AddressFamily::Inet6, RouteProtocol::Unspec).await?;
+        let out = messages.iter().filter(|m| is_main_table(m) && out_index(m) == Some(index));
+        Ok(out.filter(|m| m.header.kind == RouteType::Unicast).filter_map(on_link).collect())
     }
 
     async fn dump_routes(

@@ -7,7 +7,7 @@ use std::{
 };
 
 use hextet_address::NodePrefix;
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 use netlink_packet_route::{AddressFamily, address::AddressFlags};
 use thiserror::Error;
 
@@ -24,6 +24,10 @@ pub struct UplinkInfo {
     pub name: String,
     /// The address at which other nodes reach this one: global or ULA, neither tentative nor deprecated.
     pub ipv6: Option<Ipv6Addr>,
+    /// The global address that pods can leave with: stable before temporary, never deprecated.
+    pub global: Option<Ipv6Addr>,
+    /// Prefixes of global addresses that are on its link.
+    pub on_link: BTreeSet<Ipv6Network>,
     /// The address that pods leave with: the one that the default route would choose.
     pub ipv4: Option<Ipv4Addr>,
     /// Prefixes whose routes would choose another of its addresses.
@@ -78,6 +82,8 @@ impl Dataplane {
         let (ipv4, sources) = sources(&self.netlink.ipv4_routes(device.index).await?, &addresses);
         addresses.retain(is_usable);
         addresses.sort_by_key(preference);
+        let mut on_link = self.netlink.on_link(device.index).await?;
+        on_link.retain(is_link);
         let ipv6 = || {
             let ips = addresses.iter().map(|address| address.network.ip());
             ips.filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None })
@@ -86,6 +92,8 @@ impl Dataplane {
             name: device.name,
             ipv6: ipv6().next(),
             prefixes: ipv6().filter_map(|ip| NodePrefix::around(ip).ok()).collect(),
+            global: ipv6().find(|ip| is_global(*ip)),
+            on_link,
             ipv4,
             sources,
             mtu_bytes: device.link.mtu_bytes,
@@ -100,6 +108,17 @@ pub(crate) fn is_usable(address: &DeviceAddress) -> bool {
         IpAddr::V6(ip) => !ip.is_unicast_link_local() && !ip.is_multicast() && !ip.is_loopback(),
     };
     wide && !address.ours && !address.flags.intersects(unusable)
+}
+
+/// Whether the address is one of the internet (`2000::/3`, RFC 4291 section 2.5.4).
+fn is_global(ip: Ipv6Addr) -> bool {
+    ip.octets()[0] & 0xe0 == 0x20
+}
+
+/// Whether a route without a gateway is one to a link: of a point-to-point device even the default route has none.
+fn is_link(prefix: &Ipv6Network) -> bool {
+    const LINK_BITS_MIN: u8 = 32;
+    is_global(prefix.ip()) && prefix.prefix() >= LINK_BITS_MIN
 }
 
 /// Static before learned, primary before temporary or secondary, then by number, so that the choice is stable.
@@ -130,6 +149,14 @@ mod tests {
         assert!(!is_usable(&address("2001:db8::1/64", AddressFlags::Deprecated)));
         let own = DeviceAddress { ours: true, ..address("2001:db8::1/64", AddressFlags::Permanent) };
         assert!(!is_usable(&own));
+    }
+
+    #[test]
+    fn only_prefixes_of_the_internet_are_links_of_it() {
+        let is = |prefix: &str| is_link(&prefix.parse().unwrap());
+        assert!(is("2001:db8:1::/64") && is("2001:db8:1::11/128"));
+        assert!(!is("::/0") && !is("2000::/3") && !is("fe80::/64") && !is("fd00::/64") && !is("ff00::/8"));
+        assert!(is_global("3fff::1".parse().unwrap()) && !is_global("64:ff9b::1".parse().unwrap()));
     }
 
     #[test]

@@ -126,10 +126,11 @@ fn leave_layout_1(pins: &Path) {
 
 fn masquerade() -> Masquerade {
     Masquerade {
-        node_ipv4: NODE,
+        node_ipv4: Some(NODE),
         sources: BTreeMap::new(),
         pod_ipv4: "10.254.0.0/20".parse().unwrap(),
         filtering: Filtering::AddressDependent,
+        exit: None,
     }
 }
 

@@ -19,8 +19,8 @@ use dataplane::bpf::{
 use dataplane_common::{
     checksum::sum_bytes,
     masquerade::{
-        self, Config, NODES_MAX, Pool, TCP_CLOSED_RECLAIM_NS, TCP_TRANSITORY_TIMEOUT_NS, UDP_TIMEOUT_NS,
-        Verdict, block::BLOCK_PORTS, memory::Memory,
+        self, Config, Ipv4, NODES_MAX, Pool, TCP_CLOSED_RECLAIM_NS, TCP_TRANSITORY_TIMEOUT_NS,
+        UDP_TIMEOUT_NS, Verdict, block::BLOCK_PORTS, memory::Memory,
     },
 };
 use support::*;
@@ -41,10 +41,11 @@ const OTHER_REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
 
 fn config() -> Masquerade {
     Masquerade {
-        node_ipv4: NODE,
+        node_ipv4: Some(NODE),
         sources: BTreeMap::new(),
         pod_ipv4: "10.254.0.0/20".parse().unwrap(),
         filtering: Filtering::AddressDependent,
+        exit: None,
     }
 }
 
@@ -538,6 +539,7 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
             pool: Pool::beside(32_768, 60_999),
             filtering: Config::ADDRESS_DEPENDENT,
             enabled: 1,
+            ..Config::OFF
         };
         let mut random = Random(SEED);
         let (mut translated, mut dropped) = (0, 0);
@@ -546,8 +548,8 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
             let (verdict, got) = run(bpf, program, &frame);
             let mut want = frame.clone();
             let decided = match program {
-                UplinkEgress => masquerade::egress(&mut want[..], &mut host, &config),
-                _ => masquerade::ingress(&mut want[..], &mut host, &config),
+                UplinkEgress => masquerade::egress::<Ipv4, _, _>(&mut want[..], &mut host, &config),
+                _ => masquerade::ingress::<Ipv4, _, _>(&mut want[..], &mut host, &config),
             };
             let want_verdict = if decided == Verdict::Next { NEXT } else { DROP };
             assert_eq!((verdict, &got), (want_verdict, &want), "seed {SEED:#x}, {i}: {program} {frame:02x?}");

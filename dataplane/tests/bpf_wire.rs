@@ -126,7 +126,8 @@ fn agent(pins: &Pins) -> Bpf {
     bpf.set_local_pod(POD.parse().unwrap(), UPLINK_MAC).unwrap();
     let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
     let masquerade = Masquerade {
-        node_ipv4: NODE_V4,
+        node_ipv4: Some(NODE_V4),
+        exit: None,
         sources: BTreeMap::new(),
         pod_ipv4,
         filtering: Filtering::AddressDependent,

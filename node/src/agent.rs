@@ -533,7 +533,8 @@ impl Agent {
             if *count != before {
                 let pod = pods.get(ipv4).map_or("?", String::as_str);
                 let flows = count.wrapping_sub(before);
-                let what = format!("pod {pod} was refused {flows} new IPv4 flows: its outside ports are taken");
+                let what =
+                    format!("pod {pod} was refused {flows} new IPv4 flows: its outside ports are taken");
                 self.events.happened(what, None);
             }
         }
@@ -679,6 +680,8 @@ pub(crate) async fn underlay(dataplane: &Dataplane, choice: &UplinkChoice) -> Re
         ipv4: info.ipv4,
         sources: info.sources,
         prefixes: info.prefixes,
+        global: info.global,
+        on_link: info.on_link,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -94,7 +94,7 @@ pub fn counters(paths: &NodePaths) -> Result<Vec<Counter>> {
     Ok(Dataplane::counters(&paths.bpf_dir)?)
 }
 
-/// The IPv4 flows of `pod`, or of all pods, through the BPF masquerade.
+/// The flows of `pod`, or of all pods, through the BPF masquerade.
 ///
 /// # Errors
 /// When the machine has not joined, there is no such pod, or the flows cannot be read.
@@ -108,7 +108,7 @@ pub async fn flows(paths: &NodePaths, pod: Option<&str>) -> Result<Vec<FlowView>
     }
     let names = pods_by_ipv4(&view);
     let flows = Bpf::flows(&paths.absolute()?.bpf_dir)?.into_iter();
-    let named = flows.filter_map(|flow| Some(FlowView { pod: names.get(&flow.inside)?.clone(), flow }));
+    let named = flows.filter_map(|flow| Some(FlowView { pod: names.get(&flow.pod)?.clone(), flow }));
     Ok(named.filter(|flow| pod.is_none_or(|pod| flow.pod == pod)).collect())
 }
 
@@ -120,10 +120,13 @@ fn pods_by_ipv4(view: &NodeView) -> BTreeMap<Ipv4Addr, String> {
 ///
 /// # Errors
 /// When the address is not one that this node's pods leave with, or maps or log cannot be read.
-pub async fn whois(paths: &NodePaths, address: SocketAddrV4, at: Option<u64>) -> Result<Option<Holder>> {
+pub async fn whois(paths: &NodePaths, address: SocketAddr, at: Option<u64>) -> Result<Option<Holder>> {
     let view = show(paths).await?;
     let paths = paths.absolute()?;
-    if at.is_none() && view.underlay_ipv4 != Some(*address.ip()) && !is_outside(&paths, *address.ip())? {
+    if at.is_none()
+        && view.underlay_ipv4.map(IpAddr::from) != Some(address.ip())
+        && !is_outside(&paths, address.ip())?
+    {
         bail!("{} is no address that this node's pods leave with: ask the node that has it", address.ip());
     }
     if let Some(at) = at {
@@ -136,7 +139,7 @@ pub async fn whois(paths: &NodePaths, address: SocketAddrV4, at: Option<u64>) ->
 }
 
 /// Whether a flow leaves with the address: the uplink may have several.
-fn is_outside(paths: &NodePaths, address: Ipv4Addr) -> Result<bool> {
+fn is_outside(paths: &NodePaths, address: IpAddr) -> Result<bool> {
     Ok(Bpf::flows(&paths.bpf_dir)?.iter().any(|flow| flow.outside == address))
 }
 
@@ -210,5 +213,10 @@ impl Offline {
 }
 
 fn backends(settings: &Settings) -> Backends {
-    Backends { ndp: settings.ndp, masquerade: settings.masquerade, filtering: settings.filtering }
+    Backends {
+        ndp: settings.ndp,
+        masquerade: settings.masquerade,
+        filtering: settings.filtering,
+        ipv6_exit: settings.ipv6_exit,
+    }
 }

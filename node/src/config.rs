@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use dataplane_core::Filtering;
+use dataplane_core::{Filtering, Ipv6Exit};
 use hextet_address::{AddressError, NodePrefix};
 use hextet_api::token::Token;
 use thiserror::Error;
@@ -46,6 +46,8 @@ pub struct NodeConfig {
     pub masquerade: MasqueradeChoice,
     /// Who gets in at the outside ports of pods.
     pub filtering: Filtering,
+    /// What becomes of the pods' IPv6 to the internet.
+    pub ipv6_exit: Ipv6Exit,
     /// For the constraints of jobs.
     pub labels: BTreeMap<String, String>,
     /// What pods may use in all; none: what the machine has.

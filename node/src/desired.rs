@@ -6,10 +6,10 @@ use std::{
     path::PathBuf,
 };
 
-use dataplane_core::{Desired, Filtering, MasqueradeBackend, NdpBackend, Pod, Uplink};
+use dataplane_core::{Desired, Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend, Pod, Uplink};
 use hextet_address::NodePrefix;
 use hextet_api::token::Fingerprint;
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 
 use crate::{
     assignment::{Assignment, PodRecord, Task},
@@ -32,6 +32,10 @@ pub(crate) struct Underlay {
     pub(crate) sources: BTreeMap<Ipv4Network, Ipv4Addr>,
     /// The /64s in which it has addresses.
     pub(crate) prefixes: BTreeSet<NodePrefix>,
+    /// The global address that pods can leave with.
+    pub(crate) global: Option<Ipv6Addr>,
+    /// Prefixes of global addresses on its link.
+    pub(crate) on_link: BTreeSet<Ipv6Network>,
 }
 
 /// The backends that were chosen.
@@ -40,6 +44,7 @@ pub(crate) struct Backends {
     pub(crate) ndp: NdpBackend,
     pub(crate) masquerade: MasqueradeBackend,
     pub(crate) filtering: Filtering,
+    pub(crate) ipv6_exit: Ipv6Exit,
 }
 
 /// What the kernel should hold. `absent` are pods whose kernel objects must go or never came.
@@ -62,6 +67,8 @@ pub(crate) fn desired(
             name: underlay.device.clone(),
             ipv4: underlay.ipv4,
             sources: underlay.sources.clone(),
+            global: underlay.global,
+            on_link: underlay.on_link.clone(),
         },
         peers: peers.map(|peer| (peer.prefix.network(), peer.underlay)).collect(),
         pods: pods
@@ -70,6 +77,7 @@ pub(crate) fn desired(
         ndp: backends.ndp,
         masquerade: backends.masquerade,
         filtering: backends.filtering,
+        ipv6_exit: backends.ipv6_exit,
     }
 }
 
@@ -155,11 +163,14 @@ mod tests {
             ipv4: Some("192.0.2.11".parse().unwrap()),
             sources: BTreeMap::new(),
             prefixes: BTreeSet::new(),
+            global: None,
+            on_link: BTreeSet::new(),
         };
         let backends = Backends {
             ndp: NdpBackend::Ebpf,
             masquerade: MasqueradeBackend::Nftables,
             filtering: Filtering::default(),
+            ipv6_exit: Ipv6Exit::default(),
         };
         desired(&identity(), assignment, &underlay, backends, absent)
     }

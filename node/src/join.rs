@@ -267,6 +267,7 @@ mod tests {
             ndp: NdpChoice::Auto,
             masquerade: MasqueradeChoice::Auto,
             filtering: dataplane_core::Filtering::default(),
+            ipv6_exit: dataplane_core::Ipv6Exit::default(),
             labels: BTreeMap::new(),
             cpu_millis: None,
             memory_bytes: None,
@@ -288,6 +289,8 @@ mod tests {
             device: "eth0".into(),
             address: "2001:db8:1::11".parse().unwrap(),
             ipv4: None,
+            global: None,
+            on_link: BTreeSet::new(),
             sources: BTreeMap::new(),
             prefixes: ["fd00:a::/64", "2001:db8:1::/64"].map(|text| text.parse().unwrap()).into(),
         }

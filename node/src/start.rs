@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use dataplane::{Changes, Config, Dataplane, Features, NoBpf, announce::Announcer};
-use dataplane_core::{Filtering, MasqueradeBackend, NdpBackend};
+use dataplane_core::{Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend};
 use hextet_api::v1::{NodeHello, Resources};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
@@ -77,6 +77,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         ndp: backends.ndp,
         masquerade: backends.masquerade,
         filtering: backends.filtering,
+        ipv6_exit: backends.ipv6_exit,
     })?;
     let assignment = store.assignment()?;
     let listener = local::listen(&paths.run_dir)
@@ -132,7 +133,7 @@ async fn identify(
     uplink: &UplinkChoice,
 ) -> Result<(Identity, Backends)> {
     let chosen = choose(config.ndp, config.masquerade, dataplane.features())?;
-    let backends = Backends { filtering: config.filtering, ..chosen };
+    let backends = Backends { filtering: config.filtering, ipv6_exit: config.ipv6_exit, ..chosen };
     check_filtering(backends)?;
     let identity = match store.identity()? {
         Some(identity) => join::known(identity, config)?,
@@ -191,6 +192,7 @@ fn choose(ndp: NdpChoice, masquerade: MasqueradeChoice, features: &Features) -> 
         ndp: choose_ndp(ndp, &features.bpf)?,
         masquerade: choose_masquerade(masquerade, features)?,
         filtering: Filtering::default(),
+        ipv6_exit: Ipv6Exit::default(),
     })
 }
 
@@ -308,7 +310,12 @@ mod tests {
 
     #[test]
     fn a_filtering_that_nftables_lacks_is_refused_there() {
-        let backends = |masquerade, filtering| Backends { ndp: NdpBackend::Ebpf, masquerade, filtering };
+        let backends = |masquerade, filtering| Backends {
+            ndp: NdpBackend::Ebpf,
+            masquerade,
+            filtering,
+            ipv6_exit: Ipv6Exit::default(),
+        };
         let error = check_filtering(backends(MasqueradeBackend::Nftables, Filtering::EndpointIndependent));
         let error = error.unwrap_err().to_string();
         assert_eq!(error, "--filtering endpoint-independent needs --masquerade ebpf");

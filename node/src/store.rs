@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use dataplane_core::{Filtering, MasqueradeBackend, NdpBackend};
+use dataplane_core::{Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -53,6 +53,8 @@ pub(crate) struct Settings {
     pub(crate) masquerade: MasqueradeBackend,
     #[serde(default)]
     pub(crate) filtering: Filtering,
+    #[serde(default)]
+    pub(crate) ipv6_exit: Ipv6Exit,
 }
 
 /// The open store.

@@ -9,7 +9,7 @@
 //! first come, and keeps it until the agent's sweep finds it empty. An extra is never handed on without the
 //! agent, so its log of blocks can say at any later time whose a port was.
 
-use super::{Config, Tables};
+use super::{Common, Config};
 use crate::ipv4::Address;
 
 /// Ports of a block.
@@ -148,7 +148,7 @@ pub(super) fn some_port(block: u32, random: u32, like: u16, parity: bool) -> u16
 
 /// Whether the pod may take ports of the block, which is made its own if it is a free extra.
 #[inline(always)]
-pub(super) fn acquire<T: Tables>(
+pub(super) fn acquire<T: Common>(
     tables: &mut T,
     config: &Config,
     block: u32,
@@ -164,7 +164,7 @@ pub(super) fn acquire<T: Tables>(
 }
 
 #[inline(always)]
-fn acquire_extra<T: Tables>(
+fn acquire_extra<T: Common>(
     tables: &mut T,
     config: &Config,
     block: u32,
@@ -186,7 +186,7 @@ fn acquire_extra<T: Tables>(
 
 /// The entry of a pod's home.
 #[inline(always)]
-pub(super) fn home_entry<'a, T: Tables>(
+pub(super) fn home_entry<'a, T: Common>(
     tables: &'a mut T,
     config: &Config,
     inside: Address,

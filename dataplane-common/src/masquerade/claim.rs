@@ -1,33 +1,30 @@
 //! Claims an outside port for an inside one.
 
 use super::{
-    Config, HostSocket, Inserted, Mapping, MappingKey, OWNER_FREE, PROBES_MAX, SessionKey, Tables,
+    Config, Family, HostSocket, Inserted, Mapping, MappingKey, OWNER_FREE, PROBES_MAX, SessionKey, Tables,
     block::{acquire, block_of, home_entry, some_port},
     is_owned_by, owner, owner_inside, port_index,
     session::reclaimable,
 };
-use crate::{
-    counter::Counter,
-    ipv4::{self, Address},
-};
+use crate::{counter::Counter, ipv4};
 
 /// A mapping without a session is one that is being made, unless it is older than this.
 const MAKING_NS: u64 = 1_000_000_000;
 
 /// A new flow, with all that a claim asks for.
-pub(super) struct NewFlow<'a> {
-    pub(super) key: &'a SessionKey,
+pub(super) struct NewFlow<'a, F: Family> {
+    pub(super) key: &'a SessionKey<F>,
     /// The remote's port, of UDP too.
     pub(super) remote_port: u16,
     /// The address that it leaves with.
-    pub(super) outside: Address,
+    pub(super) outside: F::Address,
     pub(super) now_ns: u64,
 }
 
-impl NewFlow<'_> {
+impl<F: Family> NewFlow<'_, F> {
     /// The socket of the host that would have the flow's replies if it left from `port`.
     #[inline(always)]
-    fn host_socket(&self, port: u16) -> HostSocket {
+    fn host_socket(&self, port: u16) -> HostSocket<F> {
         HostSocket {
             protocol: self.key.protocol,
             address: self.outside,
@@ -41,7 +38,10 @@ impl NewFlow<'_> {
 /// The outside port that the inside port has already, for another remote. An error if the host has a socket
 /// for that remote at this very port.
 #[inline(always)]
-pub(super) fn shared_port<T: Tables>(tables: &mut T, flow: &NewFlow<'_>) -> Option<Result<u16, Counter>> {
+pub(super) fn shared_port<F: Family, T: Tables<F>>(
+    tables: &mut T,
+    flow: &NewFlow<'_, F>,
+) -> Option<Result<u16, Counter>> {
     let mapping = tables.mapping(&flow.key.mapping())?;
     mapping.shared = 1;
     let port = mapping.outside_port;
@@ -50,10 +50,10 @@ pub(super) fn shared_port<T: Tables>(tables: &mut T, flow: &NewFlow<'_>) -> Opti
 
 /// Claims an outside port and maps the inside port to it.
 #[inline(always)]
-pub(super) fn map_port<T: Tables>(
+pub(super) fn map_port<F: Family, T: Tables<F>>(
     tables: &mut T,
     config: &Config,
-    flow: &NewFlow<'_>,
+    flow: &NewFlow<'_, F>,
 ) -> Result<u16, Counter> {
     let key = flow.key;
     let me = owner(key.inside, key.inside_port, tables.random() as u16);
@@ -65,12 +65,13 @@ pub(super) fn map_port<T: Tables>(
         outside_port,
         shared: 0,
         zero: 0,
+        pad: F::PAD,
     };
     match tables.insert_mapping(&key.mapping(), &mapping) {
         Inserted::Done => Ok(outside_port),
         // Another CPU was first with another remote of the same inside port: its port is the one.
         Inserted::Exists | Inserted::Full => {
-            tables.claim_port(port_index(key.protocol, outside_port), me, OWNER_FREE);
+            tables.claim_port(port_index::<F>(key.protocol, outside_port), me, OWNER_FREE);
             shared_port(tables, flow).unwrap_or(Err(Counter::EgressDropTable))
         }
     }
@@ -107,7 +108,12 @@ impl Place {
 /// Tries the inside port itself, then ports of the pod's blocks by chance; in the second half also those of
 /// connections that were closed a moment ago.
 #[inline(always)]
-fn claim<T: Tables>(tables: &mut T, config: &Config, flow: &NewFlow<'_>, me: u64) -> Result<u16, Counter> {
+fn claim<F: Family, T: Tables<F>>(
+    tables: &mut T,
+    config: &Config,
+    flow: &NewFlow<'_, F>,
+    me: u64,
+) -> Result<u16, Counter> {
     for probe in 0..PROBES_MAX {
         let Some(port) = candidate(tables, config, flow, Place::of(probe)) else { continue };
         if try_claim(tables, flow, me, port, probe >= PROBES_MAX / 2) {
@@ -122,7 +128,12 @@ fn claim<T: Tables>(tables: &mut T, config: &Config, flow: &NewFlow<'_>, me: u64
 
 /// A port of a block of the pod's.
 #[inline(always)]
-fn candidate<T: Tables>(tables: &mut T, config: &Config, flow: &NewFlow<'_>, place: Place) -> Option<u16> {
+fn candidate<F: Family, T: Tables<F>>(
+    tables: &mut T,
+    config: &Config,
+    flow: &NewFlow<'_, F>,
+    place: Place,
+) -> Option<u16> {
     let SessionKey { inside, inside_port, protocol, .. } = *flow.key;
     let random = tables.random();
     let block = match place {
@@ -142,9 +153,15 @@ fn candidate<T: Tables>(tables: &mut T, config: &Config, flow: &NewFlow<'_>, pla
 }
 
 #[inline(always)]
-fn try_claim<T: Tables>(tables: &mut T, flow: &NewFlow<'_>, me: u64, port: u16, pressed: bool) -> bool {
+fn try_claim<F: Family, T: Tables<F>>(
+    tables: &mut T,
+    flow: &NewFlow<'_, F>,
+    me: u64,
+    port: u16,
+    pressed: bool,
+) -> bool {
     let key = flow.key;
-    let index = port_index(key.protocol, port);
+    let index = port_index::<F>(key.protocol, port);
     let current = tables.port(index);
     if current == OWNER_FREE || is_owned_by(current, key.inside, key.inside_port) {
         return !tables.host_has(&flow.host_socket(port)) && tables.claim_port(index, current, me);
@@ -161,26 +178,27 @@ fn try_claim<T: Tables>(tables: &mut T, flow: &NewFlow<'_>, me: u64, port: u16, 
 
 /// The only session of the port's owner, if it has ended.
 #[inline(always)]
-fn ended<T: Tables>(
+fn ended<F: Family, T: Tables<F>>(
     tables: &mut T,
     protocol: u8,
     port: u16,
     current: u64,
     now_ns: u64,
     pressed: bool,
-) -> Option<SessionKey> {
+) -> Option<SessionKey<F>> {
     let (inside, inside_port) = owner_inside(current);
     let mapping = *tables.mapping(&MappingKey { inside, inside_port, protocol, zero: 0 })?;
     if mapping.shared != 0 || mapping.outside_port != port {
         return None;
     }
     let key = SessionKey {
-        inside,
         remote: mapping.remote,
+        inside,
         inside_port,
         remote_port: mapping.remote_port,
         protocol,
         zero: [0; 3],
+        pad: F::PAD,
     };
     let ended = match tables.session(&key) {
         Some(session) => reclaimable(now_ns, &key, session, pressed),

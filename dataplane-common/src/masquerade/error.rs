@@ -4,43 +4,35 @@
 //! keeps one alive.
 //!
 //! ```text
-//! | IPv4 | ICMP type, code, checksum, 4 bytes | quoted IPv4 | 8 bytes or more of quoted transport |
+//! | IP | ICMP type, code, checksum, 4 bytes | quoted IP | 8 bytes or more of quoted transport |
 //! ```
-//! A quote with IPv4 options is left to the host.
+//! A quote with IPv4 options, or with an IPv6 extension header other than the fragment header, is left to the host.
 
 use super::{
-    Session, SessionKey, Tables, owner_inside, port_index,
+    Family, Header, Session, SessionKey, Tables, owner_inside, port_index,
     segment::{Direction, session_key},
     session::expired,
     translate::{PacketMut, set_address},
 };
 use crate::{
-    checksum::{replace16, replace32},
+    checksum::replace16,
     counter::Counter,
-    ipv4::{self, Address, Header},
+    ipv4::{self, Address},
     packet::Packet,
 };
 
-/// ICMP type: destination unreachable (RFC 792), with the path's MTU in code 4 (RFC 1191).
-const UNREACHABLE: u8 = 3;
-/// ICMP type: time exceeded (RFC 792).
-const TIME_EXCEEDED: u8 = 11;
-/// ICMP type: parameter problem (RFC 792).
-const PARAMETER_PROBLEM: u8 = 12;
 /// What is sure to be quoted of a transport header.
 const QUOTED_BYTES: usize = 8;
-/// First two bytes of an echo request.
-const ECHO_REQUEST: u16 = u16::from_ne_bytes([8, 0]);
 
 /// What an error quotes: a packet of a pod's flow, as it was on the side that the error comes from.
-struct Quote {
+struct Quote<F: Family> {
     protocol: u8,
     /// The end that is translated: the source in an error that comes in, for it quotes what the pod has sent; the
     /// destination in one that goes out.
-    near: (Address, u16),
+    near: (F::Address, u16),
     /// The remote end.
-    far: (Address, u16),
-    /// Where the quoted IPv4 header starts.
+    far: (F::Address, u16),
+    /// Where the quoted IP header starts.
     offset: usize,
     address_offset: usize,
     port_offset: usize,
@@ -48,26 +40,26 @@ struct Quote {
     checksum_offset: Option<usize>,
 }
 
-impl Quote {
+impl<F: Family> Quote<F> {
     #[inline(always)]
-    fn read<P: Packet + ?Sized>(packet: &P, header: &Header, direction: Direction) -> Option<Quote> {
-        let kind = packet.byte(header.payload)?;
-        if kind != UNREACHABLE && kind != TIME_EXCEEDED && kind != PARAMETER_PROBLEM {
+    fn read<P: Packet + ?Sized>(packet: &P, header: &Header<F>, direction: Direction) -> Option<Quote<F>> {
+        if !F::is_error(packet.byte(header.payload)?) {
             return None;
         }
         let offset = header.payload + 8;
-        let later = packet.wire16(offset + 6)? & ipv4::FRAGMENT_OFFSET != 0;
-        let transport = offset + 20;
-        if packet.byte(offset)? != 0x45 || later || transport + QUOTED_BYTES > header.end {
+        let quoted = F::quoted(packet, offset)?;
+        let (protocol, transport) = (quoted.protocol, quoted.transport);
+        if transport + QUOTED_BYTES > header.end {
             return None;
         }
-        let protocol = packet.byte(offset + 9)?;
-        let source = packet.wire32(offset + 12)?;
-        let destination = packet.wire32(offset + 16)?;
         let (first, second) = (packet.wire16(transport)?, packet.wire16(transport + 2)?);
         let (near, far, address_offset) = match direction {
-            Direction::In => ((source, first), (destination, second), offset + 12),
-            Direction::Out => ((destination, second), (source, first), offset + 16),
+            Direction::In => {
+                ((quoted.source, first), (quoted.destination, second), offset + F::SOURCE_IN_HEADER)
+            }
+            Direction::Out => {
+                ((quoted.destination, second), (quoted.source, first), offset + F::DESTINATION_IN_HEADER)
+            }
         };
         let quote = |near_port, far_port, port_offset, checksum_offset| Quote {
             protocol,
@@ -83,7 +75,10 @@ impl Quote {
             ipv4::TCP => Some(quote(near.1, far.1, port_offset, None)),
             ipv4::UDP => Some(quote(near.1, far.1, port_offset, Some(transport + 6))),
             // A pod's error about an echo reply helps nobody.
-            ipv4::ICMP if first == ECHO_REQUEST && direction == Direction::In => {
+            icmp if icmp == F::ICMP
+                && first == u16::from_ne_bytes([F::ECHO_REQUEST, 0])
+                && direction == Direction::In =>
+            {
                 Some(quote(packet.wire16(transport + 4)?, 0, transport + 4, Some(transport + 2)))
             }
             _ => None,
@@ -92,20 +87,20 @@ impl Quote {
 
     /// The key of the flow whose inside end is `inside`.
     #[inline(always)]
-    fn session_key(&self, inside: (Address, u16)) -> SessionKey {
+    fn session_key(&self, inside: (Address, u16)) -> SessionKey<F> {
         session_key(self.protocol, inside, self.far)
     }
 }
 
 /// Hands an error to the pod whose packet it quotes.
 #[inline(always)]
-pub(super) fn translate_error_in<P: PacketMut + ?Sized, T: Tables>(
+pub(super) fn translate_error_in<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
-    header: &Header,
+    header: &Header<F>,
 ) -> Counter {
     let Some(quote) = Quote::read(packet, header, Direction::In) else { return Counter::IngressPass };
-    let inside = owner_inside(tables.port(port_index(quote.protocol, quote.near.1)));
+    let inside = owner_inside(tables.port(port_index::<F>(quote.protocol, quote.near.1)));
     // An error goes to where the packet came from.
     if inside.0 == 0 || quote.near.0 != header.destination {
         return Counter::IngressPass;
@@ -114,7 +109,8 @@ pub(super) fn translate_error_in<P: PacketMut + ?Sized, T: Tables>(
         Some(session) if (session.outside, session.outside_port) == quote.near => {}
         _ => return Counter::IngressPassHost,
     }
-    match rewrite(packet, header, &quote, Direction::In, inside) {
+    let Some(pod) = tables.pod(inside.0) else { return Counter::IngressDropError };
+    match rewrite(packet, header, &quote, Direction::In, (pod, inside.1)) {
         Some(()) => Counter::IngressError,
         None => Counter::IngressDropError,
     }
@@ -123,52 +119,49 @@ pub(super) fn translate_error_in<P: PacketMut + ?Sized, T: Tables>(
 /// Lets a pod's error about a packet that was handed to it go out, to who sent that packet or, like a reply,
 /// to nobody.
 #[inline(always)]
-pub(super) fn translate_error_out<P: PacketMut + ?Sized, T: Tables>(
+pub(super) fn translate_error_out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
-    header: &Header,
+    header: &Header<F>,
 ) -> Result<Counter, Counter> {
     let quote = Quote::read(packet, header, Direction::Out).ok_or(Counter::EgressDropProtocol)?;
     if quote.near.0 != header.source || quote.far.0 != header.destination {
         return Err(Counter::EgressDropIcmpError);
     }
-    let session = live(tables, &quote.session_key(quote.near)).ok_or(Counter::EgressDropIcmpError)?;
+    let inside = tables.inside(quote.near.0).ok_or(Counter::EgressDropPod)?;
+    let key = quote.session_key((inside, quote.near.1));
+    let session = live(tables, &key).ok_or(Counter::EgressDropIcmpError)?;
     rewrite(packet, header, &quote, Direction::Out, (session.outside, session.outside_port))
         .ok_or(Counter::EgressDropError)?;
     Ok(Counter::EgressTranslatedError)
 }
 
 #[inline(always)]
-fn live<T: Tables>(tables: &mut T, key: &SessionKey) -> Option<Session> {
+fn live<F: Family, T: Tables<F>>(tables: &mut T, key: &SessionKey<F>) -> Option<Session<F>> {
     let now_ns = tables.now_ns();
     tables.session(key).copied().filter(|session| !expired(now_ns, key, session))
 }
 
 /// Gives the quoted packet's near end, and the error's own, another address and port.
-///
-/// The quoted header's own checksum balances its address, so the error's checksum sees only what changes
-/// in the quoted transport.
 #[inline(always)]
-fn rewrite<P: PacketMut + ?Sized>(
+fn rewrite<F: Family, P: PacketMut + ?Sized>(
     packet: &mut P,
-    header: &Header,
-    quote: &Quote,
+    header: &Header<F>,
+    quote: &Quote<F>,
     direction: Direction,
-    to: (Address, u16),
+    to: (F::Address, u16),
 ) -> Option<()> {
     let (near, near_port) = quote.near;
     let mut outer = packet.wire16(header.payload + 2)?;
-    let quoted = packet.wire16(quote.offset + 10)?;
-    let mended = replace32(quoted, near, to.0);
-    packet.set16(quote.offset + 10, mended)?;
-    packet.set32(quote.address_offset, to.0)?;
-    outer = replace32(replace16(outer, quoted, mended), near, to.0);
+    outer = F::mend_header(packet, quote.offset, (near, to.0), outer)?;
+    F::set_address(packet, quote.address_offset, to.0)?;
     if let Some(offset) = quote.checksum_offset {
         let old = packet.wire16(offset)?;
-        if !(quote.protocol == ipv4::UDP && old == 0) {
+        let is_udp = quote.protocol == ipv4::UDP;
+        if !(is_udp && old == 0) {
             let mut new = replace16(old, near_port, to.1);
-            if quote.protocol == ipv4::UDP {
-                new = replace32(new, near, to.0);
+            if is_udp || F::ICMP_HAS_PSEUDO_HEADER {
+                new = F::replace(new, near, to.0);
             }
             packet.set16(offset, new)?;
             outer = replace16(outer, old, new);
@@ -176,6 +169,10 @@ fn rewrite<P: PacketMut + ?Sized>(
     }
     packet.set16(quote.port_offset, to.1)?;
     outer = replace16(outer, near_port, to.1);
+    if F::ICMP_HAS_PSEUDO_HEADER {
+        // The error's own near end is the one that it quotes.
+        outer = F::replace(outer, near, to.0);
+    }
     packet.set16(header.payload + 2, outer)?;
-    set_address(packet, direction, near, to.0)
+    set_address::<F, P>(packet, direction, near, to.0)
 }

@@ -1,54 +1,39 @@
 //! The way out, where flows are made.
 
 use super::{
-    Config, FragmentKey, Inserted, SESSION_REFRESH_NS, Session, SessionKey, State, Tables, TcpFlags, Verdict,
+    Config, Family, FragmentKey, Header, Inserted, Part, SESSION_REFRESH_NS, Session, SessionKey, State,
+    Tables, TcpFlags, Verdict,
     claim::{NewFlow, map_port, shared_port},
     error::translate_error_out,
     owner_inside, port_index,
-    segment::{Direction, NoSegment, Segment},
+    segment::{Direction, NoSegment, Segment, session_key},
     translate::{PacketMut, set_address, translate},
 };
 use crate::{
     counter::Counter,
     ethernet,
-    ipv4::{self, Address, Header},
+    ipv4::{self, Address},
     packet::Packet,
 };
 
-/// How much of the packet must lie in one piece for the logic to see all that it wants to see. Drivers
-/// and splice may leave less there, of a packet that is whole.
-#[inline(always)]
-pub fn linear_bytes<P: Packet + ?Sized>(packet: &P) -> usize {
-    /// Up to the TCP checksum, behind an IPv4 header without options.
-    const PLAIN: usize = ethernet::HEADER_BYTES + ipv4::HEADER_BYTES_MIN + 18;
-    /// The longest IPv4 header, an ICMP error, and what it quotes.
-    const LONGEST: usize = ethernet::HEADER_BYTES + ipv4::HEADER_BYTES_MAX + 8 + ipv4::HEADER_BYTES_MIN + 8;
-    const NO_OPTIONS: u8 = 0x45;
-    if packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4) {
-        return 0;
-    }
-    // One after the other: of several optional values in one match, the verifier sees some that were never
-    // written.
-    if packet.byte(ipv4::VERSION_IHL) != Some(NO_OPTIONS) {
-        return LONGEST;
-    }
-    match packet.byte(ipv4::PROTOCOL) {
-        Some(ipv4::TCP | ipv4::UDP) => PLAIN,
-        _ => LONGEST,
-    }
-}
-
 /// Translates a packet that leaves by the uplink. What is of the pods' range leaves translated or not at
-/// all.
+/// all, unless it stays near.
 #[inline(always)]
-pub fn egress<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, config: &Config) -> Verdict {
-    if config.enabled == 0 || packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4) {
+pub fn egress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    config: &Config,
+) -> Verdict {
+    if !F::is_on(config)
+        || packet.wire16(ethernet::ETHER_TYPE) != Some(F::ETHER_TYPE)
+        || is_near::<F, P>(packet)
+    {
         tables.count(Counter::EgressPass);
         return Verdict::Next;
     }
-    // An IPv4 header that is cut short before its source is dropped too, further on.
-    if let Some(source) = packet.wire32(ipv4::SOURCE)
-        && !config.is_pod(source)
+    // A header that is cut short before its source is dropped too, further on.
+    if let Some(source) = F::address(packet, F::SOURCE)
+        && !F::is_pod(config, source)
     {
         let counter = of_the_host(packet, tables, config, source);
         tables.count(counter);
@@ -56,22 +41,35 @@ pub fn egress<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, 
     }
     let (counter, verdict) = match out(packet, tables, config) {
         Ok(counter) => (counter, Verdict::Next),
+        Err(Counter::EgressDirect) => (Counter::EgressDirect, Verdict::Next),
+        Err(_) if is_direct(packet, tables) => (Counter::EgressDirect, Verdict::Next),
         Err(counter) => (counter, Verdict::Drop),
     };
     tables.count(counter);
     verdict
 }
 
+#[inline(always)]
+fn is_near<F: Family, P: Packet + ?Sized>(packet: &P) -> bool {
+    F::address(packet, F::DESTINATION).is_some_and(F::is_near)
+}
+
+/// Whether the packet is for a remote that pods reach with their own addresses.
+#[inline(always)]
+pub fn is_direct<F: Family, P: Packet + ?Sized, T: Tables<F>>(packet: &P, tables: &mut T) -> bool {
+    F::address(packet, F::DESTINATION).is_some_and(|to| F::is_near(to) || tables.is_direct(to))
+}
+
 /// The node's own packets are not touched. One that leaves from the very port of a pod's flow and to the
 /// same remote ends that flow: the replies are the host's from now on.
 #[inline(always)]
-fn of_the_host<P: PacketMut + ?Sized, T: Tables>(
+fn of_the_host<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
-    source: Address,
+    source: F::Address,
 ) -> Counter {
-    if !config.is_node(source) {
+    if !F::is_node(config, source) {
         return Counter::EgressPass;
     }
     match flow_of_a_pod(packet, tables, config) {
@@ -84,51 +82,52 @@ fn of_the_host<P: PacketMut + ?Sized, T: Tables>(
 }
 
 #[inline(always)]
-fn flow_of_a_pod<P: PacketMut + ?Sized, T: Tables>(
+fn flow_of_a_pod<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
-) -> Option<SessionKey> {
-    let header = Header::read(packet)?;
-    if header.is_later_fragment() || header.protocol == ipv4::ICMP {
+) -> Option<SessionKey<F>> {
+    let header = F::header(packet)?;
+    if header.part == Part::Later || header.protocol == F::ICMP {
         return None;
     }
     let segment = Segment::read(packet, &header, Direction::Out).ok()?;
     if !config.pool.has(segment.near_port) {
         return None;
     }
-    let (inside, inside_port) = owner_inside(tables.port(port_index(header.protocol, segment.near_port)));
-    if inside == 0 {
+    let inside = owner_inside(tables.port(port_index::<F>(header.protocol, segment.near_port)));
+    if inside.0 == 0 {
         return None;
     }
-    let key = Segment { near_port: inside_port, ..segment }.session_key(&Header { source: inside, ..header });
+    let key = session_key(header.protocol, inside, (header.destination, segment.far_port));
     let session = tables.session(&key)?;
     (session.outside_port == segment.near_port && session.outside == header.source).then_some(key)
 }
 
 /// Gives a packet of a pod the node's address, or says why it cannot leave.
 #[inline(always)]
-pub(super) fn out<P: PacketMut + ?Sized, T: Tables>(
+pub(super) fn out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
 ) -> Result<Counter, Counter> {
-    let header = Header::read(packet).ok_or(Counter::EgressDropHeader)?;
-    if header.is_later_fragment() {
+    let header = F::header(packet).ok_or(Counter::EgressDropHeader)?;
+    if header.part == Part::Later {
         let to = tables.fragment(&fragment_key(&header)).ok_or(Counter::EgressDropFragment)?;
-        set_address(packet, Direction::Out, header.source, to).ok_or(Counter::EgressDropError)?;
+        set_address::<F, P>(packet, Direction::Out, header.source, to).ok_or(Counter::EgressDropError)?;
         return Ok(Counter::EgressFragment);
     }
     let segment = match Segment::read(packet, &header, Direction::Out) {
         Ok(segment) => segment,
-        Err(NoSegment::Protocol) if header.protocol == ipv4::ICMP => {
+        Err(NoSegment::Protocol) if header.protocol == F::ICMP => {
             return translate_error_out(packet, tables, &header);
         }
         Err(NoSegment::Protocol) => return Err(Counter::EgressDropProtocol),
         Err(NoSegment::Short) => return Err(Counter::EgressDropHeader),
     };
-    let (address, port) = outside(tables, config, &header, &segment)?;
-    if header.is_first_fragment() {
+    let inside = tables.inside(header.source).ok_or(Counter::EgressDropPod)?;
+    let (address, port) = outside(tables, config, inside, &header, &segment)?;
+    if header.part == Part::First {
         tables.insert_fragment(&fragment_key(&header), address);
     }
     translate(packet, &header, &segment, Direction::Out, address, port).ok_or(Counter::EgressDropError)?;
@@ -136,31 +135,41 @@ pub(super) fn out<P: PacketMut + ?Sized, T: Tables>(
 }
 
 #[inline(always)]
-pub(super) fn fragment_key(header: &Header) -> FragmentKey {
+pub(super) fn fragment_key<F: Family>(header: &Header<F>) -> FragmentKey<F> {
     FragmentKey {
         source: header.source,
         destination: header.destination,
         identification: header.identification,
-        protocol: header.protocol,
-        zero: 0,
+        // Only the first fragment's next header counts (RFC 8200 section 4.5).
+        protocol: if F::IS_PRIVATE { header.protocol } else { 0 },
+        zero: [0; 3],
     }
 }
 
 /// The outside address and port of the packet's flow, which is made if there is none.
 #[inline(always)]
-fn outside<T: Tables>(
+fn outside<F: Family, T: Tables<F>>(
     tables: &mut T,
     config: &Config,
-    header: &Header,
+    inside: Address,
+    header: &Header<F>,
     segment: &Segment,
-) -> Result<(Address, u16), Counter> {
-    let key = segment.session_key(header);
+) -> Result<(F::Address, u16), Counter> {
+    let remote = (header.destination, segment.far_port);
+    let key = session_key(header.protocol, (inside, segment.near_port), remote);
     let now_ns = tables.now_ns();
     if let Some(session) = tables.session(&key) {
         touch(session, session.state.after_packet_out(key.protocol, segment.far_port, segment.flags), now_ns);
         return Ok((session.outside, session.outside_port));
     }
-    let outside = tables.source(key.remote).unwrap_or(config.nodes[0]);
+    // The node's own address is on a link of its own, but not for a pod that looks for another pod there.
+    if !F::is_node(config, key.remote) && tables.is_direct(key.remote) {
+        return Err(Counter::EgressDirect);
+    }
+    let outside = tables.source(key.remote).unwrap_or(F::outside(config));
+    if outside == F::NOBODY {
+        return Err(Counter::EgressDropAddress);
+    }
     let flow = NewFlow { key: &key, remote_port: segment.far_port, outside, now_ns };
     let made = new_flow(tables, config, &flow, segment.flags);
     made.map(|port| (outside, port))
@@ -168,7 +177,7 @@ fn outside<T: Tables>(
 
 /// Writes only what has changed.
 #[inline(always)]
-pub(super) fn touch(session: &mut Session, state: State, now_ns: u64) {
+pub(super) fn touch<F: Family>(session: &mut Session<F>, state: State, now_ns: u64) {
     if session.state != state {
         session.state = state;
         session.last_seen_ns = now_ns;
@@ -180,10 +189,10 @@ pub(super) fn touch(session: &mut Session, state: State, now_ns: u64) {
 /// Makes a session, and a mapping if the inside port has none. A reset makes neither, and leaves by the mapping
 /// that there is: the answer of a pod to a connection that it does not want.
 #[inline(always)]
-fn new_flow<T: Tables>(
+fn new_flow<F: Family, T: Tables<F>>(
     tables: &mut T,
     config: &Config,
-    flow: &NewFlow<'_>,
+    flow: &NewFlow<'_, F>,
     flags: TcpFlags,
 ) -> Result<u16, Counter> {
     let shared = shared_port(tables, flow);
@@ -209,21 +218,22 @@ fn new_flow<T: Tables>(
 }
 
 #[inline(always)]
-fn insert<T: Tables>(
+fn insert<F: Family, T: Tables<F>>(
     tables: &mut T,
-    flow: &NewFlow<'_>,
-    key: &SessionKey,
+    flow: &NewFlow<'_, F>,
+    key: &SessionKey<F>,
     outside_port: u16,
     state: State,
 ) -> Inserted {
-    let session = Session { last_seen_ns: flow.now_ns, outside: flow.outside, outside_port, state, zero: 0 };
+    let last_seen_ns = flow.now_ns;
+    let session = Session { last_seen_ns, outside: flow.outside, outside_port, state, zero: 0, pad: F::PAD };
     tables.insert_session(key, &session)
 }
 
 /// Notes that the inside port has written to the remote's address, beside the connection itself. Not for the
 /// first remote: the mapping names it.
 #[inline(always)]
-fn admit<T: Tables>(tables: &mut T, flow: &NewFlow<'_>, port: u16) {
+fn admit<F: Family, T: Tables<F>>(tables: &mut T, flow: &NewFlow<'_, F>, port: u16) {
     let key = SessionKey { remote_port: 0, ..*flow.key };
     match tables.session(&key) {
         Some(session) => touch(session, State::ADMITS, flow.now_ns),

@@ -1,7 +1,7 @@
 //! The way in, where flows are found.
 
 use super::{
-    Config, HostSocket, SessionKey, Tables, Verdict,
+    Config, Family, Header, HostSocket, Part, SessionKey, Tables, Verdict,
     error::translate_error_in,
     flow::{fragment_key, touch},
     owner_inside, port_index,
@@ -9,22 +9,22 @@ use super::{
     session::expired,
     translate::{PacketMut, set_address, translate},
 };
-use crate::{
-    counter::Counter,
-    ethernet,
-    ipv4::{self, Header},
-};
+use crate::{counter::Counter, ethernet, ipv4};
 
 /// Undoes the translation of a packet that comes in by the uplink. What belongs to no flow is the host's.
 #[inline(always)]
-pub fn ingress<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T, config: &Config) -> Verdict {
-    if config.enabled == 0 || packet.wire16(ethernet::ETHER_TYPE) != Some(ethernet::IPV4) {
+pub fn ingress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    config: &Config,
+) -> Verdict {
+    if !F::is_on(config) || packet.wire16(ethernet::ETHER_TYPE) != Some(F::ETHER_TYPE) {
         tables.count(Counter::IngressPass);
         return Verdict::Next;
     }
-    let counter = match packet.wire32(ipv4::DESTINATION) {
-        Some(to) if config.is_node(to) => inward(packet, tables, config),
-        Some(to) if config.is_pod(to) => Counter::IngressDropPrivate,
+    let counter = match F::address(packet, F::DESTINATION) {
+        Some(to) if F::is_node(config, to) => inward(packet, tables, config),
+        Some(to) if F::IS_PRIVATE && F::is_pod(config, to) => Counter::IngressDropPrivate,
         _ => Counter::IngressPass,
     };
     tables.count(counter);
@@ -38,23 +38,24 @@ pub fn ingress<P: PacketMut + ?Sized, T: Tables>(packet: &mut P, tables: &mut T,
 
 /// Hands a packet for the node to the pod whose flow it belongs to.
 #[inline(always)]
-pub(super) fn inward<P: PacketMut + ?Sized, T: Tables>(
+pub(super) fn inward<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
 ) -> Counter {
-    let Some(header) = Header::read(packet) else { return Counter::IngressPass };
-    if header.is_later_fragment() {
+    let Some(header) = F::header(packet) else { return Counter::IngressPass };
+    if header.part == Part::Later {
         return later_fragment_in(packet, tables, &header);
     }
     let segment = match Segment::read(packet, &header, Direction::In) {
         Ok(segment) => segment,
-        Err(NoSegment::Protocol) if header.protocol == ipv4::ICMP => {
+        Err(NoSegment::Protocol) if header.protocol == F::ICMP => {
             return translate_error_in(packet, tables, &header);
         }
         Err(_) => return Counter::IngressPass,
     };
-    let (inside, inside_port) = owner_inside(tables.port(port_index(header.protocol, segment.near_port)));
+    let (inside, inside_port) =
+        owner_inside(tables.port(port_index::<F>(header.protocol, segment.near_port)));
     if inside == 0 {
         return Counter::IngressPass;
     }
@@ -64,10 +65,11 @@ pub(super) fn inward<P: PacketMut + ?Sized, T: Tables>(
     {
         return refused;
     }
-    if header.is_first_fragment() {
-        tables.insert_fragment(&fragment_key(&header), inside);
+    let Some(pod) = tables.pod(inside) else { return Counter::IngressDropError };
+    if header.part == Part::First {
+        tables.insert_fragment(&fragment_key(&header), pod);
     }
-    match translate(packet, &header, &segment, Direction::In, inside, inside_port) {
+    match translate(packet, &header, &segment, Direction::In, pod, inside_port) {
         Some(()) => Counter::IngressTranslated,
         None => Counter::IngressDropError,
     }
@@ -78,7 +80,12 @@ pub(super) fn inward<P: PacketMut + ?Sized, T: Tables>(
 /// Only TCP is kept alive from outside: there both sides must agree to talk (RFC 4787 REQ-6, RFC 7857
 /// section 6).
 #[inline(always)]
-fn reply<T: Tables>(tables: &mut T, key: &SessionKey, header: &Header, segment: &Segment) -> bool {
+fn reply<F: Family, T: Tables<F>>(
+    tables: &mut T,
+    key: &SessionKey<F>,
+    header: &Header<F>,
+    segment: &Segment,
+) -> bool {
     let now_ns = tables.now_ns();
     let Some(session) = tables.session(key) else { return false };
     let is_here = session.outside_port == segment.near_port && session.outside == header.destination;
@@ -95,15 +102,15 @@ fn reply<T: Tables>(tables: &mut T, key: &SessionKey, header: &Header, segment: 
 /// without a word, as an answer would end the attempt of two hosts to open a connection at once
 /// (RFC 5382 REQ-4).
 #[inline(always)]
-fn stranger<T: Tables>(
+fn stranger<F: Family, T: Tables<F>>(
     tables: &mut T,
     config: &Config,
-    key: &SessionKey,
-    header: &Header,
+    key: &SessionKey<F>,
+    header: &Header<F>,
     segment: &Segment,
 ) -> Result<(), Counter> {
     // The answer to an echo of the host's own.
-    if key.protocol == ipv4::ICMP {
+    if key.protocol == F::ICMP {
         return Err(Counter::IngressPassHost);
     }
     let socket = HostSocket {
@@ -126,7 +133,7 @@ fn stranger<T: Tables>(
 ///
 /// UDP has none to find here: its sessions are of addresses.
 #[inline(always)]
-fn admitted_at<T: Tables>(tables: &mut T, config: &Config, key: &SessionKey) -> Option<u16> {
+fn admitted_at<F: Family, T: Tables<F>>(tables: &mut T, config: &Config, key: &SessionKey<F>) -> Option<u16> {
     let mapping = *tables.mapping(&key.mapping())?;
     if config.filtering == Config::ENDPOINT_INDEPENDENT {
         return Some(mapping.outside_port);
@@ -142,18 +149,18 @@ fn admitted_at<T: Tables>(tables: &mut T, config: &Config, key: &SessionKey) -> 
 }
 
 #[inline(always)]
-fn is_alive<T: Tables>(tables: &mut T, key: &SessionKey, now_ns: u64) -> bool {
+fn is_alive<F: Family, T: Tables<F>>(tables: &mut T, key: &SessionKey<F>, now_ns: u64) -> bool {
     tables.session(key).is_some_and(|session| !expired(now_ns, key, session))
 }
 
 #[inline(always)]
-fn later_fragment_in<P: PacketMut + ?Sized, T: Tables>(
+fn later_fragment_in<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
-    header: &Header,
+    header: &Header<F>,
 ) -> Counter {
-    let Some(inside) = tables.fragment(&fragment_key(header)) else { return Counter::IngressPass };
-    match set_address(packet, Direction::In, header.destination, inside) {
+    let Some(pod) = tables.fragment(&fragment_key(header)) else { return Counter::IngressPass };
+    match set_address::<F, P>(packet, Direction::In, header.destination, pod) {
         Some(()) => Counter::IngressFragment,
         None => Counter::IngressDropError,
     }

@@ -7,41 +7,45 @@ use std::{
 };
 
 use super::{
-    BLOCKS_MAX, Block, FragmentKey, HostSocket, Inserted, Mapping, MappingKey, OWNER_FREE, Session,
-    SessionKey, Tables,
+    BLOCKS_MAX, Block, Common, Family, FragmentKey, HostSocket, Inserted, Ipv4, Mapping, MappingKey,
+    OWNER_FREE, Session, SessionKey, Tables,
 };
 use crate::{counter::Counter, ipv4::Address};
 
-/// Maps, clock, dice and sockets.
+/// Maps of one family, clock, dice and sockets.
 #[derive(Clone, Debug)]
-pub struct Memory {
+pub struct Memory<F: Family = Ipv4> {
     /// CLOCK_MONOTONIC.
     pub now_ns: u64,
     /// The state of the dice.
     pub seed: u32,
     /// `NAT_SESSIONS`.
-    pub sessions: BTreeMap<SessionKey, Session>,
+    pub sessions: BTreeMap<SessionKey<F>, Session<F>>,
     /// Its capacity.
     pub sessions_max: usize,
     /// `NAT_MAPPINGS`.
-    pub mappings: BTreeMap<MappingKey, Mapping>,
+    pub mappings: BTreeMap<MappingKey, Mapping<F>>,
     /// `NAT_PORTS`, without those that are free.
     pub ports: BTreeMap<u32, u64>,
     /// `NAT_BLOCKS`.
     pub blocks: Vec<Block>,
     /// `NAT_FRAGMENTS`.
-    pub fragments: BTreeMap<FragmentKey, Address>,
+    pub fragments: BTreeMap<FragmentKey<F>, F::Address>,
     /// `NAT_SOURCES`, of whole addresses.
-    pub sources: BTreeMap<Address, Address>,
+    pub sources: BTreeMap<F::Address, F::Address>,
+    /// `NAT6_DIRECT`, of whole addresses.
+    pub direct: BTreeSet<F::Address>,
+    /// `PODS6` and, from the private address, `PODS`. Pods of IPv4 are not listed.
+    pub pods: BTreeMap<Address, F::Address>,
     /// Ports (wire order) at which the host listens, by protocol.
     pub listening: BTreeSet<(u8, u16)>,
     /// The host's connected sockets.
-    pub connected: Vec<HostSocket>,
+    pub connected: Vec<HostSocket<F>>,
     /// `COUNTERS`.
     pub counts: BTreeMap<Counter, u32>,
 }
 
-impl Default for Memory {
+impl<F: Family> Default for Memory<F> {
     fn default() -> Self {
         Self {
             now_ns: 1_000_000_000,
@@ -53,6 +57,8 @@ impl Default for Memory {
             blocks: vec![Block::default(); BLOCKS_MAX as usize],
             fragments: BTreeMap::new(),
             sources: BTreeMap::new(),
+            direct: BTreeSet::new(),
+            pods: BTreeMap::new(),
             listening: BTreeSet::new(),
             connected: Vec::new(),
             counts: BTreeMap::new(),
@@ -60,7 +66,7 @@ impl Default for Memory {
     }
 }
 
-impl Memory {
+impl<F: Family> Memory<F> {
     /// How often `counter` was counted.
     pub fn count_of(&self, counter: Counter) -> u32 {
         self.counts.get(&counter).copied().unwrap_or(0)
@@ -75,7 +81,7 @@ fn insert<K: Ord + Copy, V: Copy>(map: &mut BTreeMap<K, V>, key: &K, value: &V) 
     Inserted::Done
 }
 
-impl Tables for Memory {
+impl<F: Family> Common for Memory<F> {
     fn now_ns(&mut self) -> u64 {
         self.now_ns
     }
@@ -89,33 +95,6 @@ impl Tables for Memory {
 
     fn count(&mut self, counter: Counter) {
         *self.counts.entry(counter).or_default() += 1;
-    }
-
-    fn session(&mut self, key: &SessionKey) -> Option<&mut Session> {
-        self.sessions.get_mut(key)
-    }
-
-    fn insert_session(&mut self, key: &SessionKey, session: &Session) -> Inserted {
-        if self.sessions.len() >= self.sessions_max && !self.sessions.contains_key(key) {
-            return Inserted::Full;
-        }
-        insert(&mut self.sessions, key, session)
-    }
-
-    fn remove_session(&mut self, key: &SessionKey) {
-        self.sessions.remove(key);
-    }
-
-    fn mapping(&mut self, key: &MappingKey) -> Option<&mut Mapping> {
-        self.mappings.get_mut(key)
-    }
-
-    fn insert_mapping(&mut self, key: &MappingKey, mapping: &Mapping) -> Inserted {
-        insert(&mut self.mappings, key, mapping)
-    }
-
-    fn remove_mapping(&mut self, key: &MappingKey) {
-        self.mappings.remove(key);
     }
 
     fn port(&mut self, index: u32) -> u64 {
@@ -143,20 +122,62 @@ impl Tables for Memory {
             _ => false,
         }
     }
+}
 
-    fn source(&mut self, remote: Address) -> Option<Address> {
+impl<F: Family> Tables<F> for Memory<F> {
+    fn session(&mut self, key: &SessionKey<F>) -> Option<&mut Session<F>> {
+        self.sessions.get_mut(key)
+    }
+
+    fn insert_session(&mut self, key: &SessionKey<F>, session: &Session<F>) -> Inserted {
+        if self.sessions.len() >= self.sessions_max && !self.sessions.contains_key(key) {
+            return Inserted::Full;
+        }
+        insert(&mut self.sessions, key, session)
+    }
+
+    fn remove_session(&mut self, key: &SessionKey<F>) {
+        self.sessions.remove(key);
+    }
+
+    fn mapping(&mut self, key: &MappingKey) -> Option<&mut Mapping<F>> {
+        self.mappings.get_mut(key)
+    }
+
+    fn insert_mapping(&mut self, key: &MappingKey, mapping: &Mapping<F>) -> Inserted {
+        insert(&mut self.mappings, key, mapping)
+    }
+
+    fn remove_mapping(&mut self, key: &MappingKey) {
+        self.mappings.remove(key);
+    }
+
+    fn source(&mut self, remote: F::Address) -> Option<F::Address> {
         self.sources.get(&remote).copied()
     }
 
-    fn host_has(&mut self, socket: &HostSocket) -> bool {
+    fn is_direct(&mut self, remote: F::Address) -> bool {
+        self.direct.contains(&remote)
+    }
+
+    fn inside(&mut self, address: F::Address) -> Option<Address> {
+        let listed = || self.pods.iter().find(|(_, pod)| **pod == address).map(|(inside, _)| *inside);
+        F::private(address).or_else(listed)
+    }
+
+    fn pod(&mut self, inside: Address) -> Option<F::Address> {
+        F::of_private(inside).or_else(|| self.pods.get(&inside).copied())
+    }
+
+    fn host_has(&mut self, socket: &HostSocket<F>) -> bool {
         self.listening.contains(&(socket.protocol, socket.port)) || self.connected.contains(socket)
     }
 
-    fn fragment(&mut self, key: &FragmentKey) -> Option<Address> {
+    fn fragment(&mut self, key: &FragmentKey<F>) -> Option<F::Address> {
         self.fragments.get(key).copied()
     }
 
-    fn insert_fragment(&mut self, key: &FragmentKey, address: Address) {
+    fn insert_fragment(&mut self, key: &FragmentKey<F>, address: F::Address) {
         self.fragments.insert(*key, address);
     }
 }

@@ -1,7 +1,6 @@
 //! Outside ports: who owns them.
 
-use super::PORTS_MAX;
-use crate::ipv4::{self, Address};
+use crate::ipv4::Address;
 
 /// The value in `NAT_PORTS` of a port that nobody owns.
 pub const OWNER_FREE: u64 = 0;
@@ -27,19 +26,6 @@ pub const fn is_owned_by(value: u64, inside: Address, inside_port: u16) -> bool 
     value & INSIDE_BITS == owner(inside, inside_port, 0)
 }
 
-/// The index in `NAT_PORTS` of a port in wire order.
-#[inline(always)]
-pub fn port_index(protocol: u8, port: u16) -> u32 {
-    let table = match protocol {
-        ipv4::TCP => 0,
-        ipv4::UDP => 1,
-        _ => 2,
-    };
-    let index = table << 16 | u16::from_be(port) as u32;
-    debug_assert!(index < PORTS_MAX);
-    index
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,13 +37,5 @@ mod tests {
         assert!(is_owned_by(value, 0x0100_000a, 77));
         assert!(!is_owned_by(value, 0x0200_000a, 77) && !is_owned_by(value, 0x0100_000a, 78));
         assert!(!is_owned_by(OWNER_FREE, 0x0100_000a, 77));
-    }
-
-    #[test]
-    fn each_protocol_has_its_own_ports() {
-        let port = 65_535_u16.to_be();
-        assert_eq!(port_index(ipv4::TCP, port), 65_535);
-        assert_eq!(port_index(ipv4::UDP, 0), 65_536);
-        assert_eq!(port_index(ipv4::ICMP, port), PORTS_MAX - 1);
     }
 }

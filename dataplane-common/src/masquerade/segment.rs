@@ -1,15 +1,10 @@
 //! The transport header of a packet that may be translated.
 
-use super::{SessionKey, TcpFlags};
+use super::{Family, Header, SessionKey, TcpFlags};
 use crate::{
-    ipv4::{self, Address, Header},
+    ipv4::{self, Address},
     packet::Packet,
 };
-
-/// ICMP type: echo reply (RFC 792).
-const ECHO_REPLY: u8 = 0;
-/// ICMP type: echo request.
-const ECHO_REQUEST: u8 = 8;
 
 /// The TCP header without options (RFC 9293 section 3.1).
 const TCP_BYTES: usize = 20;
@@ -49,21 +44,20 @@ pub(super) struct Segment {
 
 impl Segment {
     #[inline(always)]
-    pub(super) fn read<P: Packet + ?Sized>(
+    pub(super) fn read<F: Family, P: Packet + ?Sized>(
         packet: &P,
-        header: &Header,
+        header: &Header<F>,
         direction: Direction,
     ) -> Result<Segment, NoSegment> {
         let header_bytes = if header.protocol == ipv4::TCP { TCP_BYTES } else { UDP_BYTES };
-        if matches!(header.protocol, ipv4::TCP | ipv4::UDP | ipv4::ICMP)
-            && header.payload + header_bytes > header.end
-        {
+        let is_known = matches!(header.protocol, ipv4::TCP | ipv4::UDP) || header.protocol == F::ICMP;
+        if is_known && header.payload + header_bytes > header.end {
             return Err(NoSegment::Short);
         }
         match header.protocol {
             ipv4::TCP => Self::with_ports(packet, header.payload, direction, 16, true),
             ipv4::UDP => Self::with_ports(packet, header.payload, direction, 6, false),
-            ipv4::ICMP => Self::echo(packet, header.payload, direction),
+            protocol if protocol == F::ICMP => Self::echo::<F, P>(packet, header.payload, direction),
             _ => Err(NoSegment::Protocol),
         }
     }
@@ -89,13 +83,13 @@ impl Segment {
     }
 
     #[inline(always)]
-    fn echo<P: Packet + ?Sized>(
+    fn echo<F: Family, P: Packet + ?Sized>(
         packet: &P,
         payload: usize,
         direction: Direction,
     ) -> Result<Segment, NoSegment> {
         let short = NoSegment::Short;
-        let kind = if direction == Direction::Out { ECHO_REQUEST } else { ECHO_REPLY };
+        let kind = if direction == Direction::Out { F::ECHO_REQUEST } else { F::ECHO_REPLY };
         let near_port = packet.wire16(payload + 4).ok_or(short)?;
         if packet.wire16(payload).ok_or(short)? != u16::from_ne_bytes([kind, 0]) {
             return Err(NoSegment::Protocol);
@@ -108,23 +102,22 @@ impl Segment {
             flags: TcpFlags::NONE,
         })
     }
-
-    /// The key of the session of a packet that a pod sends.
-    #[inline(always)]
-    pub(super) fn session_key(&self, header: &Header) -> SessionKey {
-        session_key(header.protocol, (header.source, self.near_port), (header.destination, self.far_port))
-    }
 }
 
 /// The key of the session of an inside and a remote port: UDP's is the same for all ports of a remote.
 #[inline(always)]
-pub(super) fn session_key(protocol: u8, inside: (Address, u16), remote: (Address, u16)) -> SessionKey {
+pub(super) fn session_key<F: Family>(
+    protocol: u8,
+    inside: (Address, u16),
+    remote: (F::Address, u16),
+) -> SessionKey<F> {
     SessionKey {
-        inside: inside.0,
         remote: remote.0,
+        inside: inside.0,
         inside_port: inside.1,
         remote_port: if protocol == ipv4::TCP { remote.1 } else { 0 },
         protocol,
         zero: [0; 3],
+        pad: F::PAD,
     }
 }

@@ -1,6 +1,6 @@
 //! Timers of flows, and how far a TCP connection has come.
 
-use super::{Session, SessionKey};
+use super::{Family, Session, SessionKey};
 use crate::ipv4;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -146,7 +146,7 @@ impl State {
 
 /// How long the session lives without a packet.
 #[inline(always)]
-pub fn timeout_ns(key: &SessionKey, state: State) -> u64 {
+pub fn timeout_ns<F: Family>(key: &SessionKey<F>, state: State) -> u64 {
     match key.protocol {
         ipv4::TCP if state.is_established() && !state.is_closed() => TCP_ESTABLISHED_TIMEOUT_NS,
         ipv4::TCP => TCP_TRANSITORY_TIMEOUT_NS,
@@ -158,13 +158,18 @@ pub fn timeout_ns(key: &SessionKey, state: State) -> u64 {
 
 /// Whether the session has ended at `now_ns`: the programs and the agent's sweep ask the same function.
 #[inline(always)]
-pub fn expired(now_ns: u64, key: &SessionKey, session: &Session) -> bool {
+pub fn expired<F: Family>(now_ns: u64, key: &SessionKey<F>, session: &Session<F>) -> bool {
     now_ns.saturating_sub(session.last_seen_ns) > timeout_ns(key, session.state)
 }
 
 /// Whether a new flow may take the session's port. `pressed`: it has found no free one so far.
 #[inline(always)]
-pub(super) fn reclaimable(now_ns: u64, key: &SessionKey, session: &Session, pressed: bool) -> bool {
+pub(super) fn reclaimable<F: Family>(
+    now_ns: u64,
+    key: &SessionKey<F>,
+    session: &Session<F>,
+    pressed: bool,
+) -> bool {
     let idle_ns = now_ns.saturating_sub(session.last_seen_ns);
     expired(now_ns, key, session)
         || pressed
@@ -191,11 +196,12 @@ mod tests {
             remote_port: remote_port.to_be(),
             protocol,
             zero: [0; 3],
+            pad: [],
         }
     }
 
     fn session(last_seen_ns: u64, state: State) -> Session {
-        Session { last_seen_ns, outside: 0, outside_port: 0, state, zero: 0 }
+        Session { last_seen_ns, outside: 0, outside_port: 0, state, zero: 0, pad: [] }
     }
 
     fn established() -> State {

@@ -1,5 +1,6 @@
 //! The masquerade over tables in memory. Each test that shows a clause of an RFC names it.
 
+mod exit;
 mod frame;
 mod model;
 
@@ -25,6 +26,7 @@ fn config() -> Config {
         pool: Pool::beside(32_768, 60_999),
         filtering: Config::ADDRESS_DEPENDENT,
         enabled: 1,
+        ..Config::OFF
     }
 }
 
@@ -39,7 +41,7 @@ fn home(pod: u8, n: u16) -> u16 {
 
 fn send(world: &mut Memory, frame: &[u8]) -> (Verdict, Vec<u8>) {
     let mut frame = frame.to_vec();
-    let verdict = egress(&mut frame[..], world, &config());
+    let verdict = egress::<Ipv4, _, _>(&mut frame[..], world, &config());
     (verdict, frame)
 }
 
@@ -49,7 +51,7 @@ fn receive(world: &mut Memory, frame: &[u8]) -> (Verdict, Vec<u8>) {
 
 fn receive_with(world: &mut Memory, frame: &[u8], config: &Config) -> (Verdict, Vec<u8>) {
     let mut frame = frame.to_vec();
-    let verdict = ingress(&mut frame[..], world, config);
+    let verdict = ingress::<Ipv4, _, _>(&mut frame[..], world, config);
     (verdict, frame)
 }
 
@@ -426,7 +428,7 @@ fn errors_go_out_with_what_they_quote() {
 
 fn hairpinned(world: &mut Memory, frame: &[u8]) -> (Hairpin, Vec<u8>) {
     let mut frame = frame.to_vec();
-    let decided = hairpin(&mut frame[..], world, &config());
+    let decided = hairpin::<Ipv4, _, _>(&mut frame[..], world, &config());
     (decided, frame)
 }
 

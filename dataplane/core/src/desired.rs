@@ -1,7 +1,7 @@
 //! What a node wants its kernel to hold: a few lines of data from which everything else follows.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{Ipv4Addr, Ipv6Addr},
 };
@@ -10,7 +10,7 @@ use hextet_address::GroupId;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
-use crate::Filtering;
+use crate::{Filtering, Ipv6Exit};
 
 /// All that a node wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Desired {
     /// Who gets in at the outside ports of pods; the BPF programs alone can do otherwise than the default.
     #[serde(default)]
     pub filtering: Filtering,
+    /// What becomes of the pods' IPv6 to the internet.
+    #[serde(default)]
+    pub ipv6_exit: Ipv6Exit,
 }
 
 impl Desired {
@@ -47,7 +50,7 @@ impl Desired {
 }
 
 /// The device to the other nodes and the world.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uplink {
     /// Its name.
     pub name: String,
@@ -56,6 +59,12 @@ pub struct Uplink {
     /// Prefixes to which the kernel's routes would choose another of its addresses.
     #[serde(default)]
     pub sources: BTreeMap<Ipv4Network, Ipv4Addr>,
+    /// Its global IPv6 address, that pods can leave with.
+    #[serde(default)]
+    pub global: Option<Ipv6Addr>,
+    /// Prefixes of global addresses that are on its link.
+    #[serde(default)]
+    pub on_link: BTreeSet<Ipv6Network>,
 }
 
 /// A pod's addresses.

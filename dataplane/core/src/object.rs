@@ -1,13 +1,13 @@
 //! The kernel objects that Hextet makes, as far as it sets them, and their text in the manner of `ip`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
 /// An Ethernet address.
@@ -150,14 +150,40 @@ pub struct Guard {
 /// What the BPF masquerade translates, and to what.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Masquerade {
-    /// The address that packets leave with.
-    pub node_ipv4: Ipv4Addr,
+    /// The address that IPv4 packets leave with; none: they are not translated here.
+    pub node_ipv4: Option<Ipv4Addr>,
     /// Prefixes of remotes that see another address.
     pub sources: BTreeMap<Ipv4Network, Ipv4Addr>,
     /// The range whose packets are translated.
     pub pod_ipv4: Ipv4Network,
     /// Who gets in besides those that were written to.
     pub filtering: Filtering,
+    /// How IPv6 packets leave for the internet; none: as they are.
+    pub exit: Option<Exit>,
+}
+
+/// The pods' way to the IPv6 internet, whose addresses are no good there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exit {
+    /// The address that packets leave with; none: they do not leave.
+    pub node: Option<Ipv6Addr>,
+    /// The pods' prefix.
+    pub pods: Ipv6Network,
+    /// Prefixes of global addresses that pods reach with their own.
+    pub direct: BTreeSet<Ipv6Network>,
+}
+
+/// What becomes of pods' packets to the IPv6 internet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ipv6Exit {
+    /// They are translated to the node's global address if the pods' own are unique local.
+    #[default]
+    Auto,
+    /// They are translated, whatever the pods' addresses are.
+    Masquerade,
+    /// They leave as they are.
+    None,
 }
 
 /// Who gets in at the outside port of a pod (RFC 4787 section 5).
@@ -263,13 +289,58 @@ impl fmt::Display for Guard {
 
 impl fmt::Display for Masquerade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "src {} to {}", self.pod_ipv4, self.node_ipv4)?;
-        self.sources.iter().try_for_each(|(prefix, address)| write!(f, " dst {prefix} to {address}"))?;
-        if self.filtering == Filtering::default() {
-            Ok(())
-        } else {
-            write!(f, " filtering {}", self.filtering)
+        write!(f, "src {} to ", self.pod_ipv4)?;
+        match self.node_ipv4 {
+            Some(node) => write!(f, "{node}")?,
+            None => f.write_str("nothing")?,
         }
+        self.sources.iter().try_for_each(|(prefix, address)| write!(f, " dst {prefix} to {address}"))?;
+        if self.filtering != Filtering::default() {
+            write!(f, " filtering {}", self.filtering)?;
+        }
+        self.exit.iter().try_for_each(|exit| write!(f, " {exit}"))
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "src {} to ", self.pods)?;
+        match self.node {
+            Some(node) => write!(f, "{node}")?,
+            None => f.write_str("nowhere")?,
+        }
+        self.direct.iter().try_for_each(|prefix| write!(f, " dst {prefix} direct"))
+    }
+}
+
+/// A word that names no way to the IPv6 internet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownExit(String);
+
+impl fmt::Display for UnknownExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not one of auto, masquerade, none", self.0)
+    }
+}
+
+impl std::error::Error for UnknownExit {}
+
+impl FromStr for Ipv6Exit {
+    type Err = UnknownExit;
+
+    fn from_str(word: &str) -> Result<Self, UnknownExit> {
+        let all = [Self::Auto, Self::Masquerade, Self::None];
+        all.into_iter().find(|one| one.to_string() == word).ok_or_else(|| UnknownExit(word.to_owned()))
+    }
+}
+
+impl fmt::Display for Ipv6Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Masquerade => "masquerade",
+            Self::None => "none",
+        })
     }
 }
 

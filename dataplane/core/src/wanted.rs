@@ -9,8 +9,8 @@ use hextet_address::PodLink;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::{
-    Address, Desired, GATEWAY, Guard, Hop, Link, Mac, Masquerade, MasqueradeBackend, NdpBackend, Neighbour,
-    NftTable, Observed, POD_IF, Pod, Program, Route, Stack, UNREACHABLE_METRIC,
+    Address, Desired, Exit, GATEWAY, Guard, Hop, Ipv6Exit, Link, Mac, Masquerade, MasqueradeBackend,
+    NdpBackend, Neighbour, NftTable, Observed, POD_IF, Pod, Program, Route, Stack, UNREACHABLE_METRIC,
 };
 
 /// What the kernel gives an IPv6 route without a metric. Written out, so that what is read back is equal.
@@ -214,19 +214,37 @@ fn nft(desired: &Desired, observed: &Observed) -> Option<NftTable> {
     match desired.masquerade {
         MasqueradeBackend::Nftables => Some(NftTable::Masquerade { uplink, pod_ipv4 }),
         MasqueradeBackend::Ebpf => observed.has_nft.then(|| NftTable::Backstop {
-            uplink: masquerade(desired).is_some().then_some(uplink),
+            uplink: masquerade(desired).is_some_and(|it| it.node_ipv4.is_some()).then_some(uplink),
             pod_ipv4,
         }),
     }
 }
 
 fn masquerade(desired: &Desired) -> Option<Masquerade> {
-    let node_ipv4 = desired.uplink.ipv4.filter(|_| desired.masquerade == MasqueradeBackend::Ebpf)?;
-    Some(Masquerade {
+    if desired.masquerade != MasqueradeBackend::Ebpf {
+        return None;
+    }
+    let (node_ipv4, exit) = (desired.uplink.ipv4, exit(desired));
+    (node_ipv4.is_some() || exit.is_some()).then(|| Masquerade {
         node_ipv4,
         sources: desired.uplink.sources.clone(),
         pod_ipv4: desired.pod_ipv4,
         filtering: desired.filtering,
+        exit,
+    })
+}
+
+/// With unique local addresses pods get nowhere on the IPv6 internet; global ones are good as they are.
+fn exit(desired: &Desired) -> Option<Exit> {
+    let is_on = match desired.ipv6_exit {
+        Ipv6Exit::Auto => desired.node.ip().is_unique_local(),
+        Ipv6Exit::Masquerade => true,
+        Ipv6Exit::None => false,
+    };
+    is_on.then(|| Exit {
+        node: desired.uplink.global,
+        pods: desired.node,
+        direct: desired.uplink.on_link.clone(),
     })
 }
 

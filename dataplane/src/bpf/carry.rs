@@ -15,15 +15,22 @@ use aya::{
 };
 use dataplane_common::{
     ipv4,
-    masquerade::{Mapping, MappingKey, OWNER_FREE, PORTS_MAX, Session, SessionKey, State, port_index},
+    masquerade::{
+        Family as _, Ipv4, Mapping, MappingKey, OWNER_FREE, PORTS_MAX, Session, SessionKey, State, port_index,
+    },
 };
 
 use super::{
-    BpfError, batch, flows, pins,
+    BpfError, batch,
+    flows::{self, Maps},
+    pins,
     settings::{failed, hash_mut},
 };
 
 const BPF_NOEXIST: u64 = 1;
+/// The maps of IPv4, the only ones that layout 1 had.
+const SESSIONS: &str = <Ipv4 as Maps>::SESSIONS;
+const MAPPINGS: &str = <Ipv4 as Maps>::MAPPINGS;
 const DNS: u16 = 53_u16.to_be();
 
 /// The maps of layout 1, as far as they are read.
@@ -57,25 +64,25 @@ mod v1 {
 /// Copies the flows of an older layout under `dir` that are not here yet. Returns how many.
 pub(super) fn flows(dir: &Path, object: &mut Ebpf) -> Result<usize, BpfError> {
     let older = dir.join("v1");
-    if !older.join(flows::SESSIONS).exists() {
+    if !older.join(SESSIONS).exists() {
         return Ok(0);
     }
     let node = config(&older)?.node;
     let ports = flows::words(object, flows::PORTS, PORTS_MAX)?;
-    let sessions = entries::<SessionKey, v1::Session>(&older, flows::SESSIONS)?;
-    let mappings = entries::<MappingKey, Mapping>(&older, flows::MAPPINGS)?;
+    let sessions = entries::<SessionKey, v1::Session>(&older, SESSIONS)?;
+    let mappings = entries::<MappingKey, Mapping>(&older, MAPPINGS)?;
     let owners = port_owners(&older, &mappings)?;
     for (index, owner) in owners {
         ports.replace(index, OWNER_FREE, owner);
     }
     for (key, mapping) in mappings {
         let remote_port = if key.protocol == ipv4::TCP { mapping.remote_port } else { 0 };
-        insert(object, flows::MAPPINGS, &key, &Mapping { remote_port, ..mapping })?;
+        insert(object, MAPPINGS, &key, &Mapping { remote_port, ..mapping })?;
     }
     let mut carried = 0;
     for (key, session) in sessions {
         let (key, session) = session_of_v1(key, session, node);
-        carried += usize::from(insert(object, flows::SESSIONS, &key, &session)?);
+        carried += usize::from(insert(object, SESSIONS, &key, &session)?);
     }
     Ok(carried)
 }
@@ -86,7 +93,10 @@ fn session_of_v1(key: SessionKey, session: v1::Session, node: u32) -> (SessionKe
     let remote_port = if key.protocol == ipv4::TCP { key.remote_port } else { 0 };
     let state = if is_dns { State::DNS } else { State(session.state) };
     let v1::Session { last_seen_ns, outside_port, .. } = session;
-    (SessionKey { remote_port, ..key }, Session { last_seen_ns, outside: node, outside_port, state, zero: 0 })
+    (
+        SessionKey { remote_port, ..key },
+        Session { last_seen_ns, outside: node, outside_port, state, zero: 0, pad: Ipv4::PAD },
+    )
 }
 
 /// Ends what is left of other layouts under `dir`, once this one's programs are where they belong. Filters have
@@ -122,7 +132,8 @@ fn config(older: &Path) -> Result<v1::Config, BpfError> {
 fn port_owners(older: &Path, mappings: &[(MappingKey, Mapping)]) -> Result<Vec<(u32, u64)>, BpfError> {
     let array: Array<_, u64> =
         Array::try_from(Map::Array(open(older, flows::PORTS)?)).map_err(failed("open", flows::PORTS))?;
-    let indices = mappings.iter().map(|(key, mapping)| port_index(key.protocol, mapping.outside_port));
+    let indices =
+        mappings.iter().map(|(key, mapping)| port_index::<Ipv4>(key.protocol, mapping.outside_port));
     indices
         .map(|index| Ok((index, array.get(&index, 0).map_err(failed("read", flows::PORTS))?)))
         .filter(|owner| !matches!(owner, Ok((_, OWNER_FREE))))

@@ -7,34 +7,128 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::Ipv4Addr,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
     path::Path,
 };
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError},
+    maps::{Array, Map, MapData, MapError},
 };
 use dataplane_common::{
     ipv4,
     masquerade::{
-        BLOCKS_MAX, Config, Mapping, MappingKey, OWNER_FREE, PORTS_MAX, Session, SessionKey, State,
+        BLOCKS_MAX, Config, Family, Ipv4, Ipv6, Mapping, MappingKey, OWNER_FREE, PORTS_MAX, Session,
+        SessionKey, State,
         block::{BLOCK_FREE, BLOCK_PORTS, Block, block_owner_inside},
         expired, is_owned_by, owner_inside, port_index, timeout_ns,
     },
+    pod_link::PodLink,
 };
 
 use super::{
     BpfError, batch,
-    settings::{config, entries, failed, hash_mut, is_absent, map, pods, to_address},
+    settings::{config, entries, failed, hash_mut, is_absent, map, pods, to_address, to_ipv6},
     words::Words,
 };
 
-pub(super) const SESSIONS: &str = "NAT_SESSIONS";
-pub(super) const MAPPINGS: &str = "NAT_MAPPINGS";
 pub(super) const PORTS: &str = "NAT_PORTS";
 const BLOCKS: &str = "NAT_BLOCKS";
+
+/// A family whose flows are in maps of its own. The sizes of their keys and values are the layout's, by the pins'
+/// folder.
+pub(super) trait Maps: Family {
+    const SESSIONS: &str;
+    const MAPPINGS: &str;
+
+    /// The address, for people.
+    fn ip(address: Self::Address) -> IpAddr;
+
+    fn sessions(object: &Ebpf) -> Result<Vec<(SessionKey<Self>, Session<Self>)>, BpfError>;
+    fn mappings(object: &Ebpf) -> Result<Vec<(MappingKey, Mapping<Self>)>, BpfError>;
+    fn pinned(data: &MapData) -> io::Result<Vec<(SessionKey<Self>, Session<Self>)>>;
+    /// The session, if it is there.
+    fn session(object: &mut Ebpf, key: &SessionKey<Self>) -> Result<Option<Session<Self>>, BpfError>;
+    /// Whether it was there.
+    fn remove_session(object: &mut Ebpf, key: &SessionKey<Self>) -> Result<bool, BpfError>;
+    fn remove_mapping(object: &mut Ebpf, key: &MappingKey) -> Result<(), BpfError>;
+    /// Inserts a mapping, never over another.
+    fn restore_mapping(object: &mut Ebpf, key: &MappingKey, mapping: Mapping<Self>) -> Result<(), BpfError>;
+}
+
+macro_rules! maps {
+    ($family:ty, $sessions:literal, $mappings:literal, $ip:expr) => {
+        impl Maps for $family {
+            const SESSIONS: &str = $sessions;
+            const MAPPINGS: &str = $mappings;
+
+            fn ip(address: Self::Address) -> IpAddr {
+                $ip(address).into()
+            }
+
+            fn sessions(object: &Ebpf) -> Result<Vec<(SessionKey<Self>, Session<Self>)>, BpfError> {
+                entries(object, Self::SESSIONS)
+            }
+
+            fn mappings(object: &Ebpf) -> Result<Vec<(MappingKey, Mapping<Self>)>, BpfError> {
+                entries(object, Self::MAPPINGS)
+            }
+
+            fn pinned(data: &MapData) -> io::Result<Vec<(SessionKey<Self>, Session<Self>)>> {
+                batch::entries(data.fd().as_fd())
+            }
+
+            fn session(object: &mut Ebpf, key: &SessionKey<Self>) -> Result<Option<Session<Self>>, BpfError> {
+                let map = hash_mut::<SessionKey<Self>, Session<Self>>(object, Self::SESSIONS)?;
+                match map.get(key, 0) {
+                    Ok(value) => Ok(Some(value)),
+                    Err(e) if is_absent(&e) => Ok(None),
+                    Err(e) => Err(failed("read", Self::SESSIONS)(e)),
+                }
+            }
+
+            fn remove_session(object: &mut Ebpf, key: &SessionKey<Self>) -> Result<bool, BpfError> {
+                let mut map = hash_mut::<SessionKey<Self>, Session<Self>>(object, Self::SESSIONS)?;
+                was_there(map.remove(key), Self::SESSIONS)
+            }
+
+            fn remove_mapping(object: &mut Ebpf, key: &MappingKey) -> Result<(), BpfError> {
+                let mut map = hash_mut::<MappingKey, Mapping<Self>>(object, Self::MAPPINGS)?;
+                was_there(map.remove(key), Self::MAPPINGS).map(drop)
+            }
+
+            fn restore_mapping(
+                object: &mut Ebpf,
+                key: &MappingKey,
+                mapping: Mapping<Self>,
+            ) -> Result<(), BpfError> {
+                const BPF_NOEXIST: u64 = 1;
+                let mut map = hash_mut::<MappingKey, Mapping<Self>>(object, Self::MAPPINGS)?;
+                match map.insert(key, mapping, BPF_NOEXIST) {
+                    Err(MapError::SyscallError(call))
+                        if call.io_error.raw_os_error() == Some(libc::EEXIST) =>
+                    {
+                        Ok(())
+                    }
+                    other => other.map_err(failed("write", Self::MAPPINGS)),
+                }
+            }
+        }
+    };
+}
+
+maps!(Ipv4, "NAT_SESSIONS", "NAT_MAPPINGS", to_address);
+maps!(Ipv6, "NAT6_SESSIONS", "NAT6_MAPPINGS", to_ipv6);
+
+fn was_there(removed: Result<(), MapError>, name: &'static str) -> Result<bool, BpfError> {
+    match removed {
+        Ok(()) => Ok(true),
+        Err(e) if is_absent(&e) => Ok(false),
+        Err(e) => Err(failed("write", name)(e)),
+    }
+}
 
 /// A mapping without a session is one that is being made, unless it is older than this.
 const MAKING_NS: u64 = 1_000_000_000;
@@ -70,16 +164,18 @@ pub struct PortBlock {
 pub struct Flow {
     /// `tcp`, `udp` or `icmp`.
     pub protocol: &'static str,
-    /// The pod's address.
-    pub inside: Ipv4Addr,
+    /// The pod's private address, of IPv6 flows too.
+    pub pod: Ipv4Addr,
+    /// The pod's address in this flow.
+    pub inside: IpAddr,
     /// Its port, or the identifier of its echo.
     pub inside_port: u16,
     /// The node's address.
-    pub outside: Ipv4Addr,
+    pub outside: IpAddr,
     /// The port there.
     pub outside_port: u16,
     /// The remote's address.
-    pub remote: Ipv4Addr,
+    pub remote: IpAddr,
     /// The remote's port; none for UDP, where a flow is for all ports of a remote, and for ICMP.
     pub remote_port: Option<u16>,
     /// `new`, `established`, `closing` or `closed`; none for UDP and ICMP.
@@ -99,17 +195,7 @@ pub(super) struct Sweeper {
 impl Sweeper {
     pub(super) fn sweep(&mut self, object: &mut Ebpf, now_ns: u64) -> Result<Swept, BpfError> {
         let ports = words(object, PORTS, PORTS_MAX)?;
-        let found = Found::read(object, &ports, now_ns)?;
-        let mappings = found.ended_mappings(object, now_ns)?;
-        let mut freed = 0;
-        for key in found.orphans.iter().chain(found.ended_outside_of(&mappings)) {
-            let mut sessions = hash_mut::<SessionKey, Session>(object, SESSIONS)?;
-            freed += usize::from(remove(&mut sessions, SESSIONS, key)?);
-        }
-        for (key, mapping) in mappings {
-            let sessions = found.ended.get(&key).map(Vec::as_slice).unwrap_or_default();
-            freed += free_mapping(object, &ports, now_ns, &key, &mapping, sessions)?;
-        }
+        let freed = free_ended::<Ipv4>(object, &ports, now_ns)? + free_ended::<Ipv6>(object, &ports, now_ns)?;
         self.free_left_behind(object, &ports)?;
         let mut swept = sweep_blocks(object, &ports, now_ns)?;
         swept.freed = freed;
@@ -117,10 +203,8 @@ impl Sweeper {
     }
 
     fn free_left_behind(&mut self, object: &Ebpf, ports: &Words) -> Result<(), BpfError> {
-        let mapped: HashSet<u32> = entries::<MappingKey, Mapping>(object, MAPPINGS)?
-            .iter()
-            .map(|(key, mapping)| port_index(key.protocol, mapping.outside_port))
-            .collect();
+        let mut mapped = mapped_ports::<Ipv4>(object)?;
+        mapped.extend(mapped_ports::<Ipv6>(object)?);
         let unmapped = (0..PORTS_MAX).map(|index| (index, ports.get(index)));
         let unmapped = unmapped.filter(|(index, owner)| *owner != OWNER_FREE && !mapped.contains(index));
         let suspects: HashSet<(u32, u64)> = unmapped.collect();
@@ -130,6 +214,27 @@ impl Sweeper {
         self.suspects = suspects;
         Ok(())
     }
+}
+
+/// Frees the flows of a family that have ended.
+fn free_ended<F: Maps>(object: &mut Ebpf, ports: &Words, now_ns: u64) -> Result<usize, BpfError> {
+    let found = Found::<F>::read(object, ports, now_ns)?;
+    let mappings = found.ended_mappings(object, now_ns)?;
+    let mut freed = 0;
+    for key in found.orphans.iter().chain(found.ended_outside_of(&mappings)) {
+        freed += usize::from(F::remove_session(object, key)?);
+    }
+    for (key, mapping) in mappings {
+        let sessions = found.ended.get(&key).map(Vec::as_slice).unwrap_or_default();
+        freed += free_mapping(object, ports, now_ns, &key, &mapping, sessions)?;
+    }
+    Ok(freed)
+}
+
+/// The ports that mappings lead to.
+fn mapped_ports<F: Maps>(object: &Ebpf) -> Result<HashSet<u32>, BpfError> {
+    let mappings = F::mappings(object)?;
+    Ok(mappings.iter().map(|(key, mapping)| port_index::<F>(key.protocol, mapping.outside_port)).collect())
 }
 
 pub(super) fn words(object: &Ebpf, name: &'static str, length: u32) -> Result<Words, BpfError> {
@@ -186,14 +291,8 @@ fn pod_at_home(config: &Config, block: u32) -> Option<Ipv4Addr> {
 /// Forgets every flow of a pod that has gone: its address may be another's at once.
 pub(super) fn forget(object: &mut Ebpf, inside: u32) -> Result<(), BpfError> {
     let ports = words(object, PORTS, PORTS_MAX)?;
-    let mappings = entries::<MappingKey, Mapping>(object, MAPPINGS)?;
-    for (key, _) in mappings.into_iter().filter(|(key, _)| key.inside == inside) {
-        remove(&mut hash_mut::<MappingKey, Mapping>(object, MAPPINGS)?, MAPPINGS, &key)?;
-    }
-    let sessions = entries::<SessionKey, Session>(object, SESSIONS)?;
-    for (key, _) in sessions.into_iter().filter(|(key, _)| key.inside == inside) {
-        remove(&mut hash_mut::<SessionKey, Session>(object, SESSIONS)?, SESSIONS, &key)?;
-    }
+    forget_of::<Ipv4>(object, inside)?;
+    forget_of::<Ipv6>(object, inside)?;
     for index in 0..PORTS_MAX {
         let owner = ports.get(index);
         if owner != OWNER_FREE && owner_inside(owner).0 == inside {
@@ -210,37 +309,71 @@ pub(super) fn forget(object: &mut Ebpf, inside: u32) -> Result<(), BpfError> {
     Ok(())
 }
 
+fn forget_of<F: Maps>(object: &mut Ebpf, inside: u32) -> Result<(), BpfError> {
+    for (key, _) in F::mappings(object)?.into_iter().filter(|(key, _)| key.inside == inside) {
+        F::remove_mapping(object, &key)?;
+    }
+    for (key, _) in F::sessions(object)?.into_iter().filter(|(key, _)| key.inside == inside) {
+        F::remove_session(object, &key)?;
+    }
+    Ok(())
+}
+
 /// Forgets the sessions that leave with an address that is not the node's any more.
 pub(super) fn forget_outside(object: &mut Ebpf, config: &Config) -> Result<usize, BpfError> {
-    let sessions = entries::<SessionKey, Session>(object, SESSIONS)?;
-    let gone: Vec<SessionKey> = sessions
-        .into_iter()
-        .filter(|(_, session)| !config.is_node(session.outside))
-        .map(|(key, _)| key)
-        .collect();
+    Ok(forget_outside_of::<Ipv4>(object, config)? + forget_outside_of::<Ipv6>(object, config)?)
+}
+
+fn forget_outside_of<F: Maps>(object: &mut Ebpf, config: &Config) -> Result<usize, BpfError> {
+    let sessions = F::sessions(object)?;
+    let gone = sessions.into_iter().filter(|(_, session)| !F::is_node(config, session.outside));
+    let gone: Vec<SessionKey<F>> = gone.map(|(key, _)| key).collect();
     for key in &gone {
-        remove(&mut hash_mut::<SessionKey, Session>(object, SESSIONS)?, SESSIONS, key)?;
+        F::remove_session(object, key)?;
     }
     Ok(gone.len())
 }
 
-/// Every flow that has not ended, from the pinned map: needs no agent.
+/// Every flow that has not ended, from the pinned maps: needs no agent.
 pub(super) fn list(pins: &Path, now_ns: u64) -> Result<Vec<Flow>, BpfError> {
-    let pin = pins.join(SESSIONS);
-    if !pin.exists() {
-        return Ok(Vec::new());
-    }
-    let data = MapData::from_pin(&pin).map_err(failed("open", SESSIONS))?;
-    // The sizes of keys and values are the layout's, by the pin's folder.
-    let sessions = batch::entries::<SessionKey, Session>(data.fd().as_fd());
-    let sessions = sessions.map_err(|e| failed("read", SESSIONS)(MapError::IoError(e)))?;
-    let mut flows: Vec<Flow> = sessions
-        .iter()
-        .filter(|(key, session)| !expired(now_ns, key, session) && session.state != State::ADMITS)
-        .map(|(key, session)| flow(key, session, now_ns))
-        .collect();
+    let mut flows = list_of::<Ipv4>(pins, now_ns, &|inside| Some(to_address(inside).into()))?;
+    let pods: Pods6 = pinned_pods(pins)?;
+    flows.extend(list_of::<Ipv6>(pins, now_ns, &|inside| pods.get(&inside).map(|pod| (*pod).into()))?);
     flows.sort();
     Ok(flows)
+}
+
+/// The addresses of pods by their private ones.
+type Pods6 = BTreeMap<u32, Ipv6Addr>;
+
+fn pinned_pods(pins: &Path) -> Result<Pods6, BpfError> {
+    let Some(data) = pinned_map(pins, "PODS")? else { return Ok(Pods6::new()) };
+    let pods = batch::entries::<u32, PodLink>(data.fd().as_fd());
+    let pods = pods.map_err(|e| failed("read", "PODS")(MapError::IoError(e)))?;
+    Ok(pods.into_iter().map(|(inside, link)| (inside, to_ipv6(link.ipv6))).collect())
+}
+
+fn pinned_map(pins: &Path, name: &'static str) -> Result<Option<MapData>, BpfError> {
+    let pin = pins.join(name);
+    if !pin.exists() {
+        return Ok(None);
+    }
+    MapData::from_pin(&pin).map(Some).map_err(failed("open", name))
+}
+
+/// Flows of pods that have gone are left out.
+fn list_of<F: Maps>(
+    pins: &Path,
+    now_ns: u64,
+    address: &impl Fn(u32) -> Option<IpAddr>,
+) -> Result<Vec<Flow>, BpfError> {
+    let Some(data) = pinned_map(pins, F::SESSIONS)? else { return Ok(Vec::new()) };
+    let sessions = F::pinned(&data).map_err(|e| failed("read", F::SESSIONS)(MapError::IoError(e)))?;
+    let live = sessions
+        .iter()
+        .filter(|(key, session)| !expired(now_ns, key, session) && session.state != State::ADMITS);
+    let flows = live.filter_map(|(key, session)| Some(flow(key, session, now_ns, address(key.inside)?)));
+    Ok(flows.collect())
 }
 
 /// Whose port it is now, from the pinned maps: the pod's address and the first port of its block.
@@ -264,7 +397,7 @@ fn pinned_element<V: aya::Pod>(pins: &Path, name: &'static str, index: u32) -> R
     array.get(&index, 0).map_err(failed("read", name))
 }
 
-fn flow(key: &SessionKey, session: &Session, now_ns: u64) -> Flow {
+fn flow<F: Maps>(key: &SessionKey<F>, session: &Session<F>, now_ns: u64, inside: IpAddr) -> Flow {
     let protocol = match key.protocol {
         ipv4::TCP => "tcp",
         ipv4::UDP => "udp",
@@ -274,11 +407,12 @@ fn flow(key: &SessionKey, session: &Session, now_ns: u64) -> Flow {
     let idle_ns = now_ns.saturating_sub(session.last_seen_ns);
     Flow {
         protocol,
-        inside: to_address(key.inside),
+        pod: to_address(key.inside),
+        inside,
         inside_port: u16::from_be(key.inside_port),
-        outside: to_address(session.outside),
+        outside: F::ip(session.outside),
         outside_port: u16::from_be(session.outside_port),
-        remote: to_address(key.remote),
+        remote: F::ip(key.remote),
         remote_port: is_tcp.then(|| u16::from_be(key.remote_port)),
         state: is_tcp.then(|| state(session.state)),
         expires_s: timeout_ns(key, session.state).saturating_sub(idle_ns) / 1_000_000_000,
@@ -295,21 +429,20 @@ fn state(state: State) -> &'static str {
 }
 
 /// What the sessions say of their mappings.
-#[derive(Default)]
-struct Found {
+struct Found<F: Family> {
     /// Mappings with a session that lives.
     live: HashSet<MappingKey>,
     /// Sessions that have ended, by mapping.
-    ended: BTreeMap<MappingKey, Vec<SessionKey>>,
+    ended: BTreeMap<MappingKey, Vec<SessionKey<F>>>,
     /// Sessions whose port is another's: no reply finds them, and their next packet makes a better one.
-    orphans: Vec<SessionKey>,
+    orphans: Vec<SessionKey<F>>,
 }
 
-impl Found {
-    fn read(object: &Ebpf, ports: &Words, now_ns: u64) -> Result<Found, BpfError> {
-        let mut found = Found::default();
-        for (key, session) in entries::<SessionKey, Session>(object, SESSIONS)? {
-            let owner = ports.get(port_index(key.protocol, session.outside_port));
+impl<F: Maps> Found<F> {
+    fn read(object: &Ebpf, ports: &Words, now_ns: u64) -> Result<Found<F>, BpfError> {
+        let mut found = Found { live: HashSet::new(), ended: BTreeMap::new(), orphans: Vec::new() };
+        for (key, session) in F::sessions(object)? {
+            let owner = ports.get(port_index::<F>(key.protocol, session.outside_port));
             if !is_owned_by(owner, key.inside, key.inside_port) {
                 found.orphans.push(key);
             } else if expired(now_ns, &key, &session) {
@@ -324,14 +457,18 @@ impl Found {
     /// Sessions that have ended while their mapping stays, or has gone before.
     fn ended_outside_of<'a>(
         &'a self,
-        mappings: &'a BTreeMap<MappingKey, Mapping>,
-    ) -> impl Iterator<Item = &'a SessionKey> {
+        mappings: &'a BTreeMap<MappingKey, Mapping<F>>,
+    ) -> impl Iterator<Item = &'a SessionKey<F>> {
         self.ended.iter().filter(|(key, _)| !mappings.contains_key(key)).flat_map(|(_, keys)| keys)
     }
 
     /// Mappings of which no session lives.
-    fn ended_mappings(&self, object: &Ebpf, now_ns: u64) -> Result<BTreeMap<MappingKey, Mapping>, BpfError> {
-        let mut mappings = entries::<MappingKey, Mapping>(object, MAPPINGS)?;
+    fn ended_mappings(
+        &self,
+        object: &Ebpf,
+        now_ns: u64,
+    ) -> Result<BTreeMap<MappingKey, Mapping<F>>, BpfError> {
+        let mut mappings = F::mappings(object)?;
         mappings.retain(|(key, mapping)| {
             !self.live.contains(key) && now_ns.saturating_sub(mapping.created_ns) > MAKING_NS
         });
@@ -340,70 +477,32 @@ impl Found {
 }
 
 /// Removes the mapping, its sessions, and frees its port.
-fn free_mapping(
+fn free_mapping<F: Maps>(
     object: &mut Ebpf,
     ports: &Words,
     now_ns: u64,
     key: &MappingKey,
-    mapping: &Mapping,
-    ended: &[SessionKey],
+    mapping: &Mapping<F>,
+    ended: &[SessionKey<F>],
 ) -> Result<usize, BpfError> {
-    let index = port_index(key.protocol, mapping.outside_port);
+    let index = port_index::<F>(key.protocol, mapping.outside_port);
     let owner = ports.get(index);
-    remove(&mut hash_mut::<MappingKey, Mapping>(object, MAPPINGS)?, MAPPINGS, key)?;
-    let mut sessions = hash_mut::<SessionKey, Session>(object, SESSIONS)?;
+    F::remove_mapping(object, key)?;
     let (mut freed, mut revived) = (0, false);
     for session_key in ended {
-        match get(&sessions, SESSIONS, session_key)? {
+        match F::session(object, session_key)? {
             Some(session) if !expired(now_ns, session_key, &session) => revived = true,
-            Some(_) => freed += usize::from(remove(&mut sessions, SESSIONS, session_key)?),
+            Some(_) => freed += usize::from(F::remove_session(object, session_key)?),
             None => {}
         }
     }
     if revived {
-        return restore(object, key, mapping).map(|()| freed);
+        // A packet revived a session of the mapping: both stay.
+        F::restore_mapping(object, key, Mapping { shared: 1, ..*mapping })?;
+        return Ok(freed);
     }
     if is_owned_by(owner, key.inside, key.inside_port) {
         ports.replace(index, owner, OWNER_FREE);
     }
     Ok(freed)
-}
-
-/// A packet revived a session of the mapping: both stay.
-fn restore(object: &mut Ebpf, key: &MappingKey, mapping: &Mapping) -> Result<(), BpfError> {
-    const BPF_NOEXIST: u64 = 1;
-    let shared = Mapping { shared: 1, ..*mapping };
-    let mut mappings = hash_mut::<MappingKey, Mapping>(object, MAPPINGS)?;
-    match mappings.insert(key, shared, BPF_NOEXIST) {
-        Err(MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        other => other.map_err(failed("write", MAPPINGS)),
-    }
-}
-
-fn get<T, K: aya::Pod, V: aya::Pod>(
-    map: &HashMap<T, K, V>,
-    name: &'static str,
-    key: &K,
-) -> Result<Option<V>, BpfError>
-where
-    T: std::borrow::Borrow<MapData>,
-{
-    match map.get(key, 0) {
-        Ok(value) => Ok(Some(value)),
-        Err(e) if is_absent(&e) => Ok(None),
-        Err(e) => Err(failed("read", name)(e)),
-    }
-}
-
-/// Whether it was there.
-fn remove<K: aya::Pod, V: aya::Pod>(
-    map: &mut HashMap<&mut MapData, K, V>,
-    name: &'static str,
-    key: &K,
-) -> Result<bool, BpfError> {
-    match map.remove(key) {
-        Ok(()) => Ok(true),
-        Err(e) if is_absent(&e) => Ok(false),
-        Err(e) => Err(failed("write", name)(e)),
-    }
 }

@@ -1,7 +1,7 @@
 //! The maps that the agent writes and the programs read: pods, guards, masquerade.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
@@ -15,12 +15,12 @@ use aya::{
 use dataplane_common::{
     guard::{Entry, GUARD_MAX},
     ipv6::Address,
-    masquerade::{Config, NODES_MAX, Pool, SOURCES_MAX, Source},
+    masquerade::{Config, DIRECT_MAX, Direct, NODES_MAX, PODS6_MAX, Pool, SOURCES_MAX, Source},
     ndp::{NDP_PODS_MAX, PodMac},
     pod_link::{PODS_MAX, PodLink},
 };
-use dataplane_core::{Filtering, Masquerade};
-use ipnetwork::Ipv4Network;
+use dataplane_core::{Exit, Filtering, Masquerade};
+use ipnetwork::{Ipv4Network, Ipv6Network};
 
 use super::{BpfError, GuardEntry, batch, flows};
 
@@ -29,6 +29,8 @@ const GUARD: &str = "GUARD";
 const PODS: &str = "PODS";
 const MASQUERADE: &str = "MASQUERADE";
 const SOURCES: &str = "NAT_SOURCES";
+const PODS6: &str = "PODS6";
+const DIRECT: &str = "NAT6_DIRECT";
 
 pub(super) fn map<'a>(object: &'a Ebpf, name: &'static str) -> Result<&'a Map, BpfError> {
     object.map(name).ok_or(BpfError::NoMap(name))
@@ -106,9 +108,13 @@ pub(super) fn remove_local_pod(object: &mut Ebpf, pod: Ipv6Addr) -> Result<(), B
 
 pub(super) fn guards(object: &Ebpf) -> Result<BTreeMap<u32, GuardEntry>, BpfError> {
     let links: BTreeMap<u32, PodLink> = entries(object, PODS)?.into_iter().collect();
+    let numbers: BTreeMap<Address, u32> = entries(object, PODS6)?.into_iter().collect();
     let mut guards = entries::<u32, Entry>(object, GUARD)?;
     // One that others cannot find is as good as none: it is set anew.
-    guards.retain(|(ifindex, entry)| links.get(&entry.ipv4) == Some(&link(*ifindex, entry)));
+    guards.retain(|(ifindex, entry)| {
+        links.get(&entry.ipv4) == Some(&link(*ifindex, entry))
+            && numbers.get(&entry.ipv6) == Some(&entry.ipv4)
+    });
     Ok(guards.into_iter().map(|(ifindex, entry)| (ifindex, from_entry(entry))).collect())
 }
 
@@ -118,12 +124,13 @@ pub(super) fn pods(object: &Ebpf) -> Result<Vec<u32>, BpfError> {
 }
 
 fn link(ifindex: u32, entry: &Entry) -> PodLink {
-    PodLink { ifindex, pod_mac: entry.pod_mac, host_mac: entry.host_mac }
+    PodLink { ipv6: entry.ipv6, ifindex, pod_mac: entry.pod_mac, host_mac: entry.host_mac }
 }
 
 pub(super) fn set_guard(object: &mut Ebpf, ifindex: u32, entry: GuardEntry) -> Result<(), BpfError> {
     let entry = to_entry(entry);
     insert(object, PODS, PODS_MAX, entry.ipv4, link(ifindex, &entry))?;
+    insert(object, PODS6, PODS6_MAX, entry.ipv6, entry.ipv4)?;
     insert(object, GUARD, GUARD_MAX, ifindex, entry)
 }
 
@@ -132,10 +139,13 @@ pub(super) fn remove_guard(object: &mut Ebpf, ifindex: u32) -> Result<(), BpfErr
     let guards = entries::<u32, Entry>(object, GUARD)?;
     let entry = guards.into_iter().find(|(index, _)| *index == ifindex).map(|(_, entry)| entry);
     remove::<_, Entry>(object, GUARD, ifindex)?;
-    let Some(Entry { ipv4, .. }) = entry else { return Ok(()) };
+    let Some(Entry { ipv4, ipv6, .. }) = entry else { return Ok(()) };
     let links = entries::<u32, PodLink>(object, PODS)?;
     if links.into_iter().any(|(address, link)| address == ipv4 && link.ifindex == ifindex) {
         remove::<_, PodLink>(object, PODS, ipv4)?;
+        if entries::<Address, u32>(object, PODS6)?.contains(&(ipv6, ipv4)) {
+            remove::<_, u32>(object, PODS6, ipv6)?;
+        }
         flows::forget(object, ipv4)?;
     }
     Ok(())
@@ -187,7 +197,7 @@ pub(super) fn config(object: &Ebpf) -> Result<Config, BpfError> {
 
 pub(super) fn masquerade(object: &Ebpf) -> Result<Option<Masquerade>, BpfError> {
     let config = config(object)?;
-    if config.enabled == 0 {
+    if config.enabled == 0 && config.exit == 0 {
         return Ok(None);
     }
     let sources = sources(object)?.into_iter().map(|(key, source)| {
@@ -195,14 +205,55 @@ pub(super) fn masquerade(object: &Ebpf) -> Result<Option<Masquerade>, BpfError> 
         (prefix.expect("the agent wrote it"), to_address(source.address))
     });
     Ok(Some(Masquerade {
-        node_ipv4: to_address(config.nodes[0]),
+        node_ipv4: (config.enabled != 0).then(|| to_address(config.nodes[0])),
         sources: sources.collect(),
         pod_ipv4: network(config.pod_network, config.pod_mask),
         filtering: match config.filtering {
             Config::ENDPOINT_INDEPENDENT => Filtering::EndpointIndependent,
             _ => Filtering::AddressDependent,
         },
+        exit: if config.exit == 0 { None } else { Some(exit(object, &config)?) },
     }))
+}
+
+fn exit(object: &Ebpf, config: &Config) -> Result<Exit, BpfError> {
+    let pods = Address([config.pods6, 0]);
+    let direct = direct(object)?.into_iter().map(|key| {
+        let prefix = Ipv6Network::new(to_ipv6(key.data()), key.prefix_len() as u8);
+        prefix.expect("the agent wrote it")
+    });
+    Ok(Exit {
+        node: (!config.node6.is_unspecified()).then(|| to_ipv6(config.node6)),
+        pods: Ipv6Network::new(to_ipv6(pods), 64).expect("64 is at most 128"),
+        direct: direct.collect(),
+    })
+}
+
+pub(super) fn to_ipv6(address: Address) -> Ipv6Addr {
+    Ipv6Addr::from(address.octets())
+}
+
+fn direct(object: &Ebpf) -> Result<Vec<Key<Address>>, BpfError> {
+    let trie: LpmTrie<_, Address, Direct> =
+        LpmTrie::try_from(map(object, DIRECT)?).map_err(failed("open", DIRECT))?;
+    trie.keys().collect::<Result<_, _>>().map_err(failed("read", DIRECT))
+}
+
+/// Further prefixes than there is room for are reached translated.
+fn set_direct(object: &mut Ebpf, wanted: &BTreeSet<Ipv6Network>) -> Result<(), BpfError> {
+    let keys: Vec<Key<Address>> = wanted
+        .iter()
+        .take(DIRECT_MAX as usize)
+        .map(|prefix| Key::new(u32::from(prefix.prefix()), Address::new(prefix.network().octets())))
+        .collect();
+    let old = direct(object)?;
+    let mut trie: LpmTrie<_, Address, Direct> =
+        LpmTrie::try_from(map_mut(object, DIRECT)?).map_err(failed("open", DIRECT))?;
+    let same = |a: &Key<Address>, b: &Key<Address>| (a.prefix_len(), a.data()) == (b.prefix_len(), b.data());
+    for key in old.iter().filter(|key| !keys.iter().any(|new| same(new, key))) {
+        trie.remove(key).map_err(failed("write", DIRECT))?;
+    }
+    keys.iter().try_for_each(|key| trie.insert(key, Direct { zero: 0 }, 0).map_err(failed("write", DIRECT)))
 }
 
 fn sources(object: &Ebpf) -> Result<Vec<(Key<u32>, Source)>, BpfError> {
@@ -217,6 +268,9 @@ pub(super) fn set_masquerade(object: &mut Ebpf, masquerade: Option<&Masquerade>)
     let wanted: BTreeMap<Ipv4Network, Ipv4Addr> =
         masquerade.map(|masquerade| masquerade.sources.clone()).unwrap_or_default();
     set_sources(object, &config, &wanted)?;
+    let exit = masquerade.and_then(|masquerade| masquerade.exit.as_ref());
+    // Before packets are held to it.
+    set_direct(object, &exit.map(|exit| exit.direct.clone()).unwrap_or_default())?;
     let mut array: Array<_, Config> =
         Array::try_from(map_mut(object, MASQUERADE)?).map_err(failed("open", MASQUERADE))?;
     array.set(0, config, 0).map_err(failed("write", MASQUERADE))?;
@@ -255,8 +309,9 @@ fn set_sources(
 
 fn enabled(masquerade: &Masquerade) -> Result<Config, BpfError> {
     let (min, max) = host_ports()?;
+    let exit = masquerade.exit.as_ref();
     let mut nodes = [0; NODES_MAX];
-    let mut all = vec![wire(masquerade.node_ipv4)];
+    let mut all: Vec<u32> = masquerade.node_ipv4.map(wire).into_iter().collect();
     for address in masquerade.sources.values().map(|address| wire(*address)) {
         if !all.contains(&address) {
             all.push(address);
@@ -274,7 +329,11 @@ fn enabled(masquerade: &Masquerade) -> Result<Config, BpfError> {
             Filtering::AddressDependent => Config::ADDRESS_DEPENDENT,
             Filtering::EndpointIndependent => Config::ENDPOINT_INDEPENDENT,
         },
-        enabled: 1,
+        enabled: masquerade.node_ipv4.is_some().into(),
+        node6: exit.and_then(|exit| exit.node).map_or(Address::UNSPECIFIED, |ip| Address::new(ip.octets())),
+        pods6: exit.map_or(0, |exit| Address::new(exit.pods.network().octets()).0[0]),
+        exit: exit.is_some().into(),
+        zero: 0,
     })
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use dataplane_core::{Address, Hop, Link, Mac, Neighbour, PROTOCOL, Route};
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netlink_packet_route::{
     AddressFamily,
     address::{
@@ -126,6 +126,24 @@ pub(super) fn ipv4_route(message: &RouteMessage) -> Option<Ipv4Route> {
     }
     let destination = Ipv4Network::new(destination, message.header.destination_prefix_length).ok()?;
     Some(Ipv4Route { destination, metric: metric(message), gateway, preferred })
+}
+
+/// Where an IPv6 route without a gateway leads to.
+pub(super) fn on_link(message: &RouteMessage) -> Option<Ipv6Network> {
+    let has_gateway = |attribute: &RouteAttribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
+        )
+    };
+    if message.attributes.iter().any(has_gateway) {
+        return None;
+    }
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
+        _ => None,
+    })?;
+    Ipv6Network::new(destination, message.header.destination_prefix_length).ok()
 }
 
 pub(super) fn route(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {

@@ -1,7 +1,7 @@
 //! A node and a LAN host as two network namespaces with a cable between them, and eyes to look at them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
@@ -10,7 +10,8 @@ use std::{
 };
 
 use dataplane::{
-    Config, Dataplane, Desired, Filtering, MasqueradeBackend, NdpBackend, Op, Pod, Reconciled, Uplink,
+    Config, Dataplane, Desired, Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend, Op, Pod, Reconciled,
+    Uplink,
 };
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
@@ -96,10 +97,13 @@ impl Lan {
                 name: "eth0".to_owned(),
                 ipv4: Some("192.0.2.11".parse().unwrap()),
                 sources: BTreeMap::new(),
+                global: None,
+                on_link: BTreeSet::new(),
             },
             peers: [("fd00:1:2:b::/64".parse().unwrap(), "2001:db8:1::12".parse().unwrap())].into(),
             pods: (1..=pods).map(|n| (self.pod(n), pod(n))).collect(),
             filtering: Filtering::default(),
+            ipv6_exit: Ipv6Exit::default(),
             ndp: NdpBackend::Kernel,
             masquerade: MasqueradeBackend::Nftables,
         }

@@ -216,6 +216,11 @@ pub(crate) fn addresses_are_announced_again_when_the_carrier_is_back(backend: Nd
     node.reconcile(&[pod(1)]);
     expect_announcement(&tap, MAC_A, pod(1));
     lan.run_ip("sw", "link set port-a down");
+    // The kernel tells of a change some time later, and of one that was undone by then not at all.
+    until("the node sees the loss of its carrier", || {
+        let state = lan.ip("a", &["link", "show", "eth0"])[0]["operstate"].clone();
+        (state != "UP").then_some(())
+    });
     lan.run_ip("sw", "link set port-a up");
     let of_pod = |heard: &Heard| heard.advertisement().filter(|advertised| advertised.target == pod(1));
     assert_eq!(tap.find("an announcement", of_pod), to_nodes(MAC_A, pod(1)));

@@ -21,7 +21,7 @@ use std::{
 };
 
 use dataplane::{
-    Config, Dataplane, Desired, Filtering, MasqueradeBackend, NdpBackend, Op, Pod, Uplink,
+    Config, Dataplane, Desired, Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend, Op, Pod, Uplink,
     announce::{Announcer, Conflict},
 };
 use nix::sched::{CloneFlags, setns};
@@ -361,12 +361,13 @@ fn desired(role: Role, id: &str, pods: &[Ipv6Addr]) -> Desired {
         node: node.parse().unwrap(),
         group: "abcdef".parse().unwrap(),
         pod_ipv4: "10.254.0.0/20".parse().unwrap(),
-        uplink: Uplink { name: "eth0".to_owned(), ipv4: None, sources: BTreeMap::new() },
+        uplink: Uplink { name: "eth0".to_owned(), ipv4: None, ..Uplink::default() },
         peers: BTreeMap::new(),
         pods: pods.iter().map(pod).collect(),
         ndp: role.backend,
         masquerade: MasqueradeBackend::Ebpf,
         filtering: Filtering::default(),
+        ipv6_exit: Ipv6Exit::default(),
     }
 }
 

@@ -1,6 +1,6 @@
-//! `netctl flows`: what goes through the IPv4 exit of this node, read from its kernel.
+//! `netctl flows`: what leaves this node translated, read from its kernel.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use ::node::FlowView;
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::node::PathArgs;
 use crate::print::{self, Format, Row};
 
-/// List the IPv4 flows of this node's pods
+/// List the translated flows of this node's pods
 ///
 /// Needs root, on the node of the pods; the agent need not run. A UDP flow is for all ports of its remote.
 #[derive(Debug, clap::Args)]
@@ -57,7 +57,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
 }
 
 fn row(FlowView { pod, flow }: FlowView) -> FlowRow {
-    let end = |address: Ipv4Addr, port: u16| format!("{address}:{port}");
+    let end = |address: IpAddr, port: u16| SocketAddr::new(address, port).to_string();
     FlowRow {
         pod,
         protocol: flow.protocol,
@@ -71,6 +71,8 @@ fn row(FlowView { pod, flow }: FlowView) -> FlowRow {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use dataplane::Flow;
 
     use super::*;
@@ -79,11 +81,12 @@ mod tests {
     fn a_flow_is_a_line() {
         let flow = Flow {
             protocol: "udp",
-            inside: Ipv4Addr::new(10, 254, 0, 5),
+            pod: Ipv4Addr::new(10, 254, 0, 5),
+            inside: Ipv4Addr::new(10, 254, 0, 5).into(),
             inside_port: 4000,
-            outside: Ipv4Addr::new(192, 0, 2, 11),
+            outside: Ipv4Addr::new(192, 0, 2, 11).into(),
             outside_port: 64_800,
-            remote: Ipv4Addr::new(198, 51, 100, 2),
+            remote: Ipv4Addr::new(198, 51, 100, 2).into(),
             remote_port: None,
             state: None,
             expires_s: 299,

@@ -4,7 +4,7 @@ use std::{net::Ipv6Addr, path::PathBuf};
 
 use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodeEvent, NodePaths, PodPrefixChoice};
 use anyhow::bail;
-use dataplane::Filtering;
+use dataplane::{Filtering, Ipv6Exit};
 use hextet_api::token::Token;
 use scheduler_core::{
     job,
@@ -73,6 +73,10 @@ struct RunArgs {
     /// its ports) or endpoint-independent (everybody)
     #[arg(long, value_name = "WHO", default_value = "address-dependent")]
     filtering: Filtering,
+    /// What becomes of pods' packets to the IPv6 internet: masquerade (they leave with the node's global address),
+    /// none (with the pod's own), or auto (masquerade if the pods' addresses are unique local)
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    ipv6_exit: Ipv6Exit,
     /// For the constraints of jobs; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
@@ -151,6 +155,7 @@ impl Args {
             ndp,
             masquerade,
             filtering,
+            ipv6_exit,
             labels,
             cpu,
             memory,
@@ -165,6 +170,7 @@ impl Args {
             ndp,
             masquerade,
             filtering,
+            ipv6_exit,
             labels: labels.into_iter().collect(),
             cpu_millis: cpu.map(|Cpu(millis)| millis),
             memory_bytes: memory.map(|Memory(bytes)| bytes),

@@ -1,6 +1,6 @@
-//! `netctl whois`: which pod is behind an outside IPv4 address and port.
+//! `netctl whois`: which pod is behind an outside address and port.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::bail;
 use serde::Serialize;
@@ -11,18 +11,18 @@ use crate::{
     print::{self, Format, Row},
 };
 
-/// Say which pod is, or was, behind an outside IPv4 address and port
+/// Say which pod is, or was, behind an outside address and port
 ///
 /// Needs root, on the node that has the address; the agent need not run. Outside ports belong to pods in
 /// blocks, and the node writes down each change, so that the answer is exact for an earlier time too.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  netctl whois 192.0.2.11:64801\n  netctl whois 192.0.2.11:64801 --ago 2h"
+    after_help = "Examples:\n  netctl whois 192.0.2.11:64801\n  netctl whois '[2001:db8::11]:64801' --ago 2h"
 )]
 pub(super) struct Args {
     /// What the remote side has seen
-    #[arg(value_name = "IPV4:PORT")]
-    address: SocketAddrV4,
+    #[arg(value_name = "ADDRESS:PORT")]
+    address: SocketAddr,
     /// How long ago it has seen it, such as 90s or 2h [default: now]
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     ago: Option<Duration>,

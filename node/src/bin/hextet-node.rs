@@ -68,6 +68,7 @@ async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> R
         ndp,
         masquerade,
         filtering: dataplane_core::Filtering::default(),
+        ipv6_exit: dataplane_core::Ipv6Exit::default(),
         labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
         cpu_millis: None,
         memory_bytes: None,

@@ -9,14 +9,15 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
-use dataplane::{Config, Dataplane, Desired, Filtering, MasqueradeBackend, NdpBackend, Pod, Uplink};
+use dataplane::{
+    Config, Dataplane, Desired, Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend, Pod, Uplink,
+};
 use hextet_tests::{
     capture::{Capture, Packet},
     command::{Run, ip_batch},
@@ -277,12 +278,13 @@ impl World {
             node: "fd00:1:2:a::/64".parse().expect("a prefix"),
             group: "abcdef".parse().expect("24 bits"),
             pod_ipv4: "10.254.0.0/20".parse().expect("a range"),
-            uplink: Uplink { name: "eth0".to_owned(), ipv4: Some(NODE), sources: BTreeMap::new() },
+            uplink: Uplink { name: "eth0".to_owned(), ipv4: Some(NODE), ..Uplink::default() },
             peers: [].into(),
             pods: (1..=PODS).map(pod).collect(),
             ndp,
             masquerade,
             filtering: Filtering::default(),
+            ipv6_exit: Ipv6Exit::default(),
         }
     }
 }

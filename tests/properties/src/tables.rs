@@ -40,5 +40,6 @@ fn config() -> Config {
         pool: Pool::beside(32_768, 60_999),
         filtering: Config::ADDRESS_DEPENDENT,
         enabled: 1,
+        ..Config::OFF
     }
 }

@@ -1,12 +1,13 @@
 //! Plans as snapshots, and a model kernel that every plan must satisfy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use expect_test::{Expect, expect};
 
 use super::*;
 use crate::{
-    Filtering, Link, Mac, MasqueradeBackend, NdpBackend, NftTable, ObservedUplink, Place, Pod, Uplink,
+    Filtering, Ipv6Exit, Link, Mac, MasqueradeBackend, NdpBackend, NftTable, ObservedUplink, Place, Pod,
+    Uplink,
 };
 
 mod model;
@@ -25,12 +26,15 @@ fn desired(pods: usize) -> Desired {
             name: "eth0".to_owned(),
             ipv4: Some("192.0.2.11".parse().unwrap()),
             sources: BTreeMap::new(),
+            global: None,
+            on_link: BTreeSet::new(),
         },
         peers: [("fd00:1:2:b::/64".parse().unwrap(), "2001:db8:1::12".parse().unwrap())].into(),
         pods: (1..=pods).map(|n| (format!("web-{n}"), pod(n))).collect(),
         ndp: NdpBackend::Ebpf,
         masquerade: MasqueradeBackend::Ebpf,
         filtering: Filtering::default(),
+        ipv6_exit: Ipv6Exit::None,
     }
 }
 
@@ -486,6 +490,40 @@ fn flushed_nft_table_and_foreign_content_are_written_anew() {
             "nft table ip hextet oifname eth0 ip saddr 10.254.0.0/20 masquerade, oifname != hx* ip saddr 10.254.0.0/20 drop\n"
         );
     }
+}
+
+#[test]
+fn unique_local_pods_leave_for_the_ipv6_internet_with_the_global_address() {
+    let observed = settled(&desired(0), machine());
+    let mut desired = Desired { ipv6_exit: Ipv6Exit::Auto, ..desired(0) };
+    let masquerade = |desired: &Desired| text(&plan(desired, &observed));
+    let ipv4 = "bpf masquerade set src 10.254.0.0/20 to 192.0.2.11";
+    assert_eq!(masquerade(&desired), format!("{ipv4} src fd00:1:2:a::/64 to nowhere\n"));
+    desired.uplink.global = Some("2001:db8:1::11".parse().unwrap());
+    desired.uplink.on_link = ["2001:db8:1::/64".parse().unwrap()].into();
+    let exit = "to 2001:db8:1::11 dst 2001:db8:1::/64 direct\n";
+    assert_eq!(masquerade(&desired), format!("{ipv4} src fd00:1:2:a::/64 {exit}"));
+    desired.uplink.ipv4 = None;
+    let alone = format!("bpf masquerade set src 10.254.0.0/20 to nothing src fd00:1:2:a::/64 {exit}");
+    assert!(masquerade(&desired).contains(&alone), "{}", masquerade(&desired));
+    desired.uplink.ipv4 = observed_ipv4();
+    desired.node = "2001:db8:2:a::/64".parse().unwrap();
+    assert!(!masquerade(&desired).contains("masquerade"), "global ones are good as they are");
+    desired.ipv6_exit = Ipv6Exit::Masquerade;
+    assert!(masquerade(&desired).contains("src 2001:db8:2:a::/64 to 2001:db8:1::11"));
+}
+
+fn observed_ipv4() -> Option<std::net::Ipv4Addr> {
+    desired(0).uplink.ipv4
+}
+
+#[test]
+fn a_way_out_is_named_by_its_word() {
+    for exit in [Ipv6Exit::Auto, Ipv6Exit::Masquerade, Ipv6Exit::None] {
+        assert_eq!(exit.to_string().parse(), Ok(exit));
+    }
+    let error = "nat".parse::<Ipv6Exit>().unwrap_err().to_string();
+    assert_eq!(error, "\"nat\" is not one of auto, masquerade, none");
 }
 
 #[test]
