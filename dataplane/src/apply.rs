@@ -168,6 +168,8 @@ impl Dataplane {
             }
             Action::NftSet(table) => Ok(nft::set(table).await?),
             Action::NftDelete => Ok(nft::delete().await?),
+            Action::NftExitSet(table) => Ok(nft::exit::set(table).await?),
+            Action::NftExitDelete => Ok(nft::exit::delete().await?),
             Action::Attach { .. }
             | Action::Detach { .. }
             | Action::NdpSet { .. }

@@ -1,7 +1,9 @@
-//! The table `ip hextet`, written and read as JSON through the `nft` program.
+//! The table `ip hextet`, and in [`exit`] the table `ip6 hextet`, written and read as JSON through the `nft` program.
 //!
 //! The schema is the `nftables` crate's. Its runner is not used: it loses what `nft` says about a failure. The
 //! family is `ip`, not `inet`: a chain of `inet` would have every IPv6 packet between pods pass by it.
+
+pub(crate) mod exit;
 
 use std::{collections::BTreeSet, io, process::Stdio};
 
@@ -42,7 +44,12 @@ pub(crate) async fn works() -> bool {
 
 /// What is in the table, if it is there.
 pub(crate) async fn read() -> Result<Option<NftTable>, NftError> {
-    let answer = match run(&["-j", "list", "table", "ip", TABLE], None).await {
+    list("ip", content).await
+}
+
+/// What `content` makes of the table of a family, if it is there.
+async fn list<T>(family: &str, content: impl Fn(&Nftables<'_>) -> T) -> Result<Option<T>, NftError> {
+    let answer = match run(&["-j", "list", "table", family, TABLE], None).await {
         Err(NftError::Refused(message)) if message.contains("No such file or directory") => return Ok(None),
         answer => answer?,
     };
@@ -52,12 +59,16 @@ pub(crate) async fn read() -> Result<Option<NftTable>, NftError> {
 
 /// Makes the table hold exactly `table`, in one transaction.
 pub(crate) async fn set(table: &NftTable) -> Result<(), NftError> {
+    replace(NfFamily::IP, chains(table)).await
+}
+
+async fn replace(family: NfFamily, chains: Vec<(Chain<'static>, Rule<'static>)>) -> Result<(), NftError> {
     let mut batch = Batch::new();
     // Adding first makes deleting succeed when there is no table yet.
-    batch.add(NfListObject::Table(own_table()));
-    batch.delete(NfListObject::Table(own_table()));
-    batch.add(NfListObject::Table(own_table()));
-    for (chain, rule) in chains(table) {
+    batch.add(NfListObject::Table(own_table(family.clone())));
+    batch.delete(NfListObject::Table(own_table(family.clone())));
+    batch.add(NfListObject::Table(own_table(family)));
+    for (chain, rule) in chains {
         batch.add(NfListObject::Chain(chain));
         batch.add(NfListObject::Rule(rule));
     }
@@ -66,8 +77,12 @@ pub(crate) async fn set(table: &NftTable) -> Result<(), NftError> {
 
 /// Removes the table.
 pub(crate) async fn delete() -> Result<(), NftError> {
+    remove(NfFamily::IP).await
+}
+
+async fn remove(family: NfFamily) -> Result<(), NftError> {
     let mut batch = Batch::new();
-    batch.delete(NfListObject::Table(own_table()));
+    batch.delete(NfListObject::Table(own_table(family)));
     send(batch).await
 }
 
@@ -96,32 +111,32 @@ async fn run(arguments: &[&str], input: Option<Vec<u8>>) -> Result<Vec<u8>, NftE
     Err(NftError::Refused(message.lines().next().unwrap_or("it gave no reason").to_owned()))
 }
 
-fn own_table() -> Table<'static> {
-    Table { family: NfFamily::IP, name: TABLE.into(), handle: None }
+fn own_table(family: NfFamily) -> Table<'static> {
+    Table { family, name: TABLE.into(), handle: None }
 }
 
 /// The chains of the table, with the one rule of each.
 fn chains(table: &NftTable) -> Vec<(Chain<'static>, Rule<'static>)> {
     match table {
         NftTable::Masquerade { uplink, pod_ipv4 } => vec![
-            (chain("postrouting"), masquerade(uplink, *pod_ipv4)),
-            (chain("backstop"), backstop(None, *pod_ipv4)),
+            (chain(NfFamily::IP, "postrouting"), masquerade(uplink, *pod_ipv4)),
+            (chain(NfFamily::IP, "backstop"), backstop(None, *pod_ipv4)),
         ],
         NftTable::Backstop { uplink, pod_ipv4 } => {
-            vec![(chain("backstop"), backstop(uplink.as_deref(), *pod_ipv4))]
+            vec![(chain(NfFamily::IP, "backstop"), backstop(uplink.as_deref(), *pod_ipv4))]
         }
         NftTable::Other => Vec::new(),
     }
 }
 
 /// `postrouting` is where source addresses are translated by convention; `backstop` is behind it.
-fn chain(name: &'static str) -> Chain<'static> {
+fn chain(family: NfFamily, name: &'static str) -> Chain<'static> {
     let (kind, priority) = match name {
         "postrouting" => (NfChainType::NAT, 100),
         _ => (NfChainType::Filter, 200),
     };
     Chain {
-        family: NfFamily::IP,
+        family,
         table: TABLE.into(),
         name: name.into(),
         _type: Some(kind),
@@ -133,25 +148,24 @@ fn chain(name: &'static str) -> Chain<'static> {
 
 fn masquerade(uplink: &str, pod_ipv4: Ipv4Network) -> Rule<'static> {
     let out = oifname(Operator::EQ, uplink);
-    rule("postrouting", vec![out, from(pod_ipv4), Statement::Masquerade(None)])
+    rule(NfFamily::IP, "postrouting", vec![out, from(pod_ipv4), Statement::Masquerade(None)])
 }
 
 fn backstop(translated_at: Option<&str>, pod_ipv4: Ipv4Network) -> Rule<'static> {
     let devices = std::iter::once(PODS).chain(translated_at);
     let mut statements: Vec<_> = devices.map(|device| oifname(Operator::NEQ, device)).collect();
-    let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter::default())));
-    statements.extend([from(pod_ipv4), counter, Statement::Drop(None)]);
-    rule("backstop", statements)
+    statements.push(from(pod_ipv4));
+    statements.extend(count_and_drop());
+    rule(NfFamily::IP, "backstop", statements)
 }
 
-fn rule(chain: &'static str, statements: Vec<Statement<'static>>) -> Rule<'static> {
-    Rule {
-        family: NfFamily::IP,
-        table: TABLE.into(),
-        chain: chain.into(),
-        expr: statements.into(),
-        ..Rule::default()
-    }
+fn count_and_drop() -> [Statement<'static>; 2] {
+    let counter = Statement::Counter(Counter::Anonymous(Some(AnonymousCounter::default())));
+    [counter, Statement::Drop(None)]
+}
+
+fn rule(family: NfFamily, chain: &'static str, statements: Vec<Statement<'static>>) -> Rule<'static> {
+    Rule { family, table: TABLE.into(), chain: chain.into(), expr: statements.into(), ..Rule::default() }
 }
 
 fn oifname(op: Operator, device: &str) -> Statement<'static> {
@@ -175,23 +189,33 @@ fn from(pod_ipv4: Ipv4Network) -> Statement<'static> {
 /// Reads back what [`set`] writes: the form whose own rules are those that are there. Anything else is
 /// [`NftTable::Other`].
 fn content(ruleset: &Nftables<'_>) -> NftTable {
-    let (mut found_chains, mut rules) = (Vec::new(), Vec::new());
+    let Some((found_chains, rules)) = chains_and_rules(ruleset) else { return NftTable::Other };
+    let is_there = |table: &NftTable| is_same(&chains(table), &found_chains, &rules);
+    forms(&rules).into_iter().find(is_there).unwrap_or(NftTable::Other)
+}
+
+type ChainsAndRules<'a, 'b> = (Vec<&'a Chain<'b>>, Vec<&'a Rule<'b>>);
+
+/// None if there is anything else.
+fn chains_and_rules<'a, 'b>(ruleset: &'a Nftables<'b>) -> Option<ChainsAndRules<'a, 'b>> {
+    let (mut chains, mut rules) = (Vec::new(), Vec::new());
     for object in ruleset.objects.iter() {
         match object {
             NfObject::ListObject(NfListObject::MetainfoObject(_) | NfListObject::Table(_)) => {}
-            NfObject::ListObject(NfListObject::Chain(found)) => found_chains.push(found),
+            NfObject::ListObject(NfListObject::Chain(found)) => chains.push(found),
             NfObject::ListObject(NfListObject::Rule(rule)) => rules.push(rule),
-            _ => return NftTable::Other,
+            _ => return None,
         }
     }
-    let is_there = |table: &NftTable| {
-        let wanted = chains(table);
-        wanted.len() == found_chains.len()
-            && wanted.len() == rules.len()
-            && wanted.iter().zip(&found_chains).all(|((own, _), found)| is_chain(own, found))
-            && wanted.iter().zip(&rules).all(|((_, own), found)| is_rule(own, found))
-    };
-    forms(&rules).into_iter().find(is_there).unwrap_or(NftTable::Other)
+    Some((chains, rules))
+}
+
+/// Whether what was found is what we would write.
+fn is_same(wanted: &[(Chain<'_>, Rule<'_>)], chains: &[&Chain<'_>], rules: &[&Rule<'_>]) -> bool {
+    wanted.len() == chains.len()
+        && wanted.len() == rules.len()
+        && wanted.iter().zip(chains).all(|((own, _), found)| is_chain(own, found))
+        && wanted.iter().zip(rules).all(|((_, own), found)| is_rule(own, found))
 }
 
 /// Every form with the devices and the range that the rules name.

@@ -72,6 +72,7 @@ impl Dataplane {
         observed.host.sysctls.extend(read_sysctls(&keys));
         observed.host.addresses.extend(held_join(desired)?);
         observed.nft = self.observe_nft().await?;
+        observed.nft_exit = self.observe_nft_exit().await?;
         Ok(observed)
     }
 
@@ -79,6 +80,7 @@ impl Dataplane {
     pub(crate) async fn observe_all(&mut self) -> Result<Observed, ObserveError> {
         let mut observed = self.observe_kernel(None).await?;
         observed.nft = self.observe_nft().await?;
+        observed.nft_exit = self.observe_nft_exit().await?;
         // An earlier version's pins may be there although this version could not open its own.
         let pinned = fs::read_dir(&self.config.bpf_dir).is_ok_and(|mut pins| pins.next().is_some());
         if pinned {
@@ -102,6 +104,7 @@ impl Dataplane {
             journal: self.state.facts.sysctls.clone(),
             has_nft: self.features.nft,
             nft: None,
+            nft_exit: None,
             bpf: self.bpf.as_ref().map(|bpf| observed_bpf(bpf, &names)).transpose()?,
             links: BTreeMap::new(),
         };
@@ -185,6 +188,11 @@ impl Dataplane {
 
     async fn observe_nft(&mut self) -> Result<Option<dataplane_core::NftTable>, ObserveError> {
         let table = if self.features.nft { nft::read().await? } else { None };
+        Ok(table)
+    }
+
+    async fn observe_nft_exit(&mut self) -> Result<Option<dataplane_core::NftExit>, ObserveError> {
+        let table = if self.features.nft { nft::exit::read().await? } else { None };
         Ok(table)
     }
 

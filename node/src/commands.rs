@@ -123,10 +123,8 @@ fn pods_by_ipv4(view: &NodeView) -> BTreeMap<Ipv4Addr, String> {
 pub async fn whois(paths: &NodePaths, address: SocketAddr, at: Option<u64>) -> Result<Option<Holder>> {
     let view = show(paths).await?;
     let paths = paths.absolute()?;
-    if at.is_none()
-        && view.underlay_ipv4.map(IpAddr::from) != Some(address.ip())
-        && !is_outside(&paths, address.ip())?
-    {
+    let own = [view.underlay_ipv4.map(IpAddr::from), view.underlay.map(IpAddr::from)];
+    if at.is_none() && !own.contains(&Some(address.ip())) && !is_outside(&paths, address.ip())? {
         bail!("{} is no address that this node's pods leave with: ask the node that has it", address.ip());
     }
     if let Some(at) = at {

@@ -22,8 +22,8 @@ mod wanted;
 
 pub use desired::{Desired, MasqueradeBackend, NdpBackend, Pod, Uplink};
 pub use object::{
-    Address, Exit, Filtering, Guard, Hop, Ipv6Exit, Link, Mac, Masquerade, Neighbour, NftTable, Program,
-    Route, UnknownExit, UnknownFiltering,
+    Address, Exit, Filtering, Guard, Hop, Ipv6Exit, Link, Mac, Masquerade, Neighbour, NftExit, NftTable,
+    Program, Route, UnknownExit, UnknownFiltering,
 };
 pub use observed::{Observed, ObservedBpf, ObservedPod, ObservedUplink, ProtocolName, Stack};
 pub use op::{Action, Op, Place};

@@ -221,6 +221,36 @@ pub enum NftTable {
     Other,
 }
 
+/// The content of table `ip6 hextet`: the way to the IPv6 internet where nftables masquerades.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NftExit {
+    /// What leaves the uplink with a pod's source for anything but unique local, link-local and multicast
+    /// addresses and the direct prefixes is masqueraded, and behind that dropped and counted.
+    Rules {
+        /// The uplink.
+        uplink: String,
+        /// The pods' prefix.
+        pods: Ipv6Network,
+        /// Prefixes that pods reach with their own addresses.
+        direct: BTreeSet<Ipv6Network>,
+        /// Whether there is an address to masquerade with.
+        masquerade: bool,
+    },
+    /// Something that this version would not have written.
+    Other,
+}
+
+impl fmt::Display for NftExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Rules { uplink, pods, direct, masquerade } = self else {
+            return f.write_str("with rules that are not Hextet's");
+        };
+        write!(f, "oifname {uplink} ip6 saddr {pods}")?;
+        direct.iter().try_for_each(|prefix| write!(f, " ip6 daddr != {prefix}"))?;
+        f.write_str(if *masquerade { " masquerade" } else { " drop" })
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;

@@ -5,7 +5,7 @@ use std::{
     net::Ipv6Addr,
 };
 
-use crate::{Address, Guard, Link, Mac, Masquerade, Neighbour, NftTable, Program, Route};
+use crate::{Address, Guard, Link, Mac, Masquerade, Neighbour, NftExit, NftTable, Program, Route};
 
 /// What the kernel holds that is Hextet's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Observed {
     pub has_nft: bool,
     /// Table `ip hextet`.
     pub nft: Option<NftTable>,
+    /// Table `ip6 hextet`.
+    pub nft_exit: Option<NftExit>,
     /// The BPF side; `None` when this machine or process cannot use it.
     pub bpf: Option<ObservedBpf>,
 }

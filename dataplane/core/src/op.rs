@@ -2,7 +2,7 @@
 
 use std::{fmt, net::Ipv6Addr};
 
-use crate::{Address, Guard, Link, Mac, Masquerade, Neighbour, NftTable, POD_IF, Program, Route};
+use crate::{Address, Guard, Link, Mac, Masquerade, Neighbour, NftExit, NftTable, POD_IF, Program, Route};
 
 /// One change to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub enum Action {
     ProxyDelete { dev: String, address: Ipv6Addr },
     NftSet(NftTable),
     NftDelete,
+    NftExitSet(NftExit),
+    NftExitDelete,
     Attach { program: Program, dev: String },
     Detach { program: Program, dev: String },
     NdpSet { address: Ipv6Addr, mac: Mac },
@@ -88,6 +90,7 @@ impl Op {
                 | NeighbourDelete(_)
                 | ProxyDelete { .. }
                 | NftDelete
+                | NftExitDelete
                 | Detach { .. }
                 | NdpDelete { .. }
                 | GuardDelete { .. }
@@ -129,6 +132,8 @@ impl fmt::Display for Op {
             ProxyDelete { dev, address } => write!(f, "neigh del proxy {address} dev {dev}"),
             NftSet(table) => write!(f, "nft table ip hextet {table}"),
             NftDelete => f.write_str("nft delete table ip hextet"),
+            NftExitSet(table) => write!(f, "nft table ip6 hextet {table}"),
+            NftExitDelete => f.write_str("nft delete table ip6 hextet"),
             Attach { program, dev } => write!(f, "bpf attach {program} dev {dev}"),
             Detach { program, dev } => write!(f, "bpf detach {program} dev {dev}"),
             NdpSet { address, mac } => write!(f, "bpf ndp set {address} lladdr {mac}"),

@@ -201,6 +201,9 @@ impl Planner {
         if self.observed.nft.is_some() && self.wanted.nft.is_none() {
             self.node(Action::NftDelete);
         }
+        if self.observed.nft_exit.is_some() && self.wanted.nft_exit.is_none() {
+            self.node(Action::NftExitDelete);
+        }
         if self.bpf().masquerade.is_some() && self.wanted.masquerade.is_none() {
             self.node(Action::MasqueradeDelete);
         }
@@ -250,6 +253,10 @@ impl Planner {
         if let Some(table) = self.wanted.nft.clone().filter(|table| self.observed.nft.as_ref() != Some(table))
         {
             self.node(Action::NftSet(table));
+        }
+        let exit = self.wanted.nft_exit.clone();
+        if let Some(table) = exit.filter(|table| self.observed.nft_exit.as_ref() != Some(table)) {
+            self.node(Action::NftExitSet(table));
         }
     }
 

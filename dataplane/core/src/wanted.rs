@@ -10,7 +10,8 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::{
     Address, Desired, Exit, GATEWAY, Guard, Hop, Ipv6Exit, Link, Mac, Masquerade, MasqueradeBackend,
-    NdpBackend, Neighbour, NftTable, Observed, POD_IF, Pod, Program, Route, Stack, UNREACHABLE_METRIC,
+    NdpBackend, Neighbour, NftExit, NftTable, Observed, POD_IF, Pod, Program, Route, Stack,
+    UNREACHABLE_METRIC,
 };
 
 /// What the kernel gives an IPv6 route without a metric. Written out, so that what is read back is equal.
@@ -28,6 +29,7 @@ pub(crate) struct Wanted {
     pub(crate) routes: BTreeSet<Route>,
     pub(crate) addresses: BTreeSet<Address>,
     pub(crate) nft: Option<NftTable>,
+    pub(crate) nft_exit: Option<NftExit>,
     pub(crate) attachments: BTreeSet<(Program, String)>,
     pub(crate) masquerade: Option<Masquerade>,
     pub(crate) pods: BTreeMap<String, WantedPod>,
@@ -56,6 +58,7 @@ impl Wanted {
             routes: node_routes(desired),
             addresses: BTreeSet::from([join(desired)]),
             nft: nft(desired, observed),
+            nft_exit: nft_exit(desired),
             attachments: uplink_programs(desired),
             masquerade: masquerade(desired),
             pods,
@@ -69,6 +72,7 @@ impl Wanted {
             routes: BTreeSet::new(),
             addresses: BTreeSet::new(),
             nft: None,
+            nft_exit: None,
             attachments: BTreeSet::new(),
             masquerade: None,
             pods: BTreeMap::new(),
@@ -218,6 +222,16 @@ fn nft(desired: &Desired, observed: &Observed) -> Option<NftTable> {
             pod_ipv4,
         }),
     }
+}
+
+fn nft_exit(desired: &Desired) -> Option<NftExit> {
+    let exit = exit(desired).filter(|_| desired.masquerade == MasqueradeBackend::Nftables)?;
+    Some(NftExit::Rules {
+        uplink: desired.uplink.name.clone(),
+        pods: exit.pods,
+        direct: exit.direct,
+        masquerade: exit.node.is_some(),
+    })
 }
 
 fn masquerade(desired: &Desired) -> Option<Masquerade> {

@@ -6,8 +6,8 @@ use expect_test::{Expect, expect};
 
 use super::*;
 use crate::{
-    Filtering, Ipv6Exit, Link, Mac, MasqueradeBackend, NdpBackend, NftTable, ObservedUplink, Place, Pod,
-    Uplink,
+    Filtering, Ipv6Exit, Link, Mac, MasqueradeBackend, NdpBackend, NftExit, NftTable, ObservedUplink, Place,
+    Pod, Uplink,
 };
 
 mod model;
@@ -511,6 +511,23 @@ fn unique_local_pods_leave_for_the_ipv6_internet_with_the_global_address() {
     assert!(!masquerade(&desired).contains("masquerade"), "global ones are good as they are");
     desired.ipv6_exit = Ipv6Exit::Masquerade;
     assert!(masquerade(&desired).contains("src 2001:db8:2:a::/64 to 2001:db8:1::11"));
+}
+
+#[test]
+fn nftables_has_a_table_of_its_own_for_the_ipv6_internet() {
+    let none = kernel_backends(desired(0));
+    let mut desired = Desired { ipv6_exit: Ipv6Exit::Auto, ..none.clone() };
+    let before = settled(&none, machine());
+    let table = "nft table ip6 hextet oifname eth0 ip6 saddr fd00:1:2:a::/64";
+    assert_eq!(text(&plan(&desired, &before)), format!("{table} drop\n"));
+    desired.uplink.global = Some("2001:db8:1::11".parse().unwrap());
+    desired.uplink.on_link = ["2001:db8:1::/64".parse().unwrap()].into();
+    let direct = "ip6 daddr != 2001:db8:1::/64";
+    assert_eq!(text(&plan(&desired, &before)), format!("{table} {direct} masquerade\n"));
+    let after = settled(&desired, before);
+    assert_eq!(text(&plan(&none, &after)), "nft delete table ip6 hextet\n");
+    let foreign = Observed { nft_exit: Some(NftExit::Other), ..after };
+    assert_eq!(text(&plan(&desired, &foreign)), format!("{table} {direct} masquerade\n"));
 }
 
 fn observed_ipv4() -> Option<std::net::Ipv4Addr> {

@@ -67,6 +67,8 @@ impl Model {
                 assert!(self.0.proxies.remove(&(dev.clone(), *address)), "{op}");
             }
             Action::NftSet(table) => self.0.nft = Some(table.clone()),
+            Action::NftExitSet(table) => self.0.nft_exit = Some(table.clone()),
+            Action::NftExitDelete => assert!(self.0.nft_exit.take().is_some(), "{op}"),
             Action::NftDelete => assert!(self.0.nft.take().is_some(), "{op}"),
             _ => self.change_bpf(op),
         }
