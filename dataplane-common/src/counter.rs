@@ -55,6 +55,7 @@ counters! {
     EgressTranslatedError = "masquerade_egress" "translated_error": "A pod's ICMP error about a flow, left with the node's address.",
     EgressDirect = "masquerade_egress" "direct": "IPv6 of a pod to a host on the node's own link; left as it is.",
     EgressHost = "masquerade_egress" "host_took_over": "The host has sent from the port of a pod's flow to its remote: the flow is ended.",
+    EgressDropHostReset = "masquerade_egress" "drop_host_reset": "A reset by the host's kernel of a pod's connection, of which it should have seen nothing.",
     EgressNewFlow = "masquerade_egress" "new_flow": "A new flow was made.",
     EgressReclaimed = "masquerade_egress" "reclaimed": "A new flow took the port of one that had ended.",
     EgressDropHeader = "masquerade_egress" "drop_header": "The IP or transport header is cut short or contradicts itself.",

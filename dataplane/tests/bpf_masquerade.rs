@@ -412,12 +412,12 @@ fn a_new_flow_takes_the_port_of_a_closed_connection_when_all_of_the_pods_are_tak
     alone("masq-reclaim", |pins, bpf| {
         bpf.set_guard(77, guard()).unwrap();
         let taken = fill_ports(bpf, POD);
-        assert!(taken.len() > 15_000, "{}: its home and nearly all extras", taken.len());
+        assert!((8_000..9_200).contains(&taken.len()), "{}: its home and half of the extras", taken.len());
         let frame = |port| ipv4(TCP, (POD, port), (REMOTE, 80), Transport::Tcp(SYN));
         let refused = (1..=u16::MAX).find(|port| out(bpf, &frame(*port)).0 == DROP).unwrap();
         assert!(pins.count("masquerade_egress", "drop_no_port") > 0);
         let swept = bpf.sweep_flows(monotonic_ns()).unwrap();
-        assert!(swept.refused[&POD] > 0 && swept.blocks.len() > 100, "{swept:?}");
+        assert!(swept.refused[&POD] > 0 && swept.blocks.len() > 60, "{swept:?}");
         assert!(swept.blocks.values().all(|block| block.ipv4 == POD));
         // Another pod's home is not touched by that.
         let other = open_flow(bpf, TCP, (OTHER_POD, 40_000), (REMOTE, 80), Transport::Tcp(SYN));

@@ -6,8 +6,8 @@
 //!
 //! The first half of the blocks are *homes*: the pod with the number n has the n-th, for ever and without
 //! any table, and nobody else can take a port of it. The second half are *extras*: who needs more takes one,
-//! first come, and keeps it until the agent's sweep finds it empty. An extra is never handed on without the
-//! agent, so its log of blocks can say at any later time whose a port was.
+//! first come and no more than half of all, and keeps it until the agent's sweep finds it empty. An extra is
+//! never handed on without the agent, so its log of blocks can say at any later time whose a port was.
 
 use super::{Common, Config};
 use crate::ipv4::Address;
@@ -34,7 +34,9 @@ pub struct Block {
     /// Of an extra: whose it is and since when ([`block_owner`]); [`BLOCK_FREE`] if nobody's.
     pub owner: u64,
     /// Of a home: the extra that its pod took last; 0 if none.
-    pub latest: u32,
+    pub latest: u16,
+    /// Of a home: how many extras its pod has, as far as is known; the sweep counts anew.
+    pub extras: u16,
     /// Of a home: new flows of its pod that found no port or no room.
     pub refused: u32,
 }
@@ -130,6 +132,13 @@ impl Pool {
         (n < self.homes as u32).then(|| self.block(n))
     }
 
+    /// How many extras a pod with a home may have: half of them (RFC 6888 REQ-4). Pods without a home live on the
+    /// rest, and nothing counts theirs.
+    #[inline(always)]
+    pub fn extras_max(&self) -> u16 {
+        (self.blocks - self.homes) / 2
+    }
+
     /// An extra by chance.
     #[inline(always)]
     pub(super) fn some_extra(&self, random: u32) -> Option<u32> {
@@ -175,11 +184,14 @@ fn acquire_extra<T: Common>(
     if owner != BLOCK_FREE {
         return block_owner_inside(owner).0 == inside;
     }
-    if !tables.claim_block(block, BLOCK_FREE, block_owner(inside, now_ns)) {
+    let max = config.pool.extras_max();
+    if home_entry(tables, config, inside).is_some_and(|home| home.extras >= max)
+        || !tables.claim_block(block, BLOCK_FREE, block_owner(inside, now_ns))
+    {
         return false;
     }
     if let Some(home) = home_entry(tables, config, inside) {
-        home.latest = block;
+        (home.latest, home.extras) = (block as u16, home.extras + 1);
     }
     true
 }

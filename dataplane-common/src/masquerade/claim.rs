@@ -139,7 +139,9 @@ fn candidate<F: Family, T: Tables<F>>(
     let block = match place {
         Place::Same => block_of(inside_port),
         Place::Home => config.pool.home(config.pod_number(inside))?,
-        Place::Latest => home_entry(tables, config, inside).map(|home| home.latest).filter(|b| *b != 0)?,
+        Place::Latest => {
+            home_entry(tables, config, inside).map(|home| home.latest as u32).filter(|b| *b != 0)?
+        }
         Place::Extra => config.pool.some_extra(random)?,
     };
     if !acquire(tables, config, block, inside, flow.now_ns) {

@@ -37,7 +37,7 @@ pub fn egress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     {
         let counter = of_the_host(packet, tables, config, source);
         tables.count(counter);
-        return Verdict::Next;
+        return if counter == Counter::EgressDropHostReset { Verdict::Drop } else { Verdict::Next };
     }
     let (counter, verdict) = match out(packet, tables, config) {
         Ok(counter) => (counter, Verdict::Next),
@@ -61,7 +61,8 @@ pub fn is_direct<F: Family, P: Packet + ?Sized, T: Tables<F>>(packet: &P, tables
 }
 
 /// The node's own packets are not touched. One that leaves from the very port of a pod's flow and to the
-/// same remote ends that flow: the replies are the host's from now on.
+/// same remote ends that flow: the replies are the host's from now on. But a reset is the kernel's answer to a
+/// packet of that flow which it got because nobody had translated it back: it would end the pod's connection.
 #[inline(always)]
 fn of_the_host<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
@@ -73,7 +74,8 @@ fn of_the_host<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
         return Counter::EgressPass;
     }
     match flow_of_a_pod(packet, tables, config) {
-        Some(key) => {
+        Some((_, flags)) if flags.has(TcpFlags::RST) => Counter::EgressDropHostReset,
+        Some((key, _)) => {
             tables.remove_session(&key);
             Counter::EgressHost
         }
@@ -86,7 +88,7 @@ fn flow_of_a_pod<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
-) -> Option<SessionKey<F>> {
+) -> Option<(SessionKey<F>, TcpFlags)> {
     let header = F::header(packet)?;
     if header.part == Part::Later || header.protocol == F::ICMP {
         return None;
@@ -101,7 +103,8 @@ fn flow_of_a_pod<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     }
     let key = session_key(header.protocol, inside, (header.destination, segment.far_port));
     let session = tables.session(&key)?;
-    (session.outside_port == segment.near_port && session.outside == header.source).then_some(key)
+    let is_here = session.outside_port == segment.near_port && session.outside == header.source;
+    is_here.then_some((key, segment.flags))
 }
 
 /// Gives a packet of a pod the node's address, or says why it cannot leave.

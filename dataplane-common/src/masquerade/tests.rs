@@ -270,6 +270,18 @@ fn a_host_that_listens_later_at_a_flows_port_gets_its_strangers() {
     assert!(is_delivered(&mut world, &tcp((REMOTE, 80), (NODE, port), SYN_ACK), (pod(5), 40_000)));
 }
 
+/// While nobody translates replies back, the host's kernel resets what it does not know.
+#[test]
+fn the_hosts_resets_do_not_end_a_pods_connection() {
+    let mut world = Memory::default();
+    let port = port_out(&mut world, &tcp((pod(5), 40_000), (REMOTE, 80), SYN));
+    assert_eq!(send(&mut world, &tcp((NODE, port), (REMOTE, 80), RST)).0, Verdict::Drop);
+    assert_eq!(world.count_of(Counter::EgressDropHostReset), 1);
+    assert!(is_delivered(&mut world, &tcp((REMOTE, 80), (NODE, port), SYN_ACK), (pod(5), 40_000)));
+    let own = tcp((NODE, port), (OTHER, 80), RST);
+    assert_eq!(send(&mut world, &own), (Verdict::Next, own), "about nobody's flow");
+}
+
 #[test]
 fn a_host_that_writes_from_a_flows_port_to_its_remote_takes_the_remote_over() {
     let mut world = Memory::default();
@@ -304,13 +316,15 @@ fn a_flood_of_one_pod_leaves_the_others_their_homes() {
     for inside in 1..=u16::MAX {
         taken += usize::from(send(&mut world, &udp((pod(5), inside), (REMOTE, 7))).0 == Verdict::Next);
     }
-    assert!(taken > 15_000, "{taken}: its home and nearly all extras");
+    assert!((8_000..9_200).contains(&taken), "{taken}: its home and half of the extras");
     assert!(world.count_of(Counter::EgressDropPorts) > 0);
     let block = config().pool.home(5).unwrap();
     assert!(world.blocks[block as usize].refused > 0, "and is counted as the one that was refused");
     for n in 0..64 {
         let port = port_out(&mut world, &udp((pod(6), 40_000 + n), (REMOTE, 7)));
-        assert_eq!(Some(block_of(port.to_be())), config().pool.home(6));
+        let block = block_of(port.to_be());
+        let extra = block_owner_inside(world.blocks[block as usize].owner).0;
+        assert!(Some(block) == config().pool.home(6) || extra == ipv4::address(pod(6)), "{port}");
     }
 }
 

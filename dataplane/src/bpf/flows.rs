@@ -252,6 +252,7 @@ fn sweep_blocks(object: &Ebpf, ports: &Words, now_ns: u64) -> Result<Swept, BpfE
     let local: HashSet<Ipv4Addr> = pods(object)?.into_iter().map(to_address).collect();
     let now_s = (now_ns / 1_000_000_000) as u32;
     let mut swept = Swept::default();
+    let mut extras: BTreeMap<Ipv4Addr, u16> = BTreeMap::new();
     for block in 0..BLOCKS_MAX {
         let first = (block * BLOCK_PORTS) as u16;
         let owner = blocks.get(block * BLOCK_WORDS);
@@ -263,15 +264,32 @@ fn sweep_blocks(object: &Ebpf, ports: &Words, now_ns: u64) -> Result<Swept, BpfE
             && blocks.replace(block * BLOCK_WORDS, owner, BLOCK_FREE);
         if owner != BLOCK_FREE && !given_back {
             swept.blocks.insert(first, PortBlock { ipv4: to_address(inside), since_s: Some(since_s) });
+            *extras.entry(to_address(inside)).or_default() += 1;
         }
         if let Some(ipv4) = pod_at_home(&config, block).filter(|pod| local.contains(pod)) {
             swept.blocks.insert(first, PortBlock { ipv4, since_s: None });
-            // `latest`, then `refused`.
+            // `latest`, `extras`, `refused`.
             let count = (blocks.get(block * BLOCK_WORDS + 1) >> 32) as u32;
             swept.refused.extend((count != 0).then_some((ipv4, count)));
         }
     }
+    for home in 0..BLOCKS_MAX {
+        if let Some(pod) = pod_at_home(&config, home) {
+            set_extras(&blocks, home, extras.get(&pod).copied().unwrap_or(0));
+        }
+    }
     Ok(swept)
+}
+
+/// Corrects the number of extras in a home. The programs may change the entry meanwhile; then the next sweep does it.
+fn set_extras(blocks: &Words, home: u32, extras: u16) {
+    const EXTRAS: u64 = 0xffff_0000;
+    let index = home * BLOCK_WORDS + 1;
+    let word = blocks.get(index);
+    let right = word & !EXTRAS | u64::from(extras) << 16;
+    if right != word {
+        blocks.replace(index, word, right);
+    }
 }
 
 fn is_empty(ports: &Words, block: u32) -> bool {
