@@ -61,7 +61,7 @@ fn run(testbed: &Testbed) -> Result<()> {
             agent
                 .log()
                 .lines()
-                .any(|line| line.contains("claims") && line.contains(&pods[0].address().to_string()))
+                .any(|line| line.contains("is claimed by another host") && line.contains(&pods[0].address().to_string()))
         })?;
         Ok(())
     })

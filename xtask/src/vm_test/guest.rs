@@ -139,9 +139,10 @@ impl Guest {
             self.stripped(&binary.executable)?;
             self.archive.folder(&binary.folder);
         }
-        let examples = workspace.root().join("examples");
-        if examples.is_dir() {
-            self.archive.copy_folder(&examples, &examples)?;
+        for folder in ["examples", "fuzz/corpus"].map(|name| workspace.root().join(name)) {
+            if folder.is_dir() {
+                self.archive.copy_folder(&folder, &folder)?;
+            }
         }
         Ok(())
     }
