@@ -122,10 +122,11 @@ fn the_kernels_build_and_the_hosts_agree_on_every_translation() {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
             let pins = Pins::new("corpus-masq");
             let mut bpf = pins.open();
-            let node_ipv4 = Ipv4Addr::from(masquerade::NODE);
+            let node_ipv4 = Some(Ipv4Addr::from(masquerade::NODE));
             let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
             let (sources, filtering) = (BTreeMap::new(), Filtering::AddressDependent);
-            bpf.set_masquerade(Some(&Masquerade { node_ipv4, sources, pod_ipv4, filtering })).unwrap();
+            bpf.set_masquerade(Some(&Masquerade { node_ipv4, sources, pod_ipv4, filtering, exit: None }))
+                .unwrap();
             translations(&mut bpf);
         };
         scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

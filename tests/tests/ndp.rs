@@ -58,10 +58,9 @@ fn run(testbed: &Testbed) -> Result<()> {
         let claim = Frame::claim(mac, "2001:db8:1::100".parse()?, pods[0].address());
         frame::send(&client, "eth0", &[claim.bytes()])?;
         wait_until(SOON, "a line in the agent's log", || {
-            agent
-                .log()
-                .lines()
-                .any(|line| line.contains("is claimed by another host") && line.contains(&pods[0].address().to_string()))
+            agent.log().lines().any(|line| {
+                line.contains("is claimed by another host") && line.contains(&pods[0].address().to_string())
+            })
         })?;
         Ok(())
     })
