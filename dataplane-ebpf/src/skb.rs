@@ -203,9 +203,16 @@ impl PacketMut for Skb {
         }
         // Where the device has summed the whole packet, the kernel takes it that a header's checksum balances the
         // address, as in IPv4, and corrects the device's sum. Over IPv6 the transport's checksum balances it, so
-        // this is undone (6.16 has a flag for it). Fails where the device has not.
-        // SAFETY: as above.
-        let _ = unsafe { bpf_csum_update(self.skb, address as u32) };
+        // this is undone (6.16 has a flag for it). A UDP checksum of zero is left alone by all this, and so the
+        // device's sum changes with the address: by the same number.
+        self.sum_changed(address);
         self.mend_port(offset, port, mangled)
+    }
+
+    #[inline(always)]
+    fn sum_changed(&mut self, change: u16) {
+        // Fails where the device has not summed the packet, and then there is nothing to correct.
+        // SAFETY: the context is valid, and no pointer into the packet is held across the call.
+        let _ = unsafe { bpf_csum_update(self.skb, change as u32) };
     }
 }

@@ -65,8 +65,8 @@ pub(crate) async fn set(table: &NftTable) -> Result<(), NftError> {
 async fn replace(family: NfFamily, chains: Vec<(Chain<'static>, Rule<'static>)>) -> Result<(), NftError> {
     let mut batch = Batch::new();
     // Adding first makes deleting succeed when there is no table yet.
-    batch.add(NfListObject::Table(own_table(family.clone())));
-    batch.delete(NfListObject::Table(own_table(family.clone())));
+    batch.add(NfListObject::Table(own_table(family)));
+    batch.delete(NfListObject::Table(own_table(family)));
     batch.add(NfListObject::Table(own_table(family)));
     for (chain, rule) in chains {
         batch.add(NfListObject::Chain(chain));

@@ -114,10 +114,19 @@ fn claim<F: Family, T: Tables<F>>(
     flow: &NewFlow<'_, F>,
     me: u64,
 ) -> Result<u16, Counter> {
-    for probe in 0..PROBES_MAX {
-        let Some(port) = candidate(tables, config, flow, Place::of(probe)) else { continue };
-        if try_claim(tables, flow, me, port, probe >= PROBES_MAX / 2) {
+    // The end is looked for at the end: Linux 6.1 wants a loop to be closed by a jump, and the compiler enters a
+    // `for` in its middle and closes it by falling through.
+    let mut probe = 0;
+    loop {
+        let found = candidate(tables, config, flow, Place::of(probe));
+        if let Some(port) = found
+            && try_claim(tables, flow, me, port, probe >= PROBES_MAX / 2)
+        {
             return Ok(port);
+        }
+        probe += 1;
+        if probe >= PROBES_MAX {
+            break;
         }
     }
     if let Some(home) = home_entry(tables, config, flow.key.inside) {

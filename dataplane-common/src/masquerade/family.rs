@@ -92,6 +92,8 @@ pub trait Family: Copy + Debug + Ord + Hash + 'static {
         change: (Self::Address, Self::Address),
         outer: u16,
     ) -> Option<u16>;
+    /// Says that an address of a packet without a transport header changes, if nothing in it makes up for that.
+    fn sum_changed<P: PacketMut + ?Sized>(packet: &mut P, from: Self::Address, to: Self::Address);
     /// Mends a transport checksum that covers an address and a port: [`PacketMut::mend_transport`].
     fn mend_transport<P: PacketMut + ?Sized>(
         packet: &mut P,

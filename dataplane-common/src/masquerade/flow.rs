@@ -7,7 +7,7 @@ use super::{
     error::translate_error_out,
     owner_inside, port_index,
     segment::{Direction, NoSegment, Segment, session_key},
-    translate::{PacketMut, set_address, translate},
+    translate::{PacketMut, translate, translate_later},
 };
 use crate::{
     counter::Counter,
@@ -117,7 +117,7 @@ pub(super) fn out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     let header = F::header(packet).ok_or(Counter::EgressDropHeader)?;
     if header.part == Part::Later {
         let to = tables.fragment(&fragment_key(&header)).ok_or(Counter::EgressDropFragment)?;
-        set_address::<F, P>(packet, Direction::Out, header.source, to).ok_or(Counter::EgressDropError)?;
+        translate_later::<F, P>(packet, Direction::Out, header.source, to).ok_or(Counter::EgressDropError)?;
         return Ok(Counter::EgressFragment);
     }
     let segment = match Segment::read(packet, &header, Direction::Out) {

@@ -7,7 +7,7 @@ use super::{
     owner_inside, port_index,
     segment::{Direction, NoSegment, Segment, session_key},
     session::expired,
-    translate::{PacketMut, set_address, translate},
+    translate::{PacketMut, translate, translate_later},
 };
 use crate::{counter::Counter, ethernet, ipv4};
 
@@ -160,7 +160,7 @@ fn later_fragment_in<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     header: &Header<F>,
 ) -> Counter {
     let Some(pod) = tables.fragment(&fragment_key(header)) else { return Counter::IngressPass };
-    match set_address::<F, P>(packet, Direction::In, header.destination, pod) {
+    match translate_later::<F, P>(packet, Direction::In, header.destination, pod) {
         Some(()) => Counter::IngressFragment,
         None => Counter::IngressDropError,
     }

@@ -34,6 +34,8 @@ pub trait PacketMut: Packet {
     /// The same over IPv6, after the sum of an address's words changed by `address`. ICMPv6's checksum is mended
     /// so, too.
     fn mend_transport_by(&mut self, offset: usize, address: u16, port: (u16, u16), udp: bool) -> Option<()>;
+    /// The sum of the packet's words has changed by this, and no checksum in it makes up for that.
+    fn sum_changed(&mut self, change: u16);
 }
 
 impl PacketMut for [u8] {
@@ -65,6 +67,8 @@ impl PacketMut for [u8] {
     fn mend_transport_by(&mut self, offset: usize, address: u16, port: (u16, u16), udp: bool) -> Option<()> {
         mend(self, offset, |old| Sum::ZERO.add16(!old).add16(address).checksum(), port, udp)
     }
+
+    fn sum_changed(&mut self, _: u16) {}
 }
 
 /// One after the other, as the kernel does it: zero has two forms, and tests compare bytes.
@@ -121,6 +125,18 @@ pub(super) fn translate<F: Family, P: PacketMut + ?Sized>(
         }
     }
     set_address::<F, P>(packet, direction, from, address)
+}
+
+/// Gives a fragment that has no transport header a new source (out) or destination (in).
+#[inline(always)]
+pub(super) fn translate_later<F: Family, P: PacketMut + ?Sized>(
+    packet: &mut P,
+    direction: Direction,
+    from: F::Address,
+    to: F::Address,
+) -> Option<()> {
+    F::sum_changed(packet, from, to);
+    set_address::<F, P>(packet, direction, from, to)
 }
 
 /// Gives the IP header a new source (out) or destination (in).

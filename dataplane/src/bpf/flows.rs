@@ -37,6 +37,8 @@ use super::{
 pub(super) const PORTS: &str = "NAT_PORTS";
 const BLOCKS: &str = "NAT_BLOCKS";
 
+type KeyedSession<F> = (SessionKey<F>, Session<F>);
+
 /// A family whose flows are in maps of its own. The sizes of their keys and values are the layout's, by the pins'
 /// folder.
 pub(super) trait Maps: Family {
@@ -46,9 +48,9 @@ pub(super) trait Maps: Family {
     /// The address, for people.
     fn ip(address: Self::Address) -> IpAddr;
 
-    fn sessions(object: &Ebpf) -> Result<Vec<(SessionKey<Self>, Session<Self>)>, BpfError>;
+    fn sessions(object: &Ebpf) -> Result<Vec<KeyedSession<Self>>, BpfError>;
     fn mappings(object: &Ebpf) -> Result<Vec<(MappingKey, Mapping<Self>)>, BpfError>;
-    fn pinned(data: &MapData) -> io::Result<Vec<(SessionKey<Self>, Session<Self>)>>;
+    fn pinned(data: &MapData) -> io::Result<Vec<KeyedSession<Self>>>;
     /// The session, if it is there.
     fn session(object: &mut Ebpf, key: &SessionKey<Self>) -> Result<Option<Session<Self>>, BpfError>;
     /// Whether it was there.
@@ -68,7 +70,7 @@ macro_rules! maps {
                 $ip(address).into()
             }
 
-            fn sessions(object: &Ebpf) -> Result<Vec<(SessionKey<Self>, Session<Self>)>, BpfError> {
+            fn sessions(object: &Ebpf) -> Result<Vec<KeyedSession<Self>>, BpfError> {
                 entries(object, Self::SESSIONS)
             }
 
@@ -76,7 +78,7 @@ macro_rules! maps {
                 entries(object, Self::MAPPINGS)
             }
 
-            fn pinned(data: &MapData) -> io::Result<Vec<(SessionKey<Self>, Session<Self>)>> {
+            fn pinned(data: &MapData) -> io::Result<Vec<KeyedSession<Self>>> {
                 batch::entries(data.fd().as_fd())
             }
 

@@ -158,6 +158,10 @@ impl Family for Ipv4 {
         Some(replace32(replace16(outer, old, mended), from, to))
     }
 
+    /// The header's checksum makes up for it.
+    #[inline(always)]
+    fn sum_changed<P: PacketMut + ?Sized>(_: &mut P, _: Address, _: Address) {}
+
     #[inline(always)]
     fn mend_transport<P: PacketMut + ?Sized>(
         packet: &mut P,

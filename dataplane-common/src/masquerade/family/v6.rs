@@ -174,6 +174,11 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn sum_changed<P: PacketMut + ?Sized>(packet: &mut P, from: Address, to: Address) {
+        packet.sum_changed(change(from, to));
+    }
+
+    #[inline(always)]
     fn mend_transport<P: PacketMut + ?Sized>(
         packet: &mut P,
         offset: usize,
