@@ -143,6 +143,7 @@ fn what_others_break_is_repaired_and_nothing_else_touched() {
             format!(
                 "route add fd00:1:2:b::/64 via 2001:db8:1::12 dev eth0 proto hextet metric 1024\n\
                  nft table ip hextet oifname eth0 ip saddr 10.254.0.0/20 masquerade, oifname != hx* ip saddr 10.254.0.0/20 drop\n\
+                 nft table ip6 hextet oifname eth0 ip6 saddr fd00:1:2:a::/64 ip6 daddr != 2001:db8:1::/64 masquerade\n\
                  -n {pod} addr replace fd00:1:2:a:1:0:ab:cdef/128 dev eth0 nodad proto 118\n\
                  -n {pod} route add default via fe80::1 dev eth0 proto hextet metric 1024\n\
                  neigh replace 10.254.0.2 lladdr 02:00:01:00:00:00 dev hx0001000000 nud permanent\n\
