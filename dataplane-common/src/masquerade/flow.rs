@@ -73,22 +73,16 @@ fn of_the_host<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     if !F::is_node(config, source) {
         return Counter::EgressPass;
     }
-    match flow_of_a_pod(packet, tables, config) {
-        Some((_, flags)) if flags.has(TcpFlags::RST) => Counter::EgressDropHostReset,
-        Some((key, _)) => {
-            tables.remove_session(&key);
-            Counter::EgressHost
-        }
-        None => Counter::EgressPass,
-    }
+    end_flow(packet, tables, config).unwrap_or(Counter::EgressPass)
 }
 
+/// `None`: it is about no flow of a pod. One function, for the stack of a program has no room for a second key.
 #[inline(always)]
-fn flow_of_a_pod<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
+fn end_flow<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
-) -> Option<(SessionKey<F>, TcpFlags)> {
+) -> Option<Counter> {
     let header = F::header(packet)?;
     if header.part == Part::Later || header.protocol == F::ICMP {
         return None;
@@ -103,8 +97,14 @@ fn flow_of_a_pod<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     }
     let key = session_key(header.protocol, inside, (header.destination, segment.far_port));
     let session = tables.session(&key)?;
-    let is_here = session.outside_port == segment.near_port && session.outside == header.source;
-    is_here.then_some((key, segment.flags))
+    if session.outside_port != segment.near_port || session.outside != header.source {
+        return None;
+    }
+    if segment.flags.has(TcpFlags::RST) {
+        return Some(Counter::EgressDropHostReset);
+    }
+    tables.remove_session(&key);
+    Some(Counter::EgressHost)
 }
 
 /// Gives a packet of a pod the node's address, or says why it cannot leave.
