@@ -14,6 +14,7 @@ use crate::{
 
 /// Drops IPv4 of the pods' range, and IPv6 of pods to where their addresses are no good.
 #[classifier]
+#[inline(always)]
 pub(crate) fn uplink_backstop(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     let Some(config) = masquerade::config() else { return NEXT };

@@ -18,6 +18,7 @@ use crate::{
 
 /// Passes, drops, or answers for the gateway.
 #[classifier]
+#[inline(always)]
 pub(crate) fn pod_guard(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     if skb.has_vlan_tag() {

@@ -11,6 +11,7 @@ use crate::{NEXT, maps::count, masquerade, skb::Skb};
 
 /// Translates or drops what pods send; leaves the rest as it is.
 #[classifier]
+#[inline(always)]
 pub(crate) fn uplink_egress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     let Some(config) = masquerade::config() else { return NEXT };

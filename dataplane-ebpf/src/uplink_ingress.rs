@@ -14,6 +14,7 @@ use crate::{NEXT, masquerade, ndp_proxy, skb::Skb};
 /// IPv4 goes to the masquerade, everything else to the NDP proxy, and IPv6 for the address that pods leave with
 /// from there to the masquerade.
 #[classifier]
+#[inline(always)]
 pub(crate) fn uplink_ingress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     let Some(config) = masquerade::config() else { return NEXT };
