@@ -44,6 +44,7 @@ fn expect_announcement(tap: &Tap, mac: [u8; 6], target: Ipv6Addr) {
     assert_eq!(tap.all(Duration::from_millis(1200), advertisement), [], "one more announcement");
 }
 
+//= RFC 9131 6.1.2/announce
 pub(crate) fn a_new_address_is_announced_and_a_restart_says_nothing(backend: NdpBackend) {
     let lan = Lan::new();
     let mut node = Node::start(&lan, Role::new("a", backend));
@@ -114,6 +115,7 @@ pub(crate) fn a_host_that_gave_up_gets_through_with_its_next_packet(backend: Ndp
     assert!(lan.pings("host", &pod(1).to_string()), "one echo request, one answer");
 }
 
+//= RFC 9131 6.1.2/announce
 pub(crate) fn a_router_has_an_entry_before_the_first_packet(backend: NdpBackend) {
     let lan = Lan::new();
     // RFC 9131 in Linux, since 5.19.

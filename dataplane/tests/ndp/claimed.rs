@@ -40,6 +40,7 @@ fn claim(mac: [u8; 6]) -> Vec<u8> {
     icmpv6((ALL_NODES_MAC, mac), pod(1), all_nodes(), 255, &message)
 }
 
+//= RFC 4429 3.3/use
 pub(crate) fn a_host_that_has_the_address_is_a_conflict(backend: NdpBackend) {
     let lan = Lan::new();
     lan.run_ip("host", &format!("addr add {}/128 dev eth0 nodad", pod(1)));

@@ -22,6 +22,7 @@ const FLOOD: usize = 20_000;
 const BETWEEN: usize = 500;
 
 /// RFC 6583: whatever strangers ask, for whatever.
+//= RFC 6583 7.1/priority
 pub(crate) fn a_flood_fills_no_table_and_answers_go_on(backend: NdpBackend) {
     let lan = Lan::new();
     let node = Node::start(&lan, Role { announces: false, ..Role::new("a", backend) });

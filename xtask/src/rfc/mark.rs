@@ -99,12 +99,17 @@ fn parse(text: &str) -> Option<(u32, &str)> {
     Some((number.parse().ok()?, clause))
 }
 
+/// Tests that are called by a macro, which gives them their attribute.
+const CALLED: &str = "dataplane/tests/ndp";
+
 /// The function that follows the comments and attributes.
 fn test_below(path: &Path, lines: &[&str]) -> Option<Test> {
     let is_between = |line: &&&str| line.starts_with("//") || line.starts_with("#[");
     let heads: Vec<_> = lines.iter().take_while(is_between).collect();
-    let is_test = super::is_of_suite(path) || heads.iter().any(|line| line.contains("test]"));
-    let signature = lines.get(heads.len())?.trim_start_matches("async ").strip_prefix("fn ")?;
+    let is_called = super::is_of_suite(path) || path.starts_with(CALLED);
+    let is_test = is_called || heads.iter().any(|line| line.contains("test]"));
+    let signature = lines.get(heads.len())?.trim_start_matches("pub(crate) ").trim_start_matches("async ");
+    let signature = signature.strip_prefix("fn ")?;
     let name = signature.split('(').next()?.to_owned();
     is_test.then(|| Test { path: path.to_owned(), name })
 }
