@@ -24,7 +24,7 @@ pub(crate) fn uplink_backstop(ctx: TcContext) -> i32 {
             is_of_no_pod::<Ipv4>(&skb, config)
         }
         ethernet::IPV6 if config.exit != 0 && !is_near(&skb) => {
-            skb.pull(ipv6::PAYLOAD);
+            skb.pull(ipv6::PAYLOAD + 1);
             is_of_no_pod::<Ipv6>(&skb, config) || is_direct::<Ipv6, _, _>(&skb, &mut Maps { ctx: &ctx })
         }
         _ => return NEXT,

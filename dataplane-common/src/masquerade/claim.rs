@@ -177,6 +177,10 @@ fn try_claim<F: Family, T: Tables<F>>(
     if current == OWNER_FREE || is_owned_by(current, key.inside, key.inside_port) {
         return !tables.host_has(&flow.host_socket(port)) && tables.claim_port(index, current, me);
     }
+    // To look at whose a port is takes two look-ups: first those are tried that are nobody's.
+    if !pressed {
+        return false;
+    }
     let Some(ended) = ended(tables, key.protocol, port, current, flow.now_ns, pressed) else { return false };
     if tables.host_has(&flow.host_socket(port)) || !tables.claim_port(index, current, me) {
         return false;

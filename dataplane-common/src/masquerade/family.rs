@@ -62,6 +62,9 @@ pub trait Family: Copy + Debug + Ord + Hash + 'static {
     fn is_pod(config: &Config, address: Self::Address) -> bool;
     /// Whether packets to `address` are never translated, whoever sends them.
     fn is_near(address: Self::Address) -> bool;
+    /// Whether it is neighbour discovery, which never leaves its link: what the node says of its pods' addresses has
+    /// them for a source.
+    fn is_discovery<P: Packet + ?Sized>(packet: &P) -> bool;
     /// The private address of the pod with this address, if that needs no table.
     fn private(address: Self::Address) -> Option<ipv4::Address>;
     /// The address of the pod with this private address, if that needs no table.

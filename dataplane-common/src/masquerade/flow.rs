@@ -54,10 +54,11 @@ fn is_near<F: Family, P: Packet + ?Sized>(packet: &P) -> bool {
     F::address(packet, F::DESTINATION).is_some_and(F::is_near)
 }
 
-/// Whether the packet is for a remote that pods reach with their own addresses.
+/// Whether the packet is for a remote that pods reach with their own addresses, or is the node's word about them.
 #[inline(always)]
 pub fn is_direct<F: Family, P: Packet + ?Sized, T: Tables<F>>(packet: &P, tables: &mut T) -> bool {
-    F::address(packet, F::DESTINATION).is_some_and(|to| F::is_near(to) || tables.is_direct(to))
+    F::is_discovery(packet)
+        || F::address(packet, F::DESTINATION).is_some_and(|to| F::is_near(to) || tables.is_direct(to))
 }
 
 /// The node's own packets are not touched. One that leaves from the very port of a pod's flow and to the

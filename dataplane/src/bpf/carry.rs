@@ -43,7 +43,19 @@ mod v1 {
         pub(super) unread: [u32; 4],
     }
 
-    /// Value of `NAT_SESSIONS`; the key is that of today, with the remote's port for UDP too.
+    /// Key of `NAT_SESSIONS`, with the remote's port for UDP too.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub(super) struct SessionKey {
+        pub(super) inside: u32,
+        pub(super) remote: u32,
+        pub(super) inside_port: u16,
+        pub(super) remote_port: u16,
+        pub(super) protocol: u8,
+        pub(super) zero: [u8; 3],
+    }
+
+    /// Value of `NAT_SESSIONS`.
     #[repr(C)]
     #[derive(Clone, Copy)]
     pub(super) struct Session {
@@ -56,9 +68,12 @@ mod v1 {
     // SAFETY: `repr(C)` over integers and arrays of them, without padding, and every bit pattern is a value.
     unsafe impl aya::Pod for Config {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for SessionKey {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for Session {}
 
-    const _: () = assert!(size_of::<Config>() == 20 && size_of::<Session>() == 16);
+    const _: () = assert!(size_of::<Config>() == 20);
+    const _: () = assert!(size_of::<SessionKey>() == 16 && size_of::<Session>() == 16);
 }
 
 /// Copies the flows of an older layout under `dir` that are not here yet. Returns how many.
@@ -69,7 +84,7 @@ pub(super) fn flows(dir: &Path, object: &mut Ebpf) -> Result<usize, BpfError> {
     }
     let node = config(&older)?.node;
     let ports = flows::words(object, flows::PORTS, PORTS_MAX)?;
-    let sessions = entries::<SessionKey, v1::Session>(&older, SESSIONS)?;
+    let sessions = entries::<v1::SessionKey, v1::Session>(&older, SESSIONS)?;
     let mappings = entries::<MappingKey, Mapping>(&older, MAPPINGS)?;
     let owners = port_owners(&older, &mappings)?;
     for (index, owner) in owners {
@@ -88,14 +103,16 @@ pub(super) fn flows(dir: &Path, object: &mut Ebpf) -> Result<usize, BpfError> {
 }
 
 /// UDP had a session for each port of a remote; now all of them are one.
-fn session_of_v1(key: SessionKey, session: v1::Session, node: u32) -> (SessionKey, Session) {
-    let is_dns = key.protocol == ipv4::UDP && key.remote_port == DNS;
-    let remote_port = if key.protocol == ipv4::TCP { key.remote_port } else { 0 };
-    let state = if is_dns { State::DNS } else { State(session.state) };
+fn session_of_v1(key: v1::SessionKey, session: v1::Session, node: u32) -> (SessionKey, Session) {
+    let v1::SessionKey { inside, remote, inside_port, remote_port, protocol, .. } = key;
     let v1::Session { last_seen_ns, outside_port, .. } = session;
+    let is_dns = protocol == ipv4::UDP && remote_port == DNS;
+    let state = if is_dns { State::DNS } else { State(session.state) };
+    let remote_port = if protocol == ipv4::TCP { remote_port } else { 0 };
+    let (zero, pad) = ([0; 3], Ipv4::PAD);
     (
-        SessionKey { remote_port, ..key },
-        Session { last_seen_ns, outside: node, outside_port, state, zero: 0, pad: Ipv4::PAD },
+        SessionKey { remote, inside, inside_port, remote_port, protocol, zero, pad },
+        Session { last_seen_ns, outside: node, outside_port, state, zero: 0, pad },
     )
 }
 

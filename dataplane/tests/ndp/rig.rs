@@ -361,7 +361,11 @@ fn desired(role: Role, id: &str, pods: &[Ipv6Addr]) -> Desired {
         node: node.parse().unwrap(),
         group: "abcdef".parse().unwrap(),
         pod_ipv4: "10.254.0.0/20".parse().unwrap(),
-        uplink: Uplink { name: "eth0".to_owned(), ipv4: None, ..Uplink::default() },
+        uplink: Uplink {
+            name: "eth0".to_owned(),
+            on_link: ["2001:db8:1::/64".parse().unwrap()].into(),
+            ..Uplink::default()
+        },
         peers: BTreeMap::new(),
         pods: pods.iter().map(pod).collect(),
         ndp: role.backend,

@@ -53,6 +53,11 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn is_discovery<P: Packet + ?Sized>(_: &P) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn private(address: Address) -> Option<ipv4::Address> {
         Some(address)
     }

@@ -9,6 +9,7 @@ use crate::{
     ethernet, ipv4,
     ipv6::{self, Address},
     masquerade::{Config, PacketMut},
+    ndp,
     packet::Packet,
 };
 
@@ -68,6 +69,15 @@ impl Family for Ipv6 {
     fn is_near(address: Address) -> bool {
         let [a, b, ..] = address.0[0].to_ne_bytes();
         a & 0xfe == 0xfc || a == 0xff || a == 0xfe && b & 0xc0 == 0x80
+    }
+
+    #[inline(always)]
+    fn is_discovery<P: Packet + ?Sized>(packet: &P) -> bool {
+        /// Router solicitation (RFC 4861 section 4.1), the first of the five.
+        const FIRST: u8 = 133;
+        packet.byte(ipv6::NEXT_HEADER) == Some(ipv6::ICMPV6)
+            && packet.byte(ipv6::HOP_LIMIT) == Some(ipv6::HOP_LIMIT_LINK)
+            && packet.byte(ipv6::PAYLOAD).is_some_and(|kind| kind >= FIRST && kind <= ndp::REDIRECT)
     }
 
     #[inline(always)]

@@ -118,6 +118,17 @@ fn what_stays_near_is_never_touched() {
     assert_eq!(world.count_of(Counter::EgressDirect), 4);
 }
 
+/// A host on the link may have an address of a prefix that the node has not: the answer to its question has the pod's
+/// source, too.
+#[test]
+fn what_the_node_says_of_its_pods_on_the_link_is_not_held_back() {
+    let mut advertisement = extended(58, PODS[0], REMOTE, &[136; 32]);
+    advertisement[21] = 255;
+    assert_eq!(send(&mut world(), &advertisement), (Verdict::Next, advertisement.clone()));
+    advertisement[21] = 254;
+    assert_eq!(send(&mut world(), &advertisement).0, Verdict::Drop, "it comes from a pod");
+}
+
 #[test]
 fn a_flow_that_was_translated_stays_so_when_its_remote_comes_onto_the_link() {
     let mut world = world();
