@@ -8,13 +8,14 @@ use super::services;
 use crate::process::{self, find_program};
 
 /// Programs and where Debian keeps them. A program found elsewhere is as good.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("cc", "gcc"),
     ("curl", "curl"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
+    ("ndppd", "ndppd"),
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("nsenter", "util-linux"),

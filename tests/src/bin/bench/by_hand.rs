@@ -9,70 +9,74 @@ use std::{
 use anyhow::Result;
 use hextet_tests::{Testbed, command::Run, command::ip_batch, netns::NetNs, topology::Place};
 
-/// The address of the pod on `n1` and `n2`, from a /64 for each node.
-const POD_ADDRESSES: [Ipv6Addr; 2] =
-    [Ipv6Addr::new(0xfdbe, 0, 0, 1, 0, 0, 0, 0x10), Ipv6Addr::new(0xfdbe, 0, 0, 2, 0, 0, 0, 0x10)];
-const POD_IPV4: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 254, 0, 2), Ipv4Addr::new(10, 254, 0, 3)];
+/// How many nodes there are, each with a pod.
+pub(crate) const NODES: u8 = 4;
+/// The node that does not masquerade.
+pub(crate) const ROUTED: u8 = 2;
+
 const HOST_MAC: &str = "06:00:00:00:00:01";
 const POD_MAC: &str = "02:00:00:00:00:01";
 
-/// A testbed without a cluster, with a pod on `n1` and one on `n2`.
+/// A testbed without a cluster, with a pod on each node.
 pub(crate) struct ByHand {
     pub(crate) testbed: Testbed,
-    pods: [NetNs; 2],
 }
 
 impl ByHand {
-    /// Makes the pods and the paths between them. `n1` masquerades; `n2` does not, and the router has a route
-    /// back to its pod.
+    /// Makes the pods and the paths between them. All nodes masquerade but [`ROUTED`], and the router has a
+    /// route back to its pod.
     pub(crate) fn make(testbed: Testbed) -> Result<Self> {
-        let pods = [1, 2].map(|number| NetNs::named(format!("{}-bench-pod{number}", testbed.prefix())));
-        let made = Self { testbed, pods };
-        for index in 0..2 {
-            made.make_pod(index)?;
+        let made = Self { testbed };
+        for number in 1..=NODES {
+            made.make_pod(number)?;
+            if number != ROUTED {
+                made.masquerade_on(number)?;
+            }
         }
-        made.masquerade_on_n1()?;
-        let back = format!("route replace {}/32 via {}", POD_IPV4[1], lan(1).0);
+        let back = format!("route replace {}/32 via {}", pod_ipv4(ROUTED), lan(ROUTED).0);
         ip_batch(Some(&made.testbed.netns("router")), &[back])?;
         Ok(made)
     }
 
-    /// The namespace of the pod on `n1` (0) or `n2` (1).
-    pub(crate) fn pod(&self, index: usize) -> NetNs {
-        self.pods[index].clone()
+    /// The namespace of a node.
+    pub(crate) fn node(&self, number: u8) -> NetNs {
+        self.testbed.netns(&format!("n{number}"))
     }
 
-    /// Its address.
-    pub(crate) fn pod_address(&self, index: usize) -> IpAddr {
-        POD_ADDRESSES[index].into()
+    /// The namespace of a node's pod.
+    pub(crate) fn pod(&self, number: u8) -> NetNs {
+        NetNs::named(format!("{}-bench-pod{number}", self.testbed.prefix()))
     }
 
-    fn make_pod(&self, index: usize) -> Result<()> {
-        let node = self.testbed.netns(&format!("n{}", index + 1));
-        let (pod, name) = (&self.pods[index], self.pods[index].name());
-        let (address, ipv4) = (POD_ADDRESSES[index], POD_IPV4[index]);
-        let other = 1 - index;
+    /// The address of a node's pod, from a /64 for each node.
+    pub(crate) fn pod_address(&self, number: u8) -> IpAddr {
+        pod_ipv6(number).into()
+    }
+
+    fn make_pod(&self, number: u8) -> Result<()> {
+        let (node, pod) = (self.node(number), self.pod(number));
+        let (name, address, ipv4) = (pod.name(), pod_ipv6(number), pod_ipv4(number));
         ip_batch(None, &[format!("netns add {name}")])?;
-        ip_batch(
-            Some(&node),
-            &[
-                format!(
-                    "link add pod0 address {HOST_MAC} type veth peer name eth0 address {POD_MAC} netns {name}"
-                ),
-                // The testbed's `down` finds a pod by the alias of its link.
-                format!("link set pod0 addrgenmode none alias {name}"),
-                "link set pod0 up".to_owned(),
-                "addr add fe80::1/64 dev pod0 nodad".to_owned(),
-                format!("neigh replace {address} lladdr {POD_MAC} dev pod0 nud permanent"),
-                format!("neigh replace {ipv4} lladdr {POD_MAC} dev pod0 nud permanent"),
-                format!("route replace {address}/128 dev pod0"),
-                format!("route replace {ipv4}/32 dev pod0"),
-                format!("route replace {}/64 via {} dev eth0", network(POD_ADDRESSES[other]), lan(other).1),
-            ],
-        )?;
+        let to_others = (1..=NODES).filter(|other| *other != number).map(|other| {
+            format!("route replace {}/64 via {} dev eth0", network(pod_ipv6(other)), lan(other).1)
+        });
+        let link = [
+            format!(
+                "link add pod0 address {HOST_MAC} type veth peer name eth0 address {POD_MAC} netns {name}"
+            ),
+            // The testbed's `down` finds a pod by the alias of its link.
+            format!("link set pod0 addrgenmode none alias {name}"),
+            "link set pod0 up".to_owned(),
+            "addr add fe80::1/64 dev pod0 nodad".to_owned(),
+            format!("neigh replace {address} lladdr {POD_MAC} dev pod0 nud permanent"),
+            format!("neigh replace {ipv4} lladdr {POD_MAC} dev pod0 nud permanent"),
+            format!("route replace {address}/128 dev pod0"),
+            format!("route replace {ipv4}/32 dev pod0"),
+        ];
+        ip_batch(Some(&node), &link.into_iter().chain(to_others).collect::<Vec<_>>())?;
         node.set_sysctls(&forwarding(&node)?)?;
         ip_batch(
-            Some(pod),
+            Some(&pod),
             &[
                 "link set lo up".to_owned(),
                 "link set eth0 addrgenmode none".to_owned(),
@@ -86,20 +90,20 @@ impl ByHand {
         )
     }
 
-    fn masquerade_on_n1(&self) -> Result<()> {
+    fn masquerade_on(&self, number: u8) -> Result<()> {
         let ruleset = "table ip bench {\n  chain post {\n    \
                        type nat hook postrouting priority srcnat\n    \
                        ip saddr 10.254.0.0/20 oifname \"eth0\" masquerade\n  }\n}\n";
-        Run::new(&["nft", "-f", "-"]).stdin(ruleset).inside(&self.testbed.netns("n1")).success()?;
+        Run::new(&["nft", "-f", "-"]).stdin(ruleset).inside(&self.node(number)).success()?;
         Ok(())
     }
 }
 
 impl Drop for ByHand {
     fn drop(&mut self) {
-        for pod in &self.pods {
+        for number in 1..=NODES {
             // The testbed's own end, which comes next, reports what is left.
-            pod.remove().ok();
+            self.pod(number).remove().ok();
         }
     }
 }
@@ -117,11 +121,18 @@ fn forwarding(node: &NetNs) -> Result<Vec<(String, &'static str)>> {
     Ok(both.map(|key| (key.to_owned(), "1")).collect())
 }
 
-/// The addresses of `n1` (0) or `n2` (1) on the LAN.
-fn lan(index: usize) -> (Ipv4Addr, Ipv6Addr) {
-    let number = u8::try_from(index + 1).expect("there are two");
+/// The addresses of a node on the LAN.
+fn lan(number: u8) -> (Ipv4Addr, Ipv6Addr) {
     let at = Place::Node(number).addresses().expect("a node has addresses");
     (at.v4, at.v6)
+}
+
+fn pod_ipv6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfdbe, 0, 0, number.into(), 0, 0, 0, 0x10)
+}
+
+fn pod_ipv4(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 254, 0, 1 + number)
 }
 
 /// The /64 of an address.

@@ -24,13 +24,16 @@ use hextet_tests::{
 
 mod batch;
 mod by_hand;
+mod flows;
 mod footprint;
 mod lifecycle;
 mod masquerade;
 mod ndp;
 mod pods;
 mod report;
+mod run_time;
 mod traffic;
+mod verifier;
 
 use by_hand::ByHand;
 use report::Report;
@@ -44,6 +47,8 @@ const REFERENCE: &str = "hxr";
 #[derive(Parser)]
 #[command(name = "bench", bin_name = "cargo xtask bench")]
 struct Cli {
+    /// Groups that belong together; all when there is none
+    set: Option<Set>,
     /// How many times each measurement is repeated; medians are shown
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -58,12 +63,27 @@ struct Cli {
     results: PathBuf,
 }
 
+/// Groups that are wanted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Set {
+    /// What packets and the verifier meet: pods, ndp, masquerade, verifier
+    Dataplane,
+}
+
+impl Set {
+    fn groups(self) -> &'static [Group] {
+        match self {
+            Self::Dataplane => &[Group::Pods, Group::Ndp, Group::Masquerade, Group::Verifier],
+        }
+    }
+}
+
 /// Measurements that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Group {
     /// Pod to pod across nodes
     Pods,
-    /// From a pod to an IPv4 host
+    /// From a pod to an IPv4 host, with few and many flows
     Masquerade,
     /// Neighbour discovery for pods
     Ndp,
@@ -71,6 +91,8 @@ enum Group {
     Lifecycle,
     /// Memory and idle processor time
     Footprint,
+    /// Time and instructions of the kernel's verifier
+    Verifier,
 }
 
 /// Adds the numbers of one group to the report.
@@ -116,15 +138,16 @@ fn take_down() -> Result<Vec<anyhow::Error>> {
 fn measure(cli: &Cli) -> Result<()> {
     let started = Instant::now();
     let mut bench = Bench::set_up(cli)?;
-    let wanted = |group| cli.only.is_empty() || cli.only.contains(&group);
-    let groups: [(Group, Measure); 5] = [
+    // The masquerade's is the last with a cluster: the flows that fill its tables live for minutes.
+    let groups: [(Group, Measure); 6] = [
         (Group::Footprint, footprint::measure),
         (Group::Pods, pods::measure),
-        (Group::Masquerade, masquerade::measure),
         (Group::Lifecycle, lifecycle::measure),
         (Group::Ndp, ndp::measure),
+        (Group::Masquerade, masquerade::measure),
+        (Group::Verifier, verifier::measure),
     ];
-    for (group, measure) in groups.into_iter().filter(|(group, _)| wanted(*group)) {
+    for (group, measure) in groups.into_iter().filter(|(group, _)| cli.wants(*group)) {
         measure(&mut bench).with_context(|| format!("cannot measure {group:?}"))?;
     }
     println!("{}", bench.report);
@@ -133,16 +156,23 @@ fn measure(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
+impl Cli {
+    fn wants(&self, group: Group) -> bool {
+        let in_set = self.set.is_none_or(|set| set.groups().contains(&group));
+        in_set && (self.only.is_empty() || self.only.contains(&group))
+    }
+}
+
 impl Bench {
     fn set_up(cli: &Cli) -> Result<Self> {
         // What an interrupted run left behind; there is nothing to say when there is none.
         take_down()?;
         say("two testbeds: one with a cluster, one for what is made by hand");
-        let options = |cluster| Options { nodes: 3, cluster, ..Options::default() };
-        let by_hand = Testbed::up(Prefix::new(REFERENCE)?, options(false), Progress::Quiet)?;
+        let options = |nodes, cluster| Options { nodes, cluster, ..Options::default() };
+        let by_hand = Testbed::up(Prefix::new(REFERENCE)?, options(by_hand::NODES, false), Progress::Quiet)?;
         Ok(Self {
             by_hand: ByHand::make(by_hand)?,
-            cluster: Testbed::up(Prefix::new(CLUSTER)?, options(true), Progress::Quiet)?,
+            cluster: Testbed::up(Prefix::new(CLUSTER)?, options(3, true), Progress::Quiet)?,
             rounds: cli.rounds,
             span: Duration::from_secs(cli.seconds),
             report: Report::new(cli.rounds, machine()),

@@ -1,14 +1,16 @@
-//! Neighbour discovery for pods: how many solicitations a node answers, and how soon, with 10 addresses and
-//! with 10,000. Hextet's BPF program against the kernel's `proxy_ndp`.
+//! Neighbour discovery for pods: how many solicitations a node answers, and how soon, with 10, 1,000 and
+//! 100,000 addresses. Hextet's BPF program against the kernel's `proxy_ndp` and Debian's `ndppd`.
 //!
-//! 10,000 real pods do not fit on the machine. The addresses are put into the table that the program reads:
+//! 100,000 real pods do not fit on the machine. The addresses are put into the table that the program reads:
 //! copies of a real pod's entry, written into the pinned map with bpftool while the agent is stopped, so that
-//! it does not take them out again. The kernel gets the same addresses by `ip neigh add proxy`.
+//! it does not take them out again. The kernel gets the same addresses by `ip neigh add proxy`, and `ndppd`,
+//! on another node, as many others, each as a rule of its configuration.
 
 use std::{
     net::Ipv6Addr,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -33,18 +35,25 @@ use crate::{
     Bench,
     batch::{Receiver, Sender, packet_socket},
     report::{Better, Metric, OURS, median, percentile},
-    say,
-    traffic::enlarge,
+    run_time, say,
+    traffic::{Server, enlarge},
 };
 
-const FEW: usize = 10;
-const MANY: usize = 10_000;
+const MANY: usize = 100_000;
 /// Solicitations of one sample of latency.
 const PROBES: usize = 1000;
 /// Lines of one bpftool batch: the largest one is read whole.
 const BPFTOOL_BATCH: usize = 2000;
 
+/// How long the kernel may take to learn all addresses (scaled): it looks through a list for each.
+const KERNEL_LIMIT: Duration = Duration::from_secs(120);
+
 const TABLE: &str = "neighbour discovery";
+const RUN_TIME: &str = "run time of a program, ns a solicitation";
+const PROXY_NDP: &str = "proxy_ndp";
+const NDPPD: &str = "ndppd";
+/// Where `ndppd` runs.
+const NDPPD_NODE: u8 = 3;
 
 /// A number of addresses and the rows it fills.
 struct Size {
@@ -52,20 +61,30 @@ struct Size {
     rate: Metric,
     p50: Metric,
     p99: Metric,
+    run_time: Metric,
 }
 
-const SIZES: [Size; 2] = [
+const SIZES: [Size; 3] = [
     Size {
-        count: FEW,
+        count: 10,
         rate: metric("answers, 10 addresses", "1/s", Better::More),
         p50: metric("answer, 10 addresses, median", "us", Better::Less),
         p99: metric("answer, 10 addresses, 99 %", "us", Better::Less),
+        run_time: run_time("10 addresses"),
+    },
+    Size {
+        count: 1_000,
+        rate: metric("answers, 1,000 addresses", "1/s", Better::More),
+        p50: metric("answer, 1,000 addresses, median", "us", Better::Less),
+        p99: metric("answer, 1,000 addresses, 99 %", "us", Better::Less),
+        run_time: run_time("1,000 addresses"),
     },
     Size {
         count: MANY,
-        rate: metric("answers, 10,000 addresses", "1/s", Better::More),
-        p50: metric("answer, 10,000 addresses, median", "us", Better::Less),
-        p99: metric("answer, 10,000 addresses, 99 %", "us", Better::Less),
+        rate: metric("answers, 100,000 addresses", "1/s", Better::More),
+        p50: metric("answer, 100,000 addresses, median", "us", Better::Less),
+        p99: metric("answer, 100,000 addresses, 99 %", "us", Better::Less),
+        run_time: run_time("100,000 addresses"),
     },
 ];
 
@@ -73,44 +92,103 @@ const fn metric(name: &'static str, unit: &'static str, better: Better) -> Metri
     Metric { table: TABLE, name, unit, better }
 }
 
-/// Measures both ways at both sizes.
+const fn run_time(name: &'static str) -> Metric {
+    Metric { table: RUN_TIME, name, unit: "ns", better: Better::Less }
+}
+
+/// Measures all ways at all sizes.
 pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
     let pods = crate::pods::pods(bench)?;
     let pod = pods.iter().find(|pod| pod.node == "n1").context("no pod on n1")?.address();
-    let addresses = addresses(pod, MANY);
     bench.report.note(format!(
         "neighbour discovery: {MANY} addresses are one real pod's and copies of its entry in the pinned map, \
          written with bpftool while the agent is stopped"
     ));
     // The rest of the cluster goes on without it.
     bench.cluster.agent("n1").kill9()?;
-    let measured = rounds(bench, pod, &addresses);
+    let measured = rounds(bench, pod);
     bench.cluster.agent("n1").start_until_ready()?;
-    measured
+    measured?;
+    for size in &SIZES[1..] {
+        bench.report.compare(size.rate, SIZES[0].rate);
+        bench.report.compare(size.p50, SIZES[0].p50);
+    }
+    Ok(())
 }
 
-/// Both sizes in every round: the machine is not the same a minute later.
-fn rounds(bench: &mut Bench, pod: Ipv6Addr, addresses: &[Ipv6Addr]) -> Result<()> {
+/// All sizes in every round: the machine is not the same a minute later.
+fn rounds(bench: &mut Bench, pod: Ipv6Addr) -> Result<()> {
+    let all = addresses(pod, MANY);
+    let daemon = Daemon::new(bench, pod)?;
     let mut there = 0;
     for (round, size) in (1..=bench.rounds).flat_map(|round| SIZES.iter().map(move |size| (round, size))) {
         say(&format!("{TABLE}, {} addresses: round {round} of {}", size.count, bench.rounds));
         let (few, many) = (there.min(size.count), there.max(size.count));
         let grows = size.count > there;
         // The first is the real pod's own, which stays.
-        change_table(&bench.cluster, pod, &addresses[few.max(1)..many.max(1)], grows)?;
-        change_kernel(&bench.by_hand.testbed, &addresses[few..many], grows)?;
+        change_table(&bench.cluster, pod, &all[few.max(1)..many.max(1)], grows)?;
+        change_kernel(&bench.by_hand.testbed, &all[few..many], grows)?;
         there = size.count;
-        let addresses = &addresses[..size.count];
-        for (variant, testbed) in [(OURS, &bench.cluster), ("proxy_ndp", &bench.by_hand.testbed)] {
-            let asker = Asker::new(testbed, addresses).with_context(|| format!("asking on {variant}"))?;
-            let rate = asker.flood(bench.span).with_context(|| format!("asking {variant} many times"))?;
-            let times = asker.probe().with_context(|| format!("asking {variant} once"))?;
-            bench.report.add(size.rate, variant, rate);
-            bench.report.add(size.p50, variant, median(&times).context("no answer")?);
-            bench.report.add(size.p99, variant, percentile(&times, 99.0).context("no answer")?);
+        let asked = &all[..size.count];
+        let ours = Asker::new(&bench.cluster, asked).context("asking Hextet")?;
+        sample(bench, size, OURS, &ours)?;
+        let kernel = Asker::new(&bench.by_hand.testbed, asked).context("asking the kernel")?;
+        sample(bench, size, PROXY_NDP, &kernel)?;
+        daemon.sample(bench, size);
+        if round == bench.rounds {
+            let times = run_time::during(&bench.cluster, "n1", || ours.flood(bench.span))?;
+            times.into_iter().for_each(|(program, ns)| bench.report.add(size.run_time, program, ns));
         }
     }
     Ok(())
+}
+
+fn sample(bench: &mut Bench, size: &Size, variant: &'static str, asker: &Asker) -> Result<()> {
+    let rate = asker.flood(bench.span).with_context(|| format!("asking {variant} many times"))?;
+    let times = asker.probe().with_context(|| format!("asking {variant} once"))?;
+    bench.report.add(size.rate, variant, rate);
+    bench.report.add(size.p50, variant, median(&times).context("no answer")?);
+    bench.report.add(size.p99, variant, percentile(&times, 99.0).context("no answer")?);
+    Ok(())
+}
+
+/// `ndppd` on a node of its own, which answers for addresses of a group of its own.
+struct Daemon {
+    node: NetNs,
+    addresses: Vec<Ipv6Addr>,
+    config: PathBuf,
+}
+
+impl Daemon {
+    fn new(bench: &Bench, pod: Ipv6Addr) -> Result<Self> {
+        let testbed = &bench.by_hand.testbed;
+        let addresses = addresses(Ipv6Addr::from_bits(pod.to_bits() ^ 1), MANY);
+        let node = bench.by_hand.node(NDPPD_NODE);
+        // It hears what the switch lets through: the group of its addresses is the node's, too.
+        let member = Ipv6Addr::from_bits((0xfdbf << 112) | (addresses[0].to_bits() & 0xff_ffff));
+        ip_batch(Some(&node), &[format!("addr replace {member}/128 dev eth0 nodad")])?;
+        Ok(Self { node, addresses, config: machine::dir(testbed.prefix()).join("ndppd.conf") })
+    }
+
+    /// It is not ours: what it cannot do is noted, and the others go on.
+    fn sample(&self, bench: &mut Bench, size: &Size) {
+        if let Err(error) = self.try_sample(bench, size) {
+            bench.report.note(format!("{NDPPD} with {} addresses: {error:#}", size.count));
+        }
+    }
+
+    fn try_sample(&self, bench: &mut Bench, size: &Size) -> Result<()> {
+        let addresses = &self.addresses[..size.count];
+        let rules = addresses.iter().map(|address| format!("  rule {address}/128 {{ static }}\n"));
+        let text = format!("proxy eth0 {{\n  router yes\n{}}}\n", rules.collect::<String>());
+        std::fs::write(&self.config, text).context("cannot write its configuration")?;
+        let mut command = Command::new(NDPPD);
+        command.arg("-c").arg(&self.config);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let _daemon = Server(self.node.spawn(&mut command)?);
+        let asker = Asker::new(&bench.by_hand.testbed, addresses)?;
+        sample(bench, size, NDPPD, &asker)
+    }
 }
 
 /// Addresses of the same /64 that share their low 24 bits, as all pods of a node do; the pod's own is first.
@@ -180,7 +258,7 @@ impl Asker {
     /// Microseconds from a solicitation to its answer, one at a time.
     fn probe(&self) -> Result<Vec<f64>> {
         let socket = self.socket()?;
-        // A step that has no divisor in common with 10 or 10,000 visits all of them.
+        // A step that has no divisor in common with their number visits all of them.
         let order = (0..PROBES).map(|number| &self.frames[number * 7919 % self.frames.len()]);
         let times: Vec<f64> = order.filter_map(|frame| ask(&socket, frame)).collect();
         if times.len() < PROBES * 9 / 10 {
@@ -239,7 +317,9 @@ fn change_kernel(testbed: &Testbed, addresses: &[Ipv6Addr], answer: bool) -> Res
     let verb = if answer { "replace" } else { "del" };
     let lines: Vec<String> =
         addresses.iter().map(|address| format!("neigh {verb} proxy {address} dev eth0")).collect();
-    ip_batch(Some(&n1), &lines)
+    let run = Run::new(&["ip", "-batch", "-"]).limit(KERNEL_LIMIT).inside(&n1);
+    run.stdin(lines.join("\n") + "\n").success()?;
+    Ok(())
 }
 
 /// Puts copies of the pod's entry under other addresses into the table of the BPF program, or takes them out.
@@ -278,13 +358,9 @@ fn hex(bytes: &[u8]) -> Vec<String> {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The pin of the table of addresses that `n1` answers for, below the folder of its layout's version.
+/// The pin of the table of addresses that `n1` answers for.
 fn table(testbed: &Testbed) -> Result<String> {
-    let folder = PathBuf::from(machine::PINS).join(testbed.netns("n1").name());
-    let layouts = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut pins = layouts.flatten().map(|layout| layout.path().join(NDP_TABLE)).filter(|path| path.exists());
-    let pin = pins.next().with_context(|| format!("there is no {NDP_TABLE} below {}", folder.display()))?;
-    Ok(pin.to_string_lossy().into_owned())
+    Ok(run_time::layout(testbed, "n1")?.join(NDP_TABLE).to_string_lossy().into_owned())
 }
 
 /// The name of that table's pin.

@@ -17,8 +17,10 @@ const PINGS: u32 = 500;
 
 const TABLE: &str = "pod to pod across nodes";
 
-/// The name of the job that holds one pod on each of `n1` and `n2`.
+/// The name of the job that holds one pod on each node.
 pub(crate) const JOB: &str = "bench";
+/// The nodes of the cluster.
+pub(crate) const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
 /// Measures all four loads on the three paths.
 pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
@@ -37,19 +39,12 @@ fn paths(bench: &Bench) -> Result<Vec<(&'static str, Path)>> {
             OURS,
             Path { from: cluster.netns(&from.id), to: cluster.netns(&to.id), address: to.address().into() },
         ),
-        ("by hand", Path { from: by_hand.pod(0), to: by_hand.pod(1), address: by_hand.pod_address(1) }),
-        (
-            "node to node",
-            Path {
-                from: by_hand.testbed.netns("n1"),
-                to: by_hand.testbed.netns("n2"),
-                address: IpAddr::V6(n2),
-            },
-        ),
+        ("by hand", Path { from: by_hand.pod(1), to: by_hand.pod(2), address: by_hand.pod_address(2) }),
+        ("node to node", Path { from: by_hand.node(1), to: by_hand.node(2), address: IpAddr::V6(n2) }),
     ])
 }
 
-/// One pod on each of `n1` and `n2`, which do nothing.
+/// One pod on each of [`NODES`], which do nothing.
 pub(crate) fn pods(bench: &Bench) -> Result<Vec<Pod>> {
     let group = |node: &str| {
         format!(
@@ -57,8 +52,8 @@ pub(crate) fn pods(bench: &Bench) -> Result<Vec<Pod>> {
              exec: [/bin/sleep, infinity]\n"
         )
     };
-    bench.cluster.apply(&format!("job: {JOB}\ngroups:\n{}{}", group("n1"), group("n2")))?;
-    bench.cluster.wait_running(JOB, 2, Duration::from_secs(20))
+    bench.cluster.apply(&format!("job: {JOB}\ngroups:\n{}", NODES.map(group).concat()))?;
+    bench.cluster.wait_running(JOB, NODES.len(), Duration::from_secs(20))
 }
 
 /// Runs every load on every path in turn, round after round.

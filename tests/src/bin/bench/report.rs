@@ -82,9 +82,20 @@ impl Report {
         distinct(self.series.iter().map(|series| series.metric).filter(|metric| metric.table == table))
     }
 
-    fn median(&self, metric: Metric, variant: &str) -> Option<f64> {
-        let found = self.series.iter().find(|series| series.metric == metric && series.variant == variant)?;
-        median(&found.samples)
+    fn samples(&self, metric: Metric, variant: &str) -> &[f64] {
+        let found = self.series.iter().find(|series| series.metric == metric && series.variant == variant);
+        found.map_or(&[], |series| &series.samples)
+    }
+
+    /// Notes what one row is of another, for each way of doing it.
+    pub(crate) fn compare(&mut self, metric: Metric, other: Metric) {
+        let variants = self.variants(metric.table).into_iter();
+        let line = |variant| {
+            let shown = ratio(self.samples(metric, variant), self.samples(other, variant));
+            (shown != NOTHING).then(|| format!("{variant} {shown}"))
+        };
+        let shown: Vec<String> = variants.filter_map(line).collect();
+        self.note(format!("{} / {}: {}", metric.name, other.name, shown.join(", ")));
     }
 
     /// The rows of one table: the head, then one for each metric.
@@ -98,11 +109,11 @@ impl Report {
         head.extend(others.iter().map(|other| format!("{first} / {other}")));
         let mut rows = vec![head];
         for metric in self.metrics(table) {
-            let mine = self.median(metric, first);
+            let mine = self.samples(metric, first);
             let less = if metric.better == Better::Less { " (less is better)" } else { "" };
             let mut row = vec![format!("{}, {}{less}", metric.name, metric.unit)];
-            row.extend(variants.iter().map(|variant| number(self.median(metric, variant))));
-            row.extend(others.iter().map(|other| ratio(mine, self.median(metric, other))));
+            row.extend(variants.iter().map(|variant| number(median(self.samples(metric, variant)))));
+            row.extend(others.iter().map(|other| ratio(mine, self.samples(metric, other))));
             rows.push(row);
         }
         rows
@@ -143,17 +154,26 @@ fn write_table(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result 
 /// Three digits that matter, or whole numbers.
 fn number(value: Option<f64>) -> String {
     match value {
-        None => "-".to_owned(),
+        None => NOTHING.to_owned(),
         Some(value) if value >= 100.0 => format!("{value:.0}"),
         Some(value) if value >= 10.0 => format!("{value:.1}"),
         Some(value) => format!("{value:.2}"),
     }
 }
 
-fn ratio(mine: Option<f64>, other: Option<f64>) -> String {
-    match (mine, other) {
-        (Some(mine), Some(other)) if other > 0.0 => format!("{:.2}", mine / other),
-        _ => "-".to_owned(),
+/// What a cell shows that has no number.
+const NOTHING: &str = "-";
+
+/// The median of the rounds' ratios, and the lowest and the highest: what else the machine did in a round met
+/// both.
+fn ratio(mine: &[f64], other: &[f64]) -> String {
+    let rounds = mine.iter().zip(other).filter(|(_, other)| **other > 0.0);
+    let mut ratios: Vec<f64> = rounds.map(|(mine, other)| mine / other).collect();
+    ratios.sort_by(f64::total_cmp);
+    match (median(&ratios), &ratios[..]) {
+        (Some(middle), [low, .., high]) => format!("{middle:.2} ({low:.2} to {high:.2})"),
+        (Some(middle), _) => format!("{middle:.2}"),
+        (None, _) => NOTHING.to_owned(),
     }
 }
 
@@ -200,7 +220,19 @@ mod tests {
             report.add(RATE, "by hand", other);
         }
         let text = report.to_string();
-        assert!(text.contains("TCP, Gbit/s    30.0     31.0              0.97"), "{text}");
+        assert!(text.contains("TCP, Gbit/s    30.0     31.0  0.97 (0.22 to 1.03)"), "{text}");
+    }
+
+    #[test]
+    fn rows_are_compared_for_each_way_round_by_round() {
+        const MANY: Metric = Metric { name: "TCP, 1M flows", ..RATE };
+        let mut report = Report::new(1, String::new());
+        for (metric, sample) in [(RATE, 30.0), (MANY, 27.0)] {
+            report.add(metric, "hextet", sample);
+        }
+        report.add(RATE, "by hand", 30.0);
+        report.compare(MANY, RATE);
+        assert_eq!(report.notes, ["TCP, 1M flows / TCP: hextet 0.90"]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(crate) struct Path {
 }
 
 /// A server that ends with this value.
-struct Server(Child);
+pub(crate) struct Server(pub(crate) Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
