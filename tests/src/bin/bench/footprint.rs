@@ -46,6 +46,13 @@ pub(crate) fn watch(bench: &mut Bench, memory: Metric, processor: Metric) -> Res
     Ok(())
 }
 
+/// Percent of a processor that a process takes for [`WATCH`].
+pub(crate) fn busy(pid: Pid) -> Result<f64> {
+    let (start, before) = (Instant::now(), used(pid)?);
+    std::thread::sleep(WATCH);
+    Ok((used(pid)? - before) / start.elapsed().as_secs_f64() * 100.0)
+}
+
 fn resident_mib(pid: Pid) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process is gone")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;

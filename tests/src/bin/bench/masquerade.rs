@@ -3,11 +3,13 @@
 //!
 //! Each number of flows has a node of its own, so that all of them are measured in every round.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use hextet_tests::topology::Place;
 
 use crate::{
-    Bench, by_hand, flows,
+    Bench, by_hand, flows, footprint,
     pods::{self, NODES},
     report::{Better, Metric, OURS},
     run_time, say,
@@ -15,7 +17,7 @@ use crate::{
 };
 
 const TABLE: &str = "pod to an IPv4 host";
-const MEMORY: &str = "memory of the masquerade";
+const MEMORY: &str = "what flows cost, 1M of them";
 const RUN_TIME: &str = "run time of a program, ns";
 const NFTABLES: &str = "nftables";
 
@@ -31,6 +33,7 @@ struct Size {
     packets: Metric,
     stream: Metric,
     run_time: Metric,
+    run_time_opened: Metric,
 }
 
 const SIZES: [Size; 3] = [
@@ -42,6 +45,7 @@ const SIZES: [Size; 3] = [
         packets: metric("UDP, 64 bytes each, 1k flows", "packets/s"),
         stream: metric("TCP, one stream, 1k flows", "Gbit/s"),
         run_time: run_time("UDP, 1k flows"),
+        run_time_opened: run_time("new TCP connections, 1k flows"),
     },
     Size {
         flows: 100_000,
@@ -51,6 +55,7 @@ const SIZES: [Size; 3] = [
         packets: metric("UDP, 64 bytes each, 100k flows", "packets/s"),
         stream: metric("TCP, one stream, 100k flows", "Gbit/s"),
         run_time: run_time("UDP, 100k flows"),
+        run_time_opened: run_time("new TCP connections, 100k flows"),
     },
     Size {
         flows: 1_000_000,
@@ -60,19 +65,20 @@ const SIZES: [Size; 3] = [
         packets: metric("UDP, 64 bytes each, 1M flows", "packets/s"),
         stream: metric("TCP, one stream, 1M flows", "Gbit/s"),
         run_time: run_time("UDP, 1M flows"),
+        run_time_opened: run_time("new TCP connections, 1M flows"),
     },
 ];
 const FEWEST: &Size = &SIZES[0];
 const MOST: &Size = &SIZES[2];
-
-/// New connections run other parts of the programs.
-const RUN_TIME_OPENED: Metric = run_time("new TCP connections, 1M flows");
 
 const EMPTY: Metric = Metric { table: MEMORY, name: "without flows", unit: "MiB", better: Better::Less };
 const SLAB: Metric =
     Metric { table: MEMORY, name: "for a flow, kernel objects", unit: "bytes", better: Better::Less };
 const ACCOUNTED: Metric =
     Metric { table: MEMORY, name: "for a flow, as the maps account", unit: "bytes", better: Better::Less };
+
+const PROCESSOR: Metric =
+    Metric { table: MEMORY, name: "agent, of one processor", unit: "%", better: Better::Less };
 
 const fn metric(name: &'static str, unit: &'static str) -> Metric {
     Metric { table: TABLE, name, unit, better: Better::More }
@@ -97,10 +103,7 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
         for (size, paths) in SIZES.iter().zip(&paths) {
             // Flows live as long as somebody uses them.
             flows::send(&paths[0].1.from, size.flows)?;
-            for (variant, path) in paths {
-                load(bench, size, variant, path)
-                    .with_context(|| format!("{variant}, {} flows", size.flows))?;
-            }
+            loads(bench, size, paths)?;
         }
     }
     for (many, few) in
@@ -110,6 +113,9 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
     }
     run_times(bench, &paths)
 }
+
+/// What a path carries within a span of time.
+type Load = fn(&Path, Duration) -> Result<f64>;
 
 type Paths = [(&'static str, Path); 3];
 
@@ -144,6 +150,8 @@ fn fill_ours(bench: &mut Bench, size: &Size, path: &Path) -> Result<()> {
         bench.report.add(EMPTY, OURS, maps / f64::from(1 << 20));
         bench.report.add(ACCOUNTED, OURS, accounted);
         bench.report.add(SLAB, OURS, (flows::slab_bytes()? - slab) / flows);
+        let agent = bench.cluster.agent(node).pid().context("the agent does not run")?;
+        bench.report.add(PROCESSOR, OURS, footprint::busy(agent)?);
     }
     Ok(())
 }
@@ -172,11 +180,19 @@ fn fill_kernel(bench: &mut Bench, size: &Size) -> Result<()> {
     Ok(())
 }
 
-fn load(bench: &mut Bench, size: &Size, variant: &'static str, path: &Path) -> Result<()> {
-    let span = bench.span;
-    bench.report.add(size.stream, variant, traffic::tcp_gbits(path, span)?);
-    bench.report.add(size.packets, variant, traffic::udp_packets(path, span)?);
-    bench.report.add(size.opened, variant, traffic::connections(path, span)?);
+/// Every load on every path in turn.
+fn loads(bench: &mut Bench, size: &Size, paths: &Paths) -> Result<()> {
+    let loads: [(Metric, Load); 3] = [
+        (size.stream, traffic::tcp_gbits),
+        (size.packets, traffic::udp_packets),
+        (size.opened, traffic::connections),
+    ];
+    for (metric, load) in loads {
+        for (variant, path) in paths {
+            let value = load(path, bench.span).with_context(|| format!("{}, {variant}", metric.name))?;
+            bench.report.add(metric, variant, value);
+        }
+    }
     Ok(())
 }
 
@@ -190,10 +206,8 @@ fn run_times(bench: &mut Bench, paths: &[Paths]) -> Result<()> {
         let path = &paths[0].1;
         let udp = || traffic::udp_packets(path, span);
         add(size.run_time, run_time::during(&bench.cluster, size.node, udp)?);
-        if size.flows == MOST.flows {
-            let opened = || traffic::connections(path, span);
-            add(RUN_TIME_OPENED, run_time::during(&bench.cluster, size.node, opened)?);
-        }
+        let opened = || traffic::connections(path, span);
+        add(size.run_time_opened, run_time::during(&bench.cluster, size.node, opened)?);
     }
     Ok(())
 }
