@@ -71,9 +71,18 @@ fn read_number(node: &NetNs, path: &str) -> Result<u64> {
 
 /// Flows that the programs of a node have made so far.
 pub(crate) fn made(testbed: &Testbed, node: &str) -> Result<u64> {
+    counter(testbed, node, "new_flow")
+}
+
+/// New flows that a node's programs have refused, because they found no port in the pod's blocks.
+pub(crate) fn refused(testbed: &Testbed, node: &str) -> Result<u64> {
+    counter(testbed, node, "drop_no_port")
+}
+
+fn counter(testbed: &Testbed, node: &str, name: &str) -> Result<u64> {
+    let key = ("masquerade_egress".to_owned(), name.to_owned());
     let counters = testbed.counters(node)?;
-    let key = ("masquerade_egress".to_owned(), "new_flow".to_owned());
-    counters.get(&key).copied().context("there is no counter of new flows")
+    counters.get(&key).copied().with_context(|| format!("{node} has no counter {name}"))
 }
 
 /// Bytes of a node's masquerade maps, as the kernel accounts for them.

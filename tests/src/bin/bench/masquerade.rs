@@ -100,11 +100,17 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
     }
     for round in 1..=bench.rounds {
         say(&format!("{TABLE}: round {round} of {}", bench.rounds));
+        let refused = refused(bench)?;
         for (size, paths) in SIZES.iter().zip(&paths) {
             // Flows live as long as somebody uses them.
             flows::send(&paths[0].1.from, size.flows)?;
             loads(bench, size, paths)?;
         }
+        // Each costs its client a second: the first SYN is gone.
+        let now = self::refused(bench)? - refused;
+        bench
+            .report
+            .note(format!("round {round}: {now} first packets of flows were refused for want of a port"));
     }
     for (many, few) in
         [(MOST.opened, FEWEST.opened), (MOST.packets, FEWEST.packets), (MOST.stream, FEWEST.stream)]
@@ -112,6 +118,11 @@ pub(crate) fn measure(bench: &mut Bench) -> Result<()> {
         bench.report.compare(many, few);
     }
     run_times(bench, &paths)
+}
+
+/// First packets of flows that found no port so far, on all nodes.
+fn refused(bench: &Bench) -> Result<u64> {
+    NODES.iter().map(|node| flows::refused(&bench.cluster, node)).sum()
 }
 
 /// What a path carries within a span of time.
