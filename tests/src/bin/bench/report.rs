@@ -220,7 +220,7 @@ mod tests {
             report.add(RATE, "by hand", other);
         }
         let text = report.to_string();
-        assert!(text.contains("TCP, Gbit/s    30.0     31.0  0.97 (0.22 to 1.03)"), "{text}");
+        assert!(text.contains("TCP, Gbit/s    30.0     31.0  0.97 (0.23 to 1.03)"), "{text}");
     }
 
     #[test]
