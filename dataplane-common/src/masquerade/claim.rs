@@ -77,6 +77,9 @@ pub(super) fn map_port<F: Family, T: Tables<F>>(
     }
 }
 
+/// The probe with which the pod's home has been looked at enough.
+const LAST_AT_HOME: u32 = 3;
+
 /// Where a probe looks for a port.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -95,7 +98,7 @@ impl Place {
     fn of(probe: u32) -> Place {
         match probe {
             0 => Place::Same,
-            1..=3 => Place::Home,
+            1..=LAST_AT_HOME => Place::Home,
             _ => match probe & 3 {
                 0 => Place::Latest,
                 1 | 2 => Place::Extra,
@@ -120,7 +123,7 @@ fn claim<F: Family, T: Tables<F>>(
     loop {
         let found = candidate(tables, config, flow, Place::of(probe));
         if let Some(port) = found
-            && try_claim(tables, flow, me, port, probe >= PROBES_MAX / 2)
+            && try_claim(tables, flow, me, port, probe)
         {
             return Ok(port);
         }
@@ -169,7 +172,7 @@ fn try_claim<F: Family, T: Tables<F>>(
     flow: &NewFlow<'_, F>,
     me: u64,
     port: u16,
-    pressed: bool,
+    probe: u32,
 ) -> bool {
     let key = flow.key;
     let index = port_index::<F>(key.protocol, port);
@@ -177,8 +180,9 @@ fn try_claim<F: Family, T: Tables<F>>(
     if current == OWNER_FREE || is_owned_by(current, key.inside, key.inside_port) {
         return !tables.host_has(&flow.host_socket(port)) && tables.claim_port(index, current, me);
     }
-    // To look at whose a port is takes two look-ups: first those are tried that are nobody's.
-    if !pressed {
+    // To look at whose a port is takes two look-ups. Before it is needed, it is done once, in the home.
+    let pressed = probe >= PROBES_MAX / 2;
+    if !pressed && probe != LAST_AT_HOME {
         return false;
     }
     let Some(ended) = ended(tables, key.protocol, port, current, flow.now_ns, pressed) else { return false };
