@@ -77,7 +77,7 @@ impl Family for Ipv6 {
         const FIRST: u8 = 133;
         packet.byte(ipv6::NEXT_HEADER) == Some(ipv6::ICMPV6)
             && packet.byte(ipv6::HOP_LIMIT) == Some(ipv6::HOP_LIMIT_LINK)
-            && packet.byte(ipv6::PAYLOAD).is_some_and(|kind| kind >= FIRST && kind <= ndp::REDIRECT)
+            && packet.byte(ipv6::PAYLOAD).is_some_and(|kind| (FIRST..=ndp::REDIRECT).contains(&kind))
     }
 
     #[inline(always)]
