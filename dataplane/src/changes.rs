@@ -5,7 +5,7 @@
 //!
 //! # What is heard
 //! Links, addresses, routes, permanent neighbours, qdiscs and filters, the settings of devices that the kernel
-//! announces (forwarding and proxying among them), table `inet hextet`, and pins that are removed, of the node and of
+//! announces (forwarding and proxying among them), table `ip hextet`, and pins that are removed, of the node and of
 //! its pods. The kernel announces nothing when a TCX link loses its interface; the uplink's hooks are looked at
 //! instead ([`hooks`]). Other settings, entries of the kernel's own proxy and the content of BPF maps are found only by
 //! who looks without being told.
@@ -183,6 +183,10 @@ impl Dataplane {
             listen(NETLINK_NETFILTER, NFTABLES_GROUP_BIT, heard.clone(), hear_nftables)
                 .map_err(ChangesError::Open)?,
         ];
+        // The name of a namespace goes without a word from netlink while something lives in it.
+        if let Ok(watching) = pins::watch(&self.config.netns_dir, heard.clone()) {
+            listeners.push(watching);
+        }
         if let Some(bpf) = &self.bpf {
             let path = bpf.pins().to_owned();
             let watching = pins::watch(&path, heard.clone());

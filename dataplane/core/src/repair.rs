@@ -30,7 +30,7 @@ impl Op {
             RouteReplace(_) => format!("{} was changed", object("replace ")),
             NeighbourSet(_) => format!("{} was removed or changed", object("replace ")),
             ProxyAdd { .. } => format!("{} was removed", object("add ")),
-            NftSet(_) => "table inet hextet was removed or changed".to_owned(),
+            NftSet(_) => "table ip hextet was removed or changed".to_owned(),
             Attach { program, dev } => format!("bpf {program} was taken off {dev}"),
             Detach { program, dev } => format!("bpf {program} was put on {dev}"),
             NdpSet { .. } | GuardSet { .. } | MasqueradeSet(_) => {

@@ -56,7 +56,7 @@ pub enum Subject {
     Filter,
     /// A setting of a device that is written through `/proc/sys`.
     Sysctl,
-    /// Something in table `inet hextet`.
+    /// Something in table `ip hextet`.
     Nftables,
     /// A pin of a BPF link.
     Pin,

@@ -1,4 +1,5 @@
-//! Tells when a pin is removed: the link behind it ends with its last pin, and no netlink message says so.
+//! Tells when a pin or a namespace's name is removed: what is behind it ends with its last name, and no netlink message
+//! says so.
 
 use std::{io, path::Path};
 

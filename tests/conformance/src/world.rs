@@ -284,7 +284,8 @@ impl World {
             ndp,
             masquerade,
             filtering: Filtering::default(),
-            ipv6_exit: Ipv6Exit::default(),
+            // What is tested here is the way of a pod's own address.
+            ipv6_exit: Ipv6Exit::None,
         }
     }
 }

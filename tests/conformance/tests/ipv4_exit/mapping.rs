@@ -131,7 +131,7 @@ fn no_block_has_ports_of_two_pods(world: &World) {
     let remote = udp(&world.net(), (REMOTE, 7));
     let ports = |n: u8| -> BTreeSet<u16> {
         let outside = |i: u16| {
-            let pod = udp(&world.pod(n), (World::pod_ipv4(n), 2000 + 997 * i));
+            let pod = udp(&world.pod(n), (World::pod_ipv4(n), 2000 + 997 * i + u16::from(n)));
             exchange(&pod, &remote).port()
         };
         (0..24).map(outside).collect()
