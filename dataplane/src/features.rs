@@ -42,11 +42,15 @@ impl Features {
 }
 
 impl NoBpf {
-    /// The verifier's log is many lines, and goes to the agent's log.
+    /// The verifier's log is many lines, and goes to the agent's log; its error number tells what kind it is.
     fn of(error: &BpfError) -> Self {
         let all = chain(error);
         tracing::debug!(reason = all, "BPF cannot be used");
-        let reason = all.lines().next().unwrap_or_default().to_owned();
+        let first = all.lines().next().unwrap_or_default();
+        let reason = match error {
+            BpfError::Verifier { log, source, .. } if log.contains('\n') => format!("{first}: {source}"),
+            _ => first.to_owned(),
+        };
         Self { reason, unmounted: matches!(error, BpfError::NoBpfFs(_)) }
     }
 }

@@ -7,6 +7,7 @@ use std::{
     net::UdpSocket,
     path::PathBuf,
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -23,8 +24,13 @@ use dataplane::bpf::{
 use nix::{
     net::if_::if_nametoindex,
     sched::{CloneFlags, unshare},
+    sys::{
+        pthread::{pthread_kill, pthread_self},
+        signal::Signal,
+    },
 };
 use support::*;
+use tokio::signal::unix::{SignalKind, signal};
 
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2 is installed");
@@ -118,6 +124,28 @@ fn programs_outlive_the_agent_and_are_found_again() {
             assert_eq!(found(&bpf), all[1..], "{hook:?}");
         });
     }
+}
+
+/// An agent that started while a child of it ended once fell back to the kernel's backends: the verifier gives
+/// up when a signal is there for the thread that loads.
+#[test]
+fn signals_do_not_end_the_loading_of_programs() {
+    alone("attach-signals", |pins| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _handled = runtime.block_on(async { signal(SignalKind::user_defined1()).expect("a handler") });
+        let (loader, loaded) = (pthread_self(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !loaded.load(Ordering::Acquire) {
+                    pthread_kill(loader, Signal::SIGUSR1).expect("the thread that loads is waited for");
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+            let opened = Bpf::open(pins.path());
+            loaded.store(true, Ordering::Release);
+            assert!(opened.is_ok(), "{}", chain(&opened.err().expect("it failed")));
+        });
+    });
 }
 
 fn layout(pins: &Pins) -> PathBuf {

@@ -6,6 +6,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     programs::{ProgramError, SchedClassifier},
 };
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::{BpfError, OBJECT, Program};
 
@@ -29,17 +30,25 @@ pub(super) fn load(pins: &Path, capacities: &BTreeMap<&'static str, u32>) -> Res
 
 /// Has the kernel verify every program. Returns their tags.
 pub(super) fn load_programs(object: &mut Ebpf) -> Result<BTreeMap<Program, u64>, BpfError> {
-    Program::ALL
-        .into_iter()
-        .map(|name| {
-            let classifier = program(object, name)?;
-            classifier.load().map_err(|source| refused(name, source))?;
-            let info = classifier
-                .info()
-                .map_err(|source| BpfError::Program { program: name, source: Box::new(source) })?;
-            Ok((name, info.tag()))
-        })
-        .collect()
+    without_signals(|| Program::ALL.into_iter().map(|name| load_program(object, name)).collect())
+}
+
+fn load_program(object: &mut Ebpf, name: Program) -> Result<(Program, u64), BpfError> {
+    let classifier = program(object, name)?;
+    classifier.load().map_err(|source| refused(name, source))?;
+    let info =
+        classifier.info().map_err(|source| BpfError::Program { program: name, source: Box::new(source) })?;
+    Ok((name, info.tag()))
+}
+
+/// Runs `load` with this thread's signals blocked: a signal, be it of a child that ended, makes the verifier
+/// give up with EAGAIN (`do_check` in kernel/bpf/verifier.c). They are delivered after it, or to another thread.
+fn without_signals<T>(load: impl FnOnce() -> T) -> T {
+    let before =
+        SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).expect("a set that the kernel knows");
+    let result = load();
+    before.thread_set_mask().expect("the thread had this mask before");
+    result
 }
 
 pub(super) fn program(object: &mut Ebpf, name: Program) -> Result<&mut SchedClassifier, BpfError> {
