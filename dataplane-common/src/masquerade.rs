@@ -15,10 +15,11 @@
 //! | `NAT_BLOCKS`, array | block | [`Block`] | new flows |
 //! | `NAT_SOURCES`, LPM trie | remote | [`Source`] | new flows of a node with several addresses |
 //! | `NAT_FRAGMENTS`, LRU hash | [`FragmentKey`] | [`Fragment`] | fragments |
+//! | `NAT_KEPT`, LRU hash | [`KeptKey`] | [`Kept`] | fragments that come before their first |
 //!
 //! The engine is one for both families ([`Family`]). `NAT_PORTS` and `NAT_BLOCKS` are for both: a pod's block is
 //! its own at each of the node's addresses. IPv6 has tables of its own for what holds addresses (`NAT6_SESSIONS`,
-//! `NAT6_MAPPINGS`, `NAT6_FRAGMENTS`), and two more:
+//! `NAT6_MAPPINGS`, `NAT6_FRAGMENTS`, `NAT6_KEPT`), and two more:
 //!
 //! | map | key | value | read |
 //! | --- | --- | --- | --- |
@@ -34,6 +35,7 @@ mod claim;
 mod error;
 mod family;
 mod flow;
+pub mod fragment;
 mod hairpin;
 mod inward;
 #[cfg(any(test, feature = "memory"))]
@@ -46,6 +48,7 @@ mod translate;
 pub use block::{BLOCKS_MAX, Block, Pool};
 pub use family::{Family, Header, Ipv4, Ipv6, Part, port_index};
 pub use flow::{egress, is_direct};
+pub use fragment::{KEPT_MAX, Kept, KeptKey};
 pub use hairpin::{Hairpin, hairpin};
 pub use inward::ingress;
 pub use port::{OWNER_FREE, is_owned_by, owner, owner_inside};
@@ -55,7 +58,7 @@ pub use session::{
 };
 pub use translate::PacketMut;
 
-use crate::{counter::Counter, ipv4::Address, ipv6};
+use crate::{counter::Counter, ipv4::Address, ipv6, packet::Packet};
 
 /// Capacity of the map `NAT_SESSIONS`.
 ///
@@ -81,8 +84,7 @@ pub const PORTS_MAX: u32 = 6 * 65_536;
 /// Capacity of the map `NAT_FRAGMENTS`: datagrams in fragments that are on their way.
 ///
 /// LRU hash, 8,192 x 80 bytes = 0.7 MB. Written and read by both programs. When full, the datagram that was
-/// longest without a fragment is forgotten; its later fragments are dropped on their way out and left to the
-/// host on their way in.
+/// longest without a fragment is forgotten; its later fragments are kept as if its first had not come.
 pub const FRAGMENTS_MAX: u32 = 8_192;
 
 /// Capacity of the map `NAT6_SESSIONS`.
@@ -399,6 +401,12 @@ pub trait Tables<F: Family>: Common {
     fn fragment(&mut self, key: &FragmentKey<F>) -> Option<F::Address>;
     /// Remembers where they go.
     fn insert_fragment(&mut self, key: &FragmentKey<F>, address: F::Address);
+    /// When a fragment came that is kept.
+    fn kept(&mut self, key: &KeptKey<F>) -> Option<u64>;
+    /// Keeps the packet at hand, never in the place of another.
+    fn keep<P: Packet + ?Sized>(&mut self, key: &KeptKey<F>, packet: &P, now_ns: u64) -> Inserted;
+    /// Forgets a fragment, if it is kept.
+    fn remove_kept(&mut self, key: &KeptKey<F>);
 }
 
 /// What a program does with a packet.
@@ -408,6 +416,9 @@ pub enum Verdict {
     Next,
     /// Dropped. Counted.
     Drop,
+    /// A fragment, with which [`fragment`] goes on. A first one is translated, or the host's, and counted; a later one is
+    /// neither.
+    Fragment,
 }
 
 #[cfg(test)]

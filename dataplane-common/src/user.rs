@@ -2,7 +2,11 @@
 
 use aya::Pod;
 
-use crate::{guard, ipv6, masquerade, masquerade::Ipv6, ndp, pod_link};
+use crate::{
+    guard, ipv6, masquerade,
+    masquerade::{Ipv4, Ipv6},
+    ndp, pod_link,
+};
 
 macro_rules! pod {
     ($($ty:ty),*) => {$(
@@ -27,6 +31,9 @@ pod!(
     masquerade::Source,
     masquerade::FragmentKey,
     masquerade::Fragment,
+    masquerade::KeptKey<Ipv4>,
+    masquerade::KeptKey<Ipv6>,
+    masquerade::Kept,
     masquerade::Direct,
     masquerade::SessionKey<Ipv6>,
     masquerade::Session<Ipv6>,

@@ -6,6 +6,7 @@
 //! | `uplink_ingress` (`ndp_proxy.rs`, `masquerade.rs`) | uplink, ingress |
 //! | `uplink_egress` (`masquerade.rs`) | uplink, egress |
 //! | `uplink_backstop` (`backstop.rs`) | uplink, egress, behind the others |
+//! | `fragment_egress`, `fragment_ingress` (`fragment.rs`) | none: the uplink's programs hand fragments over to them |
 //! | `pod_guard` (`hairpin.rs`) | host side of each pod's veth, ingress |
 //!
 //! It is built for `bpfel-unknown-none` by `dataplane/build.rs`. On the host it compiles for clippy alone.
@@ -15,6 +16,7 @@
 
 mod answer;
 mod backstop;
+mod fragment;
 mod hairpin;
 mod log;
 mod maps;

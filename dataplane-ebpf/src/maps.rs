@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
 };
 use dataplane_common::{
     counter::{COUNTERS_MAX, Counter},
@@ -12,8 +12,9 @@ use dataplane_common::{
     ipv6::Address,
     masquerade::{
         BLOCKS_MAX, Block, Config, DIRECT_MAX, Direct, FRAGMENTS_MAX, FRAGMENTS6_MAX, Fragment, FragmentKey,
-        Ipv6, MAPPINGS_MAX, MAPPINGS6_MAX, Mapping, MappingKey, PODS6_MAX, PORTS_MAX, SESSIONS_MAX,
-        SESSIONS6_MAX, SOURCES_MAX, Session, SessionKey, Source,
+        Ipv4, Ipv6, KEPT_MAX, Kept, KeptKey, MAPPINGS_MAX, MAPPINGS6_MAX, Mapping, MappingKey, PODS6_MAX,
+        PORTS_MAX, SESSIONS_MAX, SESSIONS6_MAX, SOURCES_MAX, Session, SessionKey, Source,
+        fragment::TAILS_MAX,
     },
     ndp::{NDP_PODS_MAX, PodMac},
     pod_link::{PODS_MAX, PodLink},
@@ -65,6 +66,18 @@ pub(crate) static PODS: HashMap<Address4, PodLink> = HashMap::pinned(PODS_MAX, 0
 #[map]
 pub(crate) static NAT_FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::pinned(FRAGMENTS_MAX, 0);
 
+/// Fragments that came before their first.
+#[map]
+pub(crate) static NAT_KEPT: LruHashMap<KeptKey<Ipv4>, Kept> = LruHashMap::pinned(KEPT_MAX, 0);
+
+/// The programs for fragments.
+#[map]
+pub(crate) static NAT_TAILS: ProgramArray = ProgramArray::pinned(TAILS_MAX, 0);
+
+/// Room for a fragment that is about to be kept, and for a first one.
+#[map]
+pub(crate) static NAT_KEEPING: PerCpuArray<Kept> = PerCpuArray::pinned(2, 0);
+
 /// One inside port with one remote, of IPv6.
 #[map]
 pub(crate) static NAT6_SESSIONS: HashMap<SessionKey<Ipv6>, Session<Ipv6>> =
@@ -79,6 +92,10 @@ pub(crate) static NAT6_MAPPINGS: HashMap<MappingKey, Mapping<Ipv6>> =
 #[map]
 pub(crate) static NAT6_FRAGMENTS: LruHashMap<FragmentKey<Ipv6>, Fragment<Ipv6>> =
     LruHashMap::pinned(FRAGMENTS6_MAX, 0);
+
+/// Fragments of IPv6 that came before their first.
+#[map]
+pub(crate) static NAT6_KEPT: LruHashMap<KeptKey<Ipv6>, Kept> = LruHashMap::pinned(KEPT_MAX, 0);
 
 /// Prefixes that pods reach with their own IPv6 addresses.
 #[map]

@@ -97,21 +97,21 @@ impl Skb {
 /// From here on offsets may be variable: behind an IPv4 header, which has no fixed length.
 const VARIABLE: usize = ethernet::HEADER_BYTES + ipv4::HEADER_BYTES_MIN;
 
-/// Hides from the compiler how a pointer came about, so that it compares each one with the packet's end. Left
-/// to itself it concludes from one variable offset that another, or a fixed one, is in bounds too; the
-/// verifier does not follow such reasoning and wants to see the comparison of the very pointer.
+/// Hides from the compiler how a number came about, so that it makes each comparison that is written. Left
+/// to itself it concludes from one variable offset that another, or a fixed one, is in bounds too, or makes one comparison
+/// of two; the verifier does not follow such reasoning and wants to see the comparison of the very register.
 #[inline(always)]
-fn opaque(pointer: usize) -> usize {
+pub(crate) fn opaque(number: usize) -> usize {
     #[cfg(target_arch = "bpf")]
     {
-        let mut hidden = pointer;
+        let mut hidden = number;
         // An empty statement would give two source lines to one instruction, which the kernel refuses.
         // SAFETY: moves a register onto itself.
         unsafe { core::arch::asm!("{0} = {0}", inout(reg) hidden, options(pure, nomem, nostack)) };
         hidden
     }
     #[cfg(not(target_arch = "bpf"))]
-    pointer
+    number
 }
 
 impl Packet for Skb {

@@ -15,17 +15,20 @@ use dataplane_common::{
     counter::Counter,
     ipv4, ipv6,
     masquerade::{
-        Block, Common, Fragment, FragmentKey, HostSocket, Inserted, Ipv4, Ipv6, Mapping, MappingKey,
+        Block, Common, Fragment, FragmentKey, HostSocket, Inserted, Ipv4, Ipv6, KeptKey, Mapping, MappingKey,
         OWNER_FREE, Session, SessionKey, Tables,
     },
+    packet::Packet,
 };
 
 use crate::{
+    fragment,
     log::event,
     maps::{
-        NAT_BLOCKS, NAT_FRAGMENTS, NAT_MAPPINGS, NAT_PORTS, NAT_SESSIONS, NAT_SOURCES, NAT6_DIRECT,
-        NAT6_FRAGMENTS, NAT6_MAPPINGS, NAT6_SESSIONS, PODS, PODS6, count,
+        NAT_BLOCKS, NAT_FRAGMENTS, NAT_KEPT, NAT_MAPPINGS, NAT_PORTS, NAT_SESSIONS, NAT_SOURCES, NAT6_DIRECT,
+        NAT6_FRAGMENTS, NAT6_KEPT, NAT6_MAPPINGS, NAT6_SESSIONS, PODS, PODS6, count,
     },
+    skb::Skb,
 };
 
 /// The network namespace of the interface (`BPF_F_CURRENT_NETNS`).
@@ -126,7 +129,7 @@ impl Common for Maps<'_> {
 
 /// What the families' tables do alike, each in maps of its own.
 macro_rules! alike {
-    ($family:ty, $address:ty, $sessions:ident, $mappings:ident, $fragments:ident) => {
+    ($family:ty, $address:ty, $sessions:ident, $mappings:ident, $fragments:ident, $kept:ident) => {
         #[inline(always)]
         fn session(&mut self, key: &SessionKey<$family>) -> Option<&mut Session<$family>> {
             // SAFETY: the element stays allocated while the program runs. Other CPUs may write it too; each
@@ -174,11 +177,30 @@ macro_rules! alike {
         fn insert_fragment(&mut self, key: &FragmentKey<$family>, address: $address) {
             let _ = $fragments.insert(key, Fragment { address }, 0);
         }
+
+        #[inline(always)]
+        fn kept(&mut self, key: &KeptKey<$family>) -> Option<u64> {
+            // SAFETY: one integer, copied at once.
+            unsafe { $kept.get(key) }.map(|kept| kept.came_ns)
+        }
+
+        #[inline(always)]
+        fn keep<P: Packet + ?Sized>(&mut self, key: &KeptKey<$family>, _: &P, now_ns: u64) -> Inserted {
+            match fragment::copy_later(&Skb::new(self.ctx), now_ns) {
+                Some(kept) => inserted($kept.insert(key, kept, BPF_NOEXIST as u64)),
+                None => Inserted::Full,
+            }
+        }
+
+        #[inline(always)]
+        fn remove_kept(&mut self, key: &KeptKey<$family>) {
+            let _ = $kept.remove(key);
+        }
     };
 }
 
 impl Tables<Ipv4> for Maps<'_> {
-    alike!(Ipv4, ipv4::Address, NAT_SESSIONS, NAT_MAPPINGS, NAT_FRAGMENTS);
+    alike!(Ipv4, ipv4::Address, NAT_SESSIONS, NAT_MAPPINGS, NAT_FRAGMENTS, NAT_KEPT);
 
     #[inline(always)]
     fn source(&mut self, remote: ipv4::Address) -> Option<ipv4::Address> {
@@ -216,7 +238,7 @@ impl Tables<Ipv4> for Maps<'_> {
 }
 
 impl Tables<Ipv6> for Maps<'_> {
-    alike!(Ipv6, ipv6::Address, NAT6_SESSIONS, NAT6_MAPPINGS, NAT6_FRAGMENTS);
+    alike!(Ipv6, ipv6::Address, NAT6_SESSIONS, NAT6_MAPPINGS, NAT6_FRAGMENTS, NAT6_KEPT);
 
     #[inline(always)]
     fn source(&mut self, _: ipv6::Address) -> Option<ipv6::Address> {

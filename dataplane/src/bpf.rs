@@ -252,6 +252,7 @@ impl Bpf {
         let pins = pins::prepare(dir)?;
         let mut object = object::load(&pins, &options.capacities)?;
         let tags = object::load_programs(&mut object)?;
+        object::set_tails(&mut object)?;
         let hook = options.hook.unwrap_or_else(|| if features::tcx() { Hook::Tcx } else { Hook::Clsact });
         attach::collect_stale(&pins);
         let carried = carry::flows(dir, &mut object)?;

@@ -23,7 +23,6 @@ use dataplane::bpf::{
 };
 use nix::{
     net::if_::if_nametoindex,
-    sched::{CloneFlags, unshare},
     sys::{
         pthread::{pthread_kill, pthread_self},
         signal::Signal,
@@ -46,18 +45,9 @@ fn tc(arguments: &str) -> String {
 
 /// Runs the test in a network namespace of its own with the interfaces hxA-a and hxA-b.
 fn alone(test: &str, body: impl FnOnce(&Pins) + Send) {
-    if !may_run(test) {
-        return;
-    }
-    thread::scope(|scope| {
-        let run = || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-            add_interfaces();
-            body(&Pins::new(test));
-        };
-        if let Err(panic) = scope.spawn(run).join() {
-            std::panic::resume_unwind(panic);
-        }
+    support::alone(test, |pins| {
+        add_interfaces();
+        body(pins);
     });
 }
 

@@ -3,22 +3,16 @@
 #[path = "bpf/support.rs"]
 mod support;
 
-use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path, process::Command, thread};
+use std::{fs, io, net::Ipv4Addr, path::Path, process::Command};
 
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions};
-use dataplane::{
-    Filtering,
-    bpf::{
-        Bpf, BpfOptions, Hook, Masquerade,
-        Program::{self, UplinkBackstop, UplinkEgress, UplinkIngress},
-        monotonic_ns,
-    },
+use dataplane::bpf::{
+    Bpf, BpfOptions, Hook,
+    Program::{self, UplinkBackstop, UplinkEgress, UplinkIngress},
+    monotonic_ns,
 };
 use dataplane_common::masquerade::owner;
-use nix::{
-    net::if_::if_nametoindex,
-    sched::{CloneFlags, unshare},
-};
+use nix::net::if_::if_nametoindex;
 use support::*;
 
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
@@ -124,32 +118,12 @@ fn leave_layout_1(pins: &Path) {
     }
 }
 
-fn masquerade() -> Masquerade {
-    Masquerade {
-        node_ipv4: Some(NODE),
-        sources: BTreeMap::new(),
-        pod_ipv4: "10.254.0.0/20".parse().unwrap(),
-        filtering: Filtering::AddressDependent,
-        exit: None,
-    }
-}
-
 /// Runs the test in a network namespace of its own with the interface hxC-a.
 fn alone(test: &str, body: impl FnOnce(&Pins) + Send) {
-    if !may_run(test) {
-        return;
-    }
-    thread::scope(|scope| {
-        let run = || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-            let added =
-                Command::new("ip").args("link add hxC-a type veth peer name hxC-b".split(' ')).status();
-            assert!(added.expect("iproute2 is installed").success());
-            body(&Pins::new(test));
-        };
-        if let Err(panic) = scope.spawn(run).join() {
-            std::panic::resume_unwind(panic);
-        }
+    support::alone(test, |pins| {
+        let added = Command::new("ip").args("link add hxC-a type veth peer name hxC-b".split(' ')).status();
+        assert!(added.expect("iproute2 is installed").success());
+        body(pins);
     });
 }
 
@@ -159,7 +133,7 @@ fn flows_of_the_layout_before_go_on() {
         let old = pins.path().join("v1");
         leave_layout_1(&old);
         let mut bpf = pins.open();
-        bpf.set_masquerade(Some(&masquerade())).unwrap();
+        bpf.set_masquerade(Some(&masquerade_to(NODE))).unwrap();
         let answer = ipv4(TCP, (REMOTE, 80), (NODE, PORT), Transport::Tcp(ACK));
         let delivered = ipv4(TCP, (REMOTE, 80), (POD, PORT), Transport::Tcp(ACK));
         assert_eq!(run(&mut bpf, UplinkIngress, &answer), (NEXT, delivered), "{:?}", pins.counters());

@@ -4,17 +4,14 @@
 #[path = "bpf/support.rs"]
 mod support;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, thread};
+use std::path::Path;
 
-use dataplane::{
-    Filtering,
-    bpf::{
-        Bpf, GuardEntry, Masquerade,
-        Program::{self, PodGuard, UplinkEgress, UplinkIngress},
-        monotonic_ns,
-    },
+use dataplane::bpf::{
+    Bpf, GuardEntry,
+    Program::{self, PodGuard, UplinkEgress, UplinkIngress},
+    monotonic_ns,
 };
-use dataplane_common::{guard, masquerade::Verdict, ndp};
+use dataplane_common::{guard, masquerade::fragment::Sent, ndp};
 use hextet_properties::{corpus, frame, masquerade, ndp_proxy, pod_guard, tables::HostTables};
 use support::*;
 
@@ -113,23 +110,11 @@ fn the_kernels_build_and_the_hosts_agree_on_every_packet_of_a_pod() {
 
 #[test]
 fn the_kernels_build_and_the_hosts_agree_on_every_translation() {
-    if !may_run("corpus masquerade") {
-        return;
-    }
     // In a network namespace of its own: the sockets of this machine would keep ports.
-    thread::scope(|scope| {
-        let run = || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
-            let pins = Pins::new("corpus-masq");
-            let mut bpf = pins.open();
-            let node_ipv4 = Some(Ipv4Addr::from(masquerade::NODE));
-            let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
-            let (sources, filtering) = (BTreeMap::new(), Filtering::AddressDependent);
-            bpf.set_masquerade(Some(&Masquerade { node_ipv4, sources, pod_ipv4, filtering, exit: None }))
-                .unwrap();
-            translations(&mut bpf);
-        };
-        scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    alone("corpus-masq", |pins| {
+        let mut bpf = pins.open();
+        bpf.set_masquerade(Some(&masquerade_to(masquerade::NODE.into()))).unwrap();
+        translations(&mut bpf);
     });
 }
 
@@ -157,6 +142,6 @@ fn both(bpf: &mut Bpf, host: &mut HostTables, program: Program, name: &str, sent
         UplinkEgress => host.egress(&mut frame),
         _ => host.ingress(&mut frame),
     };
-    let verdict = if verdict == Verdict::Next { NEXT } else { DROP };
+    let verdict = if verdict == Sent::Drop { DROP } else { NEXT };
     agree(bpf, program, name, sent, &Decided { verdict, frame });
 }

@@ -7,20 +7,17 @@ mod support;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    thread,
 };
 
+use dataplane::Exit;
 use dataplane::bpf::{
     Bpf, GuardEntry, Masquerade, Program, Program::UplinkBackstop, Program::UplinkEgress,
     Program::UplinkIngress, monotonic_ns,
 };
-use dataplane::{Exit, Filtering};
 use dataplane_common::{
     checksum::sum_bytes,
     ipv6::Address,
-    masquerade::{
-        self, Config, Ipv6, NODES_MAX, Pool, UDP_TIMEOUT_NS, Verdict, block::BLOCK_PORTS, memory::Memory,
-    },
+    masquerade::{Config, Ipv6, NODES_MAX, Pool, UDP_TIMEOUT_NS, memory::Memory},
 };
 use support::*;
 
@@ -38,17 +35,12 @@ const OTHER_REMOTE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 
 const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x100);
 
 fn masquerade() -> Masquerade {
-    Masquerade {
-        node_ipv4: Some(NODE_V4),
-        sources: BTreeMap::new(),
-        pod_ipv4: "10.254.0.0/20".parse().unwrap(),
-        filtering: Filtering::AddressDependent,
-        exit: Some(Exit {
-            node: Some(NODE),
-            pods: "fd00:1:2:a::/64".parse().unwrap(),
-            direct: BTreeSet::from(["2001:db8:1::/64".parse().unwrap()]),
-        }),
-    }
+    let exit = Exit {
+        node: Some(NODE),
+        pods: "fd00:1:2:a::/64".parse().unwrap(),
+        direct: BTreeSet::from(["2001:db8:1::/64".parse().unwrap()]),
+    };
+    Masquerade { exit: Some(exit), ..masquerade_to(NODE_V4) }
 }
 
 fn guard() -> GuardEntry {
@@ -61,27 +53,12 @@ fn guard() -> GuardEntry {
     }
 }
 
-fn home(n: u16) -> u16 {
-    (Pool::beside(32_768, 60_999).home(5).unwrap() * BLOCK_PORTS) as u16 + n
-}
-
-/// Runs the test in a network namespace of its own: its sockets are nobody else's.
 fn alone(test: &str, body: impl FnOnce(&Pins, &mut Bpf) + Send) {
-    if !may_run(test) {
-        return;
-    }
-    thread::scope(|scope| {
-        let run = || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
-            let pins = Pins::new(test);
-            let mut bpf = pins.open();
-            bpf.set_guard(1, guard()).unwrap();
-            bpf.set_masquerade(Some(&masquerade())).unwrap();
-            body(&pins, &mut bpf);
-        };
-        if let Err(panic) = scope.spawn(run).join() {
-            std::panic::resume_unwind(panic);
-        }
+    support::alone(test, |pins| {
+        let mut bpf = pins.open();
+        bpf.set_guard(1, guard()).unwrap();
+        bpf.set_masquerade(Some(&masquerade())).unwrap();
+        body(pins, &mut bpf);
     });
 }
 
@@ -135,7 +112,7 @@ fn error(from: Ipv6Addr, to: Ipv6Addr, kind: u8, quoted: &[u8]) -> Vec<u8> {
 #[test]
 fn each_protocol_leaves_with_the_nodes_address_and_its_reply_comes_back() {
     alone("exit-protocols", |pins, bpf| {
-        let port = home(3);
+        let port = home(5, 3);
         let there = |from| {
             [
                 tcp((from, port), (REMOTE, 80), SYN),
@@ -170,7 +147,7 @@ fn each_protocol_leaves_with_the_nodes_address_and_its_reply_comes_back() {
 #[test]
 fn errors_reach_the_pod_with_what_they_quote() {
     alone("exit-errors", |pins, bpf| {
-        let port = home(3);
+        let port = home(5, 3);
         let sent = udp((POD, port), (REMOTE, 80));
         let (_, translated) = run(bpf, UplinkEgress, &sent);
         for kind in 1..=4 {
@@ -210,7 +187,7 @@ fn what_stays_near_is_left_alone_and_what_cannot_be_translated_is_dropped() {
 #[test]
 fn without_an_address_nothing_leaves_and_switched_off_everything_does() {
     alone("exit-none", |pins, bpf| {
-        let frame = tcp((POD, home(1)), (REMOTE, 80), SYN);
+        let frame = tcp((POD, home(5, 1)), (REMOTE, 80), SYN);
         let mut config = masquerade();
         if let Some(exit) = &mut config.exit {
             exit.node = None;
@@ -229,7 +206,7 @@ fn without_an_address_nothing_leaves_and_switched_off_everything_does() {
         let alone = Masquerade { node_ipv4: None, ..masquerade() };
         bpf.set_masquerade(Some(&alone)).unwrap();
         assert_eq!(bpf.masquerade().unwrap(), Some(alone));
-        assert_eq!(run(bpf, UplinkEgress, &frame).1, tcp((NODE, home(1)), (REMOTE, 80), SYN));
+        assert_eq!(run(bpf, UplinkEgress, &frame).1, tcp((NODE, home(5, 1)), (REMOTE, 80), SYN));
     });
 }
 
@@ -237,7 +214,7 @@ fn without_an_address_nothing_leaves_and_switched_off_everything_does() {
 fn flows_end_with_their_time_their_pod_and_their_address() {
     alone("exit-ends", |pins, bpf| {
         let flows = |pins: &Pins| Bpf::flows(pins.path()).unwrap().len();
-        let frame = udp((POD, home(1)), (REMOTE, 80));
+        let frame = udp((POD, home(5, 1)), (REMOTE, 80));
         run(bpf, UplinkEgress, &frame);
         assert_eq!((bpf.sweep_flows(monotonic_ns()).unwrap().freed, flows(pins)), (0, 1));
         assert_eq!(bpf.sweep_flows(monotonic_ns() + 2 * UDP_TIMEOUT_NS).unwrap().freed, 1);
@@ -248,7 +225,7 @@ fn flows_end_with_their_time_their_pod_and_their_address() {
         }
         bpf.set_masquerade(Some(&moved)).unwrap();
         assert_eq!(flows(pins), 0);
-        assert_eq!(run(bpf, UplinkEgress, &frame), (NEXT, udp((NEIGHBOUR, home(1)), (REMOTE, 80))));
+        assert_eq!(run(bpf, UplinkEgress, &frame), (NEXT, udp((NEIGHBOUR, home(5, 1)), (REMOTE, 80))));
         assert_eq!(bpf.guards().unwrap(), BTreeMap::from([(1, guard())]));
         bpf.remove_guard(1).unwrap();
         assert_eq!((flows(pins), bpf.guards().unwrap().len()), (0, 0));
@@ -282,28 +259,37 @@ fn the_kernels_build_and_the_hosts_agree_on_20_000_mutations() {
             exit: 1,
             ..Config::OFF
         };
-        let mut random = Random(SEED);
-        let (mut translated, mut dropped) = (0, 0);
-        for i in 0..20_000 {
-            let (program, frame) = mutated(&mut random);
-            let (verdict, got) = run(bpf, program, &frame);
-            let mut want = frame.clone();
-            let decided = match program {
-                UplinkEgress => masquerade::egress::<Ipv6, _, _>(&mut want[..], &mut host, &config),
-                _ => masquerade::ingress::<Ipv6, _, _>(&mut want[..], &mut host, &config),
-            };
-            let want_verdict = if decided == Verdict::Next { NEXT } else { DROP };
-            assert_eq!((verdict, &got), (want_verdict, &want), "seed {SEED:#x}, {i}: {program} {frame:02x?}");
-            translated += u32::from(want != frame);
-            dropped += u32::from(want_verdict == DROP);
+        agree_on_20_000(bpf, &mut host, &config, SEED, mutated);
+    });
+}
+
+/// The frame behind a fragment header with this offset and M flag.
+fn part(mut frame: Vec<u8>, [high, low]: [u8; 2], identification: u8) -> Vec<u8> {
+    frame.splice(54..54, [frame[20], 0, high, low, 0, 0, 0, identification]);
+    frame[20] = 44;
+    let length = frame.len() as u16 - 54;
+    frame[18..20].copy_from_slice(&length.to_be_bytes());
+    frame
+}
+
+#[test]
+fn fragments_that_came_before_their_first_are_sent_when_it_comes() {
+    alone("exit-kept", |pins, bpf| {
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.expect("iproute2 is installed").success());
+        let whole = |source| udp((source, home(5, 1)), (REMOTE, 7));
+        for offset in [0x18, 0x20] {
+            assert_eq!(run(bpf, UplinkEgress, &part(whole(POD), [0, offset], 9)).0, DROP);
         }
-        assert!(translated > 1_000 && dropped > 1_000, "{translated} translated, {dropped} dropped");
+        let (first, left) = (part(whole(POD), [0, 1], 9), part(whole(NODE), [0, 1], 9));
+        assert_eq!(run(bpf, UplinkEgress, &first), (NEXT, left), "{:?}", pins.counters());
+        assert_eq!(pins.count("masquerade_egress", "released_fragment"), 2);
     });
 }
 
 /// One pod only, with few ports: it always gets the port that it has, so there is no randomness in the flows.
 fn mutated(random: &mut Random) -> (Program, Vec<u8>) {
-    let port = home(random.below(8) as u16);
+    let port = home(5, random.below(8) as u16);
     let remote = [REMOTE, OTHER_REMOTE][random.below(2)];
     let flags = [SYN, 0x10, 0x12, 4, 0x11][random.below(5)];
     let outward = random.below(2) == 0;
@@ -326,12 +312,8 @@ fn mutated(random: &mut Random) -> (Program, Vec<u8>) {
         _ => tcp(from, to, flags),
     };
     if random.below(6) == 0 {
-        let [high, low] = [[0, 0], [0, 1], [0, 0x18]][random.below(3)];
-        let header = [frame[20], 0, high, low, 0, 0, 0, random.below(4) as u8];
-        frame.splice(54..54, header);
-        frame[20] = 44;
-        let length = frame.len() as u16 - 54;
-        frame[18..20].copy_from_slice(&length.to_be_bytes());
+        let offset = [[0, 0], [0, 1], [0, 0x18]][random.below(3)];
+        frame = part(frame, offset, random.below(4) as u8);
     }
     if random.below(8) == 0 {
         frame[20] = [0, 43, 50, 59, 60][random.below(5)];

@@ -10,7 +10,6 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -19,12 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane::{
-    Filtering,
-    bpf::{
-        Bpf, GuardEntry, Masquerade, Program,
-        Program::{PodGuard, UplinkBackstop, UplinkEgress, UplinkIngress},
-    },
+use dataplane::bpf::{
+    Bpf, GuardEntry, Program,
+    Program::{PodGuard, UplinkBackstop, UplinkEgress, UplinkIngress},
 };
 use dataplane_common::masquerade::{Pool, block};
 use nix::{
@@ -124,19 +120,12 @@ fn shell(script: &str) {
 fn agent(pins: &Pins) -> Bpf {
     let mut bpf = pins.open();
     bpf.set_local_pod(POD.parse().unwrap(), UPLINK_MAC).unwrap();
-    let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
-    let masquerade = Masquerade {
-        node_ipv4: Some(NODE_V4),
-        exit: None,
-        sources: BTreeMap::new(),
-        pod_ipv4,
-        filtering: Filtering::AddressDependent,
-    };
+    let masquerade = masquerade_to(NODE_V4);
     bpf.set_masquerade(Some(&masquerade)).unwrap();
     let entry = GuardEntry {
         ipv6: POD.parse().unwrap(),
         ipv4: POD_V4,
-        pod_ipv4,
+        pod_ipv4: masquerade.pod_ipv4,
         pod_mac: POD_MAC,
         host_mac: HOST_SIDE_MAC,
     };

@@ -1,13 +1,14 @@
 //! The way out, where flows are made.
 
 use super::{
-    Config, Family, FragmentKey, Header, Inserted, Part, SESSION_REFRESH_NS, Session, SessionKey, State,
-    Tables, TcpFlags, Verdict,
+    Config, Family, Header, Inserted, Part, SESSION_REFRESH_NS, Session, SessionKey, State, Tables, TcpFlags,
+    Verdict,
     claim::{NewFlow, map_port, shared_port},
     error::translate_error_out,
+    fragment::datagram,
     owner_inside, port_index,
     segment::{Direction, NoSegment, Segment, session_key},
-    translate::{PacketMut, translate, translate_later},
+    translate::{PacketMut, translate},
 };
 use crate::{
     counter::Counter,
@@ -40,7 +41,9 @@ pub fn egress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
         return if counter == Counter::EgressDropHostReset { Verdict::Drop } else { Verdict::Next };
     }
     let (counter, verdict) = match out(packet, tables, config) {
-        Ok(counter) => (counter, Verdict::Next),
+        Ok((_, Part::Later)) => return Verdict::Fragment,
+        Ok((counter, Part::First)) => (counter, Verdict::Fragment),
+        Ok((counter, Part::Whole)) => (counter, Verdict::Next),
         Err(Counter::EgressDirect) => (Counter::EgressDirect, Verdict::Next),
         Err(_) if is_direct(packet, tables) => (Counter::EgressDirect, Verdict::Next),
         Err(counter) => (counter, Verdict::Drop),
@@ -108,23 +111,22 @@ fn end_flow<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     Some(Counter::EgressHost)
 }
 
-/// Gives a packet of a pod the node's address, or says why it cannot leave.
+/// Gives a packet of a pod the node's address, or says why it cannot leave. A later fragment is
+/// not changed here.
 #[inline(always)]
 pub(super) fn out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
-) -> Result<Counter, Counter> {
+) -> Result<(Counter, Part), Counter> {
     let header = F::header(packet).ok_or(Counter::EgressDropHeader)?;
     if header.part == Part::Later {
-        let to = tables.fragment(&fragment_key(&header)).ok_or(Counter::EgressDropFragment)?;
-        translate_later::<F, P>(packet, Direction::Out, header.source, to).ok_or(Counter::EgressDropError)?;
-        return Ok(Counter::EgressFragment);
+        return Ok((Counter::EgressFragment, Part::Later));
     }
     let segment = match Segment::read(packet, &header, Direction::Out) {
         Ok(segment) => segment,
         Err(NoSegment::Protocol) if header.protocol == F::ICMP => {
-            return translate_error_out(packet, tables, &header);
+            return Ok((translate_error_out(packet, tables, &header)?, header.part));
         }
         Err(NoSegment::Protocol) => return Err(Counter::EgressDropProtocol),
         Err(NoSegment::Short) => return Err(Counter::EgressDropHeader),
@@ -132,22 +134,10 @@ pub(super) fn out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     let inside = tables.inside(header.source).ok_or(Counter::EgressDropPod)?;
     let (address, port) = outside(tables, config, inside, &header, &segment)?;
     if header.part == Part::First {
-        tables.insert_fragment(&fragment_key(&header), address);
+        tables.insert_fragment(&datagram(&header), address);
     }
     translate(packet, &header, &segment, Direction::Out, address, port).ok_or(Counter::EgressDropError)?;
-    Ok(Counter::EgressTranslated)
-}
-
-#[inline(always)]
-pub(super) fn fragment_key<F: Family>(header: &Header<F>) -> FragmentKey<F> {
-    FragmentKey {
-        source: header.source,
-        destination: header.destination,
-        identification: header.identification,
-        // Only the first fragment's next header counts (RFC 8200 section 4.5).
-        protocol: if F::IS_PRIVATE { header.protocol } else { 0 },
-        zero: [0; 3],
-    }
+    Ok((Counter::EgressTranslated, header.part))
 }
 
 /// The outside address and port of the packet's flow, which is made if there is none.

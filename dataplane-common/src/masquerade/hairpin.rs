@@ -44,7 +44,7 @@ pub fn hairpin<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     if out(packet, tables, config).is_err() {
         return Hairpin::Drop(Counter::HairpinDropOut);
     }
-    let inside = match inward(packet, tables, config) {
+    let inside = match inward(packet, tables, config).0 {
         Counter::IngressTranslated | Counter::IngressError => F::address(packet, F::DESTINATION),
         _ => None,
     };

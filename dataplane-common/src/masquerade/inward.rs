@@ -3,11 +3,12 @@
 use super::{
     Config, Family, Header, HostSocket, Part, SessionKey, Tables, Verdict,
     error::translate_error_in,
-    flow::{fragment_key, touch},
+    flow::touch,
+    fragment::datagram,
     owner_inside, port_index,
     segment::{Direction, NoSegment, Segment, session_key},
     session::expired,
-    translate::{PacketMut, translate, translate_later},
+    translate::{PacketMut, translate},
 };
 use crate::{counter::Counter, ethernet, ipv4};
 
@@ -22,35 +23,51 @@ pub fn ingress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
         tables.count(Counter::IngressPass);
         return Verdict::Next;
     }
-    let counter = match F::address(packet, F::DESTINATION) {
+    let (counter, part) = match F::address(packet, F::DESTINATION) {
         Some(to) if F::is_node(config, to) => inward(packet, tables, config),
-        Some(to) if F::IS_PRIVATE && F::is_pod(config, to) => Counter::IngressDropPrivate,
-        _ => Counter::IngressPass,
+        Some(to) if F::IS_PRIVATE && F::is_pod(config, to) => (Counter::IngressDropPrivate, Part::Whole),
+        _ => (Counter::IngressPass, Part::Whole),
     };
+    if part == Part::Later {
+        return Verdict::Fragment;
+    }
     tables.count(counter);
     match counter {
         Counter::IngressDropPrivate | Counter::IngressDropError | Counter::IngressDropFiltered => {
             Verdict::Drop
         }
+        _ if part == Part::First => Verdict::Fragment,
         _ => Verdict::Next,
     }
 }
 
-/// Hands a packet for the node to the pod whose flow it belongs to.
+/// Hands a packet for the node to the pod whose flow it belongs to. A later fragment is not
+/// changed here.
 #[inline(always)]
 pub(super) fn inward<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     config: &Config,
-) -> Counter {
-    let Some(header) = F::header(packet) else { return Counter::IngressPass };
+) -> (Counter, Part) {
+    let Some(header) = F::header(packet) else { return (Counter::IngressPass, Part::Whole) };
     if header.part == Part::Later {
-        return later_fragment_in(packet, tables, &header);
+        return (Counter::IngressFragment, Part::Later);
     }
-    let segment = match Segment::read(packet, &header, Direction::In) {
+    (to_flow(packet, tables, config, &header), header.part)
+}
+
+/// Hands a packet with a transport header to the pod whose flow it belongs to.
+#[inline(always)]
+fn to_flow<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    config: &Config,
+    header: &Header<F>,
+) -> Counter {
+    let segment = match Segment::read(packet, header, Direction::In) {
         Ok(segment) => segment,
         Err(NoSegment::Protocol) if header.protocol == F::ICMP => {
-            return translate_error_in(packet, tables, &header);
+            return translate_error_in(packet, tables, header);
         }
         Err(_) => return Counter::IngressPass,
     };
@@ -60,16 +77,16 @@ pub(super) fn inward<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
         return Counter::IngressPass;
     }
     let key = session_key(header.protocol, (inside, inside_port), (header.source, segment.far_port));
-    if !reply(tables, &key, &header, &segment)
-        && let Err(refused) = stranger(tables, config, &key, &header, &segment)
+    if !reply(tables, &key, header, &segment)
+        && let Err(refused) = stranger(tables, config, &key, header, &segment)
     {
         return refused;
     }
     let Some(pod) = tables.pod(inside) else { return Counter::IngressDropError };
     if header.part == Part::First {
-        tables.insert_fragment(&fragment_key(&header), pod);
+        tables.insert_fragment(&datagram(header), pod);
     }
-    match translate(packet, &header, &segment, Direction::In, pod, inside_port) {
+    match translate(packet, header, &segment, Direction::In, pod, inside_port) {
         Some(()) => Counter::IngressTranslated,
         None => Counter::IngressDropError,
     }
@@ -151,17 +168,4 @@ fn admitted_at<F: Family, T: Tables<F>>(tables: &mut T, config: &Config, key: &S
 #[inline(always)]
 fn is_alive<F: Family, T: Tables<F>>(tables: &mut T, key: &SessionKey<F>, now_ns: u64) -> bool {
     tables.session(key).is_some_and(|session| !expired(now_ns, key, session))
-}
-
-#[inline(always)]
-fn later_fragment_in<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    header: &Header<F>,
-) -> Counter {
-    let Some(pod) = tables.fragment(&fragment_key(header)) else { return Counter::IngressPass };
-    match translate_later::<F, P>(packet, Direction::In, header.destination, pod) {
-        Some(()) => Counter::IngressFragment,
-        None => Counter::IngressDropError,
-    }
 }

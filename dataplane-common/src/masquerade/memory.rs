@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{
-    BLOCKS_MAX, Block, Common, Family, FragmentKey, HostSocket, Inserted, Ipv4, Mapping, MappingKey,
-    OWNER_FREE, Session, SessionKey, Tables,
+    BLOCKS_MAX, Block, Common, Config, Family, FragmentKey, HostSocket, Inserted, Ipv4, Mapping, MappingKey,
+    OWNER_FREE, Session, SessionKey, Tables, Verdict,
+    fragment::{self, KEPT_OF_DATAGRAM_MAX, KeptKey, Sent, is_too_old},
 };
-use crate::{counter::Counter, ipv4::Address};
+use crate::{counter::Counter, ipv4::Address, packet::Packet};
 
 /// Maps of one family, clock, dice and sockets.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct Memory<F: Family = Ipv4> {
     pub blocks: Vec<Block>,
     /// `NAT_FRAGMENTS`.
     pub fragments: BTreeMap<FragmentKey<F>, F::Address>,
+    /// `NAT_KEPT`: when a frame came, and the frame.
+    pub kept: BTreeMap<KeptKey<F>, (u64, Vec<u8>)>,
     /// `NAT_SOURCES`, of whole addresses.
     pub sources: BTreeMap<F::Address, F::Address>,
     /// `NAT6_DIRECT`, of whole addresses.
@@ -56,6 +59,7 @@ impl<F: Family> Default for Memory<F> {
             ports: BTreeMap::new(),
             blocks: vec![Block::default(); BLOCKS_MAX as usize],
             fragments: BTreeMap::new(),
+            kept: BTreeMap::new(),
             sources: BTreeMap::new(),
             direct: BTreeSet::new(),
             pods: BTreeMap::new(),
@@ -67,6 +71,37 @@ impl<F: Family> Default for Memory<F> {
 }
 
 impl<F: Family> Memory<F> {
+    /// Sends a packet out by the uplink, as both programs of that direction do.
+    pub fn egress(&mut self, frame: &mut [u8], config: &Config) -> Sent<F> {
+        match super::egress::<F, [u8], _>(frame, self, config) {
+            Verdict::Next => Sent::Next,
+            Verdict::Drop => Sent::Drop,
+            Verdict::Fragment => fragment::egress::<F, [u8], _>(frame, self),
+        }
+    }
+
+    /// Lets a packet in by the uplink, as both programs of that direction do.
+    pub fn ingress(&mut self, frame: &mut [u8], config: &Config) -> Sent<F> {
+        match super::ingress::<F, [u8], _>(frame, self, config) {
+            Verdict::Next => Sent::Next,
+            Verdict::Drop => Sent::Drop,
+            Verdict::Fragment => fragment::ingress::<F, [u8], _>(frame, self, config),
+        }
+    }
+
+    /// What is sent again for [`Sent::Release`].
+    pub fn release(&mut self, mut key: KeptKey<F>) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        for number in 0..KEPT_OF_DATAGRAM_MAX {
+            key.number = number;
+            let Some((came_ns, frame)) = self.kept.remove(&key) else { break };
+            if !is_too_old(self.now_ns, came_ns) {
+                frames.push(frame);
+            }
+        }
+        frames
+    }
+
     /// How often `counter` was counted.
     pub fn count_of(&self, counter: Counter) -> u32 {
         self.counts.get(&counter).copied().unwrap_or(0)
@@ -179,5 +214,22 @@ impl<F: Family> Tables<F> for Memory<F> {
 
     fn insert_fragment(&mut self, key: &FragmentKey<F>, address: F::Address) {
         self.fragments.insert(*key, address);
+    }
+
+    fn kept(&mut self, key: &KeptKey<F>) -> Option<u64> {
+        self.kept.get(key).map(|(came_ns, _)| *came_ns)
+    }
+
+    fn keep<P: Packet + ?Sized>(&mut self, key: &KeptKey<F>, packet: &P, now_ns: u64) -> Inserted {
+        if self.kept.contains_key(key) {
+            return Inserted::Exists;
+        }
+        let frame = (0..packet.length()).filter_map(|at| packet.byte(at)).collect();
+        self.kept.insert(*key, (now_ns, frame));
+        Inserted::Done
+    }
+
+    fn remove_kept(&mut self, key: &KeptKey<F>) {
+        self.kept.remove(key);
     }
 }

@@ -6,6 +6,7 @@ mod model;
 
 use super::{
     block::{BLOCK_FREE, BLOCK_PORTS, block_of, block_owner_inside},
+    fragment::Sent,
     memory::Memory,
     *,
 };
@@ -39,26 +40,26 @@ fn home(pod: u8, n: u16) -> u16 {
     (config().pool.home(pod as u32).unwrap() * BLOCK_PORTS) as u16 + n
 }
 
-fn send(world: &mut Memory, frame: &[u8]) -> (Verdict, Vec<u8>) {
+fn send(world: &mut Memory, frame: &[u8]) -> Passed {
     let mut frame = frame.to_vec();
-    let verdict = egress::<Ipv4, _, _>(&mut frame[..], world, &config());
+    let verdict = world.egress(&mut frame, &config());
     (verdict, frame)
 }
 
-fn receive(world: &mut Memory, frame: &[u8]) -> (Verdict, Vec<u8>) {
+fn receive(world: &mut Memory, frame: &[u8]) -> Passed {
     receive_with(world, frame, &config())
 }
 
-fn receive_with(world: &mut Memory, frame: &[u8], config: &Config) -> (Verdict, Vec<u8>) {
+fn receive_with(world: &mut Memory, frame: &[u8], config: &Config) -> Passed {
     let mut frame = frame.to_vec();
-    let verdict = ingress::<Ipv4, _, _>(&mut frame[..], world, config);
+    let verdict = world.ingress(&mut frame, config);
     (verdict, frame)
 }
 
 /// Sends what must leave, and says with which outside port.
 fn port_out(world: &mut Memory, frame: &[u8]) -> u16 {
     let (verdict, sent) = send(world, frame);
-    assert_eq!((verdict, source(&sent).0), (Verdict::Next, NODE));
+    assert_eq!((verdict, source(&sent).0), (Sent::Next, NODE));
     assert!(is_sealed(&sent));
     source(&sent).1
 }
@@ -66,14 +67,14 @@ fn port_out(world: &mut Memory, frame: &[u8]) -> u16 {
 fn is_delivered(world: &mut Memory, frame: &[u8], to: End) -> bool {
     let (verdict, got) = receive(world, frame);
     assert!(is_sealed(&got));
-    verdict == Verdict::Next && destination(&got) == to
+    verdict == Sent::Next && destination(&got) == to
 }
 
 #[test]
 fn nobody_outside_reaches_a_private_address_by_itself() {
     let mut world = Memory::default();
     let (verdict, _) = receive(&mut world, &tcp((REMOTE, 80), (pod(5), 4000), SYN));
-    assert_eq!(verdict, Verdict::Drop);
+    assert_eq!(verdict, Sent::Drop);
     assert_eq!(world.count_of(Counter::IngressDropPrivate), 1);
 }
 
@@ -82,9 +83,9 @@ fn there_and_back() {
     let mut world = Memory::default();
     let port = home(5, 9);
     let (verdict, sent) = send(&mut world, &tcp((pod(5), port), (REMOTE, 80), SYN));
-    assert_eq!((verdict, sent), (Verdict::Next, tcp((NODE, port), (REMOTE, 80), SYN)));
+    assert_eq!((verdict, sent), (Sent::Next, tcp((NODE, port), (REMOTE, 80), SYN)));
     let (verdict, back) = receive(&mut world, &tcp((REMOTE, 80), (NODE, port), SYN_ACK));
-    assert_eq!((verdict, back), (Verdict::Next, tcp((REMOTE, 80), (pod(5), port), SYN_ACK)));
+    assert_eq!((verdict, back), (Sent::Next, tcp((REMOTE, 80), (pod(5), port), SYN_ACK)));
 }
 
 /// RFC 4787 REQ-1, RFC 5382 REQ-1.
@@ -123,13 +124,13 @@ fn another_port_of_a_remote_gets_in_and_another_address_does_not() {
     let mut world = Memory::default();
     let port = port_out(&mut world, &udp((pod(5), 40_000), (REMOTE, 7)));
     assert!(is_delivered(&mut world, &udp((REMOTE, 9), (NODE, port)), (pod(5), 40_000)));
-    assert_eq!(receive(&mut world, &udp((OTHER, 7), (NODE, port))).0, Verdict::Drop);
+    assert_eq!(receive(&mut world, &udp((OTHER, 7), (NODE, port))).0, Sent::Drop);
     let port = port_out(&mut world, &tcp((pod(5), 40_000), (REMOTE, 7), SYN));
     port_out(&mut world, &tcp((pod(5), 40_000), ([198, 51, 100, 9], 7), SYN));
     for remote in [REMOTE, [198, 51, 100, 9]] {
         assert!(is_delivered(&mut world, &tcp((remote, 9), (NODE, port), SYN), (pod(5), 40_000)));
     }
-    assert_eq!(receive(&mut world, &tcp((OTHER, 7), (NODE, port), SYN)).0, Verdict::Drop);
+    assert_eq!(receive(&mut world, &tcp((OTHER, 7), (NODE, port), SYN)).0, Sent::Drop);
     assert_eq!(world.count_of(Counter::IngressDropFiltered), 2);
 }
 
@@ -140,7 +141,7 @@ fn endpoint_independent_filtering_lets_everybody_in() {
     let open = Config { filtering: Config::ENDPOINT_INDEPENDENT, ..config() };
     let port = port_out(&mut world, &udp((pod(5), 40_000), (REMOTE, 7)));
     let (verdict, got) = receive_with(&mut world, &udp((OTHER, 9), (NODE, port)), &open);
-    assert_eq!((verdict, destination(&got)), (Verdict::Next, (pod(5), 40_000)));
+    assert_eq!((verdict, destination(&got)), (Sent::Next, (pod(5), 40_000)));
     // And the pod's answer leaves from the same port.
     assert_eq!(port_out(&mut world, &udp((pod(5), 40_000), (OTHER, 9))), port);
 }
@@ -166,7 +167,7 @@ fn inbound_packets_do_not_keep_a_udp_mapping_alive() {
         assert!(is_delivered(&mut world, &reply, (pod(5), 40_000)));
     }
     world.now_ns += 1;
-    assert_eq!(receive(&mut world, &reply).0, Verdict::Drop);
+    assert_eq!(receive(&mut world, &reply).0, Sent::Drop);
     port_out(&mut world, &udp((pod(5), 40_000), (REMOTE, 7)));
     assert!(is_delivered(&mut world, &reply, (pod(5), 40_000)), "refreshed from inside");
 }
@@ -181,7 +182,7 @@ fn udp_lives_five_minutes_and_dns_half_a_minute() {
         let reply = udp((REMOTE, remote_port), (NODE, port));
         assert!(is_delivered(&mut world, &reply, (pod(5), 40_000)));
         world.now_ns += 1;
-        assert_eq!(receive(&mut world, &reply).0, Verdict::Drop);
+        assert_eq!(receive(&mut world, &reply).0, Sent::Drop);
     }
 }
 
@@ -199,7 +200,7 @@ fn an_established_connection_lives_two_hours_and_four_minutes() {
         "kept alive from outside, too"
     );
     world.now_ns += 7_440 * SECOND_NS + 1;
-    assert_eq!(receive(&mut world, &tcp(remote, (NODE, port), ACK)).0, Verdict::Drop);
+    assert_eq!(receive(&mut world, &tcp(remote, (NODE, port), ACK)).0, Sent::Drop);
 }
 
 /// RFC 5382 REQ-5, RFC 7857 section 2.2.
@@ -227,7 +228,7 @@ fn an_idle_flow_ends_for_the_remote_and_lives_on_for_the_pod() {
     let port = port_out(&mut world, &tcp((pod(5), 4000), (REMOTE, 80), SYN));
     world.now_ns += TCP_TRANSITORY_TIMEOUT_NS + 1;
     let answer = tcp((REMOTE, 80), (NODE, port), SYN_ACK);
-    assert_eq!(receive(&mut world, &answer).0, Verdict::Drop);
+    assert_eq!(receive(&mut world, &answer).0, Sent::Drop);
     send(&mut world, &tcp((pod(5), 4000), (REMOTE, 80), SYN));
     assert!(is_delivered(&mut world, &answer, (pod(5), 4000)));
 }
@@ -266,7 +267,7 @@ fn a_host_that_listens_later_at_a_flows_port_gets_its_strangers() {
     let port = port_out(&mut world, &tcp((pod(5), 40_000), (REMOTE, 80), SYN));
     world.listening.insert((ipv4::TCP, port.to_be()));
     let stranger = tcp((REMOTE, 4444), (NODE, port), SYN);
-    assert_eq!(receive(&mut world, &stranger), (Verdict::Next, stranger));
+    assert_eq!(receive(&mut world, &stranger), (Sent::Next, stranger));
     assert!(is_delivered(&mut world, &tcp((REMOTE, 80), (NODE, port), SYN_ACK), (pod(5), 40_000)));
 }
 
@@ -275,11 +276,11 @@ fn a_host_that_listens_later_at_a_flows_port_gets_its_strangers() {
 fn the_hosts_resets_do_not_end_a_pods_connection() {
     let mut world = Memory::default();
     let port = port_out(&mut world, &tcp((pod(5), 40_000), (REMOTE, 80), SYN));
-    assert_eq!(send(&mut world, &tcp((NODE, port), (REMOTE, 80), RST)).0, Verdict::Drop);
+    assert_eq!(send(&mut world, &tcp((NODE, port), (REMOTE, 80), RST)).0, Sent::Drop);
     assert_eq!(world.count_of(Counter::EgressDropHostReset), 1);
     assert!(is_delivered(&mut world, &tcp((REMOTE, 80), (NODE, port), SYN_ACK), (pod(5), 40_000)));
     let own = tcp((NODE, port), (OTHER, 80), RST);
-    assert_eq!(send(&mut world, &own), (Verdict::Next, own), "about nobody's flow");
+    assert_eq!(send(&mut world, &own), (Sent::Next, own), "about nobody's flow");
 }
 
 #[test]
@@ -287,7 +288,7 @@ fn a_host_that_writes_from_a_flows_port_to_its_remote_takes_the_remote_over() {
     let mut world = Memory::default();
     let port = port_out(&mut world, &udp((pod(5), 40_000), (REMOTE, 7)));
     let host = udp((NODE, port), (REMOTE, 7));
-    assert_eq!(send(&mut world, &host), (Verdict::Next, host.clone()), "never touched");
+    assert_eq!(send(&mut world, &host), (Sent::Next, host.clone()), "never touched");
     assert_eq!(world.count_of(Counter::EgressHost), 1);
     let socket = HostSocket {
         protocol: ipv4::UDP,
@@ -298,8 +299,8 @@ fn a_host_that_writes_from_a_flows_port_to_its_remote_takes_the_remote_over() {
     };
     world.connected.push(socket);
     let reply = udp((REMOTE, 7), (NODE, port));
-    assert_eq!(receive(&mut world, &reply), (Verdict::Next, reply.clone()), "the host's");
-    assert_eq!(send(&mut world, &udp((pod(5), 40_000), (REMOTE, 7))).0, Verdict::Drop);
+    assert_eq!(receive(&mut world, &reply), (Sent::Next, reply.clone()), "the host's");
+    assert_eq!(send(&mut world, &udp((pod(5), 40_000), (REMOTE, 7))).0, Sent::Drop);
     assert_eq!(world.count_of(Counter::EgressDropHost), 1);
     // Other traffic of the host's ends nothing.
     port_out(&mut world, &udp((pod(5), 40_000), (OTHER, 7)));
@@ -314,7 +315,7 @@ fn a_flood_of_one_pod_leaves_the_others_their_homes() {
     let mut world = Memory::default();
     let mut taken = 0;
     for inside in 1..=u16::MAX {
-        taken += usize::from(send(&mut world, &udp((pod(5), inside), (REMOTE, 7))).0 == Verdict::Next);
+        taken += usize::from(send(&mut world, &udp((pod(5), inside), (REMOTE, 7))).0 == Sent::Next);
     }
     assert!((8_000..9_200).contains(&taken), "{taken}: its home and half of the extras");
     assert!(world.count_of(Counter::EgressDropPorts) > 0);
@@ -381,9 +382,9 @@ fn no_room_drops_the_new_flow_and_keeps_the_old() {
     let mut world = Memory::default();
     send(&mut world, &tcp((pod(5), 4000), (REMOTE, 80), SYN));
     world.sessions_max = 1;
-    assert_eq!(send(&mut world, &tcp((pod(5), 4001), (REMOTE, 80), SYN)).0, Verdict::Drop);
+    assert_eq!(send(&mut world, &tcp((pod(5), 4001), (REMOTE, 80), SYN)).0, Sent::Drop);
     assert_eq!(world.count_of(Counter::EgressDropTable), 1);
-    assert_eq!(send(&mut world, &tcp((pod(5), 4000), (REMOTE, 80), SYN)).0, Verdict::Next);
+    assert_eq!(send(&mut world, &tcp((pod(5), 4000), (REMOTE, 80), SYN)).0, Sent::Next);
 }
 
 /// RFC 5508 REQ-1 and REQ-2.
@@ -392,13 +393,13 @@ fn echo_identifiers_are_mapped() {
     let mut world = Memory::default();
     let identifiers = [5, 6].map(|p| {
         let (verdict, sent) = send(&mut world, &echo(pod(p), REMOTE, 8, 77));
-        assert!(verdict == Verdict::Next && is_sealed(&sent));
+        assert!(verdict == Sent::Next && is_sealed(&sent));
         u16::from_be_bytes([sent[38], sent[39]])
     });
     assert_ne!(identifiers[0], identifiers[1]);
     for (p, identifier) in [5, 6].into_iter().zip(identifiers) {
         let (verdict, got) = receive(&mut world, &echo(REMOTE, NODE, 0, identifier));
-        assert_eq!((verdict, got), (Verdict::Next, echo(REMOTE, pod(p), 0, 77)));
+        assert_eq!((verdict, got), (Sent::Next, echo(REMOTE, pod(p), 0, 77)));
     }
 }
 
@@ -412,7 +413,7 @@ fn errors_come_in_with_what_they_quote() {
         for (kind, code) in [(3, 3), (3, 4), (11, 0), (12, 0)] {
             let sessions = world.sessions.clone();
             let (verdict, got) = receive(&mut world, &error(ROUTER, NODE, kind, code, &sent));
-            assert_eq!((verdict, got), (Verdict::Next, error(ROUTER, pod(5), kind, code, &inside)));
+            assert_eq!((verdict, got), (Sent::Next, error(ROUTER, pod(5), kind, code, &inside)));
             assert_eq!(world.sessions, sessions, "an error ends nothing and keeps nothing alive");
         }
     }
@@ -430,13 +431,13 @@ fn errors_go_out_with_what_they_quote() {
         let outside = reply((REMOTE, 7), (NODE, port));
         let (_, delivered) = receive(&mut world, &outside);
         let (verdict, sent) = send(&mut world, &error(pod(5), REMOTE, 3, 3, &delivered));
-        assert_eq!((verdict, &sent), (Verdict::Next, &error(NODE, REMOTE, 3, 3, &outside)));
+        assert_eq!((verdict, &sent), (Sent::Next, &error(NODE, REMOTE, 3, 3, &outside)));
     }
     assert_eq!(world.count_of(Counter::EgressTranslatedError), 2);
     let unknown = error(pod(5), REMOTE, 3, 3, &udp((REMOTE, 7), (pod(5), 4)));
-    assert_eq!(send(&mut world, &unknown).0, Verdict::Drop);
+    assert_eq!(send(&mut world, &unknown).0, Sent::Drop);
     let of_another = error(pod(6), REMOTE, 3, 3, &udp((REMOTE, 7), (pod(5), 40_000)));
-    assert_eq!(send(&mut world, &of_another).0, Verdict::Drop);
+    assert_eq!(send(&mut world, &of_another).0, Sent::Drop);
     assert_eq!(world.count_of(Counter::EgressDropIcmpError), 2);
 }
 
@@ -493,20 +494,120 @@ fn what_a_pod_sends_to_the_node_itself_is_the_nodes() {
     assert_eq!(hairpinned(&mut world, &frame), (Hairpin::Host, frame), "the host's socket comes first");
 }
 
-/// RFC 4787 REQ-13 and REQ-14, as far as the first comes first.
+/// RFC 4787 REQ-13 and REQ-14.
 #[test]
 fn fragments_follow_their_first() {
     let mut world = Memory::default();
     let (first, later) = (udp((pod(5), 40_000), (REMOTE, 7)), ip(17, pod(5), REMOTE, &[7; 16]));
-    assert_eq!(send(&mut world, &fragment(later.clone(), 9, 3, false)).0, Verdict::Drop);
     let port = port_out(&mut world, &first);
-    assert_eq!(send(&mut world, &fragment(first, 9, 0, true)).0, Verdict::Next);
+    assert!(matches!(send(&mut world, &fragment(first, 9, 0, true)).0, Sent::Release(_)));
     let (verdict, sent) = send(&mut world, &fragment(later, 9, 3, false));
-    assert_eq!((verdict, sent), (Verdict::Next, fragment(ip(17, NODE, REMOTE, &[7; 16]), 9, 3, false)));
+    assert_eq!((verdict, sent), (Sent::Next, fragment(ip(17, NODE, REMOTE, &[7; 16]), 9, 3, false)));
     receive(&mut world, &fragment(udp((REMOTE, 7), (NODE, port)), 4, 0, true));
     let later = ip(17, REMOTE, NODE, &[7; 16]);
     let (_, got) = receive(&mut world, &fragment(later, 4, 3, false));
     assert_eq!(got, fragment(ip(17, REMOTE, pod(5), &[7; 16]), 4, 3, false));
+}
+
+/// The parts of a datagram with this identification, the first first.
+fn parts(from: End, to: End, identification: u16) -> Vec<Vec<u8>> {
+    let mut parts = vec![fragment(udp(from, to), identification, 0, true)];
+    parts.extend(
+        [3, 5, 7].map(|at| fragment(ip(17, from.0, to.0, &[at as u8; 16]), identification, at, true)),
+    );
+    parts
+}
+
+/// What becomes of a frame, and how it looks then.
+type Passed = (Sent<Ipv4>, Vec<u8>);
+
+/// What becomes of the fragments that a first one releases.
+fn released(world: &mut Memory, sent: Sent<Ipv4>, pass: fn(&mut Memory, &[u8]) -> Passed) -> Vec<Passed> {
+    let Sent::Release(key) = sent else { panic!("{sent:?}") };
+    world.release(key).iter().map(|frame| pass(world, frame)).collect()
+}
+
+/// RFC 4787 REQ-14.
+#[test]
+fn fragments_that_come_before_their_first_wait_for_it() {
+    let mut world = Memory::default();
+    let (inside, remote) = ((pod(5), 40_000), (REMOTE, 7));
+    let outside = (NODE, port_out(&mut world, &udp(inside, remote)));
+    let (sent, left) = (parts(inside, remote, 9), parts(outside, remote, 9));
+    for part in sent[1..].iter().rev() {
+        assert_eq!(send(&mut world, part), (Sent::Drop, part.clone()));
+    }
+    assert_eq!(world.count_of(Counter::EgressKept), 3);
+    let (verdict, first) = send(&mut world, &sent[0]);
+    assert_eq!(first, left[0]);
+    let next = |n: usize| (Sent::Next, left[n].clone());
+    assert_eq!(released(&mut world, verdict, send), [next(3), next(2), next(1)]);
+
+    // On the way in, the host gets its part, for it may be its own.
+    let (came, got) = (parts(remote, outside, 4), parts(remote, inside, 4));
+    assert_eq!(receive(&mut world, &came[1]), (Sent::Next, came[1].clone()));
+    let (verdict, first) = receive(&mut world, &came[0]);
+    assert_eq!(first, got[0]);
+    assert_eq!(released(&mut world, verdict, receive), [(Sent::Next, got[1].clone())]);
+    assert_eq!(receive(&mut world, &came[2]), (Sent::Next, got[2].clone()), "behind it");
+    assert!(world.kept.is_empty());
+}
+
+/// Nothing that both have in common tells them apart before their first comes.
+#[test]
+fn what_waits_for_another_pods_first_waits_on() {
+    let mut world = Memory::default();
+    let sent = [5, 6].map(|n| parts((pod(n), 40_000), (REMOTE, 7), 9));
+    for parts in &sent {
+        assert_eq!(send(&mut world, &parts[1]).0, Sent::Drop);
+    }
+    let (verdict, _) = send(&mut world, &sent[1][0]);
+    let verdicts = released(&mut world, verdict, send).into_iter().map(|(verdict, _)| verdict);
+    assert_eq!(verdicts.collect::<Vec<_>>(), [Sent::Drop, Sent::Next]);
+    let (verdict, _) = send(&mut world, &sent[0][0]);
+    assert_eq!(released(&mut world, verdict, send).len(), 1);
+    assert!(world.kept.is_empty());
+}
+
+#[test]
+fn fragments_of_the_hosts_own_datagrams_are_not_kept() {
+    let mut world = Memory::default();
+    let port = port_out(&mut world, &udp((pod(5), 40_000), (REMOTE, 7)));
+    world.connected.push(HostSocket {
+        protocol: ipv4::UDP,
+        address: ipv4::address(NODE),
+        port: port.to_be(),
+        remote: ipv4::address(OTHER),
+        remote_port: 7_u16.to_be(),
+    });
+    for to in [111, port] {
+        for part in parts((OTHER, 7), (NODE, to), to) {
+            assert_eq!(receive(&mut world, &part), (Sent::Next, part));
+        }
+    }
+    assert!(world.kept.is_empty());
+}
+
+#[test]
+fn what_is_kept_is_bounded_in_number_length_and_time() {
+    let mut world = Memory::default();
+    let (inside, remote) = ((pod(5), 40_000), (REMOTE, 7));
+    let [first, later, ..] = &parts(inside, remote, 9)[..] else { panic!("four parts") };
+    for n in 0..fragment::KEPT_OF_DATAGRAM_MAX + 2 {
+        assert_eq!(send(&mut world, later).0, Sent::Drop, "{n}");
+    }
+    assert_eq!(world.count_of(Counter::EgressDropFragment), 2, "too many");
+    let mut long = later.clone();
+    long.resize(fragment::KEPT_BYTES_MAX + 1, 0);
+    assert_eq!(send(&mut world, &frame::fragment(long, 8, 3, false)).0, Sent::Drop);
+    assert_eq!(world.count_of(Counter::EgressDropFragment), 3, "too long");
+
+    world.now_ns += fragment::KEPT_TIMEOUT_NS + 1;
+    assert_eq!(send(&mut world, later).0, Sent::Drop);
+    assert_eq!(world.kept.len(), fragment::KEPT_OF_DATAGRAM_MAX.into(), "it takes the place of an old one");
+    let (verdict, _) = send(&mut world, first);
+    assert_eq!(released(&mut world, verdict, send).len(), 1, "the old ones are not sent");
+    assert!(world.kept.is_empty());
 }
 
 /// RFC 4787 REQ-2: a node with several addresses uses the one that its routes name for the remote.
@@ -519,9 +620,9 @@ fn a_remote_sees_the_address_of_its_route_and_only_that_one_leads_back() {
     assert_eq!(address, SECOND_NODE);
     assert_eq!(port_out(&mut world, &udp((pod(5), 40_000), (REMOTE, 7))), port);
     assert!(is_delivered(&mut world, &udp((OTHER, 7), (SECOND_NODE, port)), (pod(5), 40_000)));
-    assert_eq!(receive(&mut world, &udp((OTHER, 7), (NODE, port))).0, Verdict::Drop);
+    assert_eq!(receive(&mut world, &udp((OTHER, 7), (NODE, port))).0, Sent::Drop);
     let elsewhere = udp((OTHER, 7), ([192, 0, 2, 99], port));
-    assert_eq!(receive(&mut world, &elsewhere), (Verdict::Next, elsewhere), "forwarded, not the node's");
+    assert_eq!(receive(&mut world, &elsewhere), (Sent::Next, elsewhere), "forwarded, not the node's");
 }
 
 #[test]
@@ -529,7 +630,7 @@ fn stray_packets_of_a_pod_leave_translated_or_not_at_all() {
     let mut world = Memory::default();
     for flags in [RST, FIN_ACK, ACK, SYN_ACK, 0] {
         let (verdict, sent) = send(&mut world, &tcp((pod(5), 40_000 + flags as u16), (REMOTE, 80), flags));
-        assert!(verdict == Verdict::Drop || source(&sent).0 == NODE, "{flags:#x}");
+        assert!(verdict == Sent::Drop || source(&sent).0 == NODE, "{flags:#x}");
     }
     for frame in [
         echo(pod(5), REMOTE, 0, 1),
@@ -538,7 +639,7 @@ fn stray_packets_of_a_pod_leave_translated_or_not_at_all() {
         ip(47, pod(5), REMOTE, &[0; 20]),
         error(pod(5), REMOTE, 3, 3, &udp((REMOTE, 7), (pod(5), 9))),
     ] {
-        assert_eq!(send(&mut world, &frame).0, Verdict::Drop);
+        assert_eq!(send(&mut world, &frame).0, Sent::Drop);
     }
 }
 
@@ -550,10 +651,10 @@ fn no_truncation_leaves_with_a_private_source() {
         let mut world = Memory::default();
         let (verdict, frame) = send(&mut world, &whole[..n]);
         // Before the EtherType is known, it is no IPv4.
-        let expected = if n < 14 { Verdict::Next } else { Verdict::Drop };
+        let expected = if n < 14 { Sent::Next } else { Sent::Drop };
         assert_eq!(verdict, expected, "{n} bytes");
         assert_eq!(frame, whole[..n]);
         let (verdict, frame) = receive(&mut world, &tcp((REMOTE, 80), (NODE, port), SYN_ACK)[..n]);
-        assert_eq!((verdict, frame.len()), (Verdict::Next, n));
+        assert_eq!((verdict, frame.len()), (Sent::Next, n));
     }
 }

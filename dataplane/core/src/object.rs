@@ -107,13 +107,27 @@ pub enum Program {
     UplinkEgress,
     /// Uplink egress, behind the others: drops what pods sent and nobody has translated.
     UplinkBackstop,
+    /// On no interface: `UplinkEgress` hands fragments over to it.
+    FragmentEgress,
+    /// On no interface: `UplinkIngress` hands fragments over to it.
+    FragmentIngress,
     /// Host side of a pod's link, ingress: checks what the pod sends.
     PodGuard,
 }
 
 impl Program {
     /// Every program, in the order in which they are loaded.
-    pub const ALL: [Program; 4] =
+    pub const ALL: [Program; 6] = [
+        Self::FragmentEgress,
+        Self::FragmentIngress,
+        Self::UplinkIngress,
+        Self::UplinkEgress,
+        Self::UplinkBackstop,
+        Self::PodGuard,
+    ];
+
+    /// Those that go on interfaces.
+    pub const ON_INTERFACES: [Program; 4] =
         [Self::UplinkIngress, Self::UplinkEgress, Self::UplinkBackstop, Self::PodGuard];
 
     /// The name in the object, in pins and in filters.
@@ -122,6 +136,8 @@ impl Program {
             Self::UplinkIngress => "uplink_ingress",
             Self::UplinkEgress => "uplink_egress",
             Self::UplinkBackstop => "uplink_backstop",
+            Self::FragmentEgress => "fragment_egress",
+            Self::FragmentIngress => "fragment_ingress",
             Self::PodGuard => "pod_guard",
         }
     }

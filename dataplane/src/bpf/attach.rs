@@ -42,8 +42,8 @@ fn priority(program: Program) -> u16 {
 
 fn attach_type(program: Program) -> TcAttachType {
     match program {
-        Program::UplinkEgress | Program::UplinkBackstop => TcAttachType::Egress,
-        Program::UplinkIngress | Program::PodGuard => TcAttachType::Ingress,
+        Program::UplinkEgress | Program::UplinkBackstop | Program::FragmentEgress => TcAttachType::Egress,
+        Program::UplinkIngress | Program::PodGuard | Program::FragmentIngress => TcAttachType::Ingress,
     }
 }
 
@@ -252,7 +252,7 @@ fn is_attached(program: Program, ifname: &str, pin: &Path, tag: Option<u64>) -> 
 fn attached_clsact(tags: &BTreeMap<Program, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
     let mut attached = BTreeSet::new();
     for (ifindex, ifname) in interfaces_with_clsact()? {
-        for program in Program::ALL {
+        for program in Program::ON_INTERFACES {
             let ours = ours(program, ifindex).map_err(find_failed(program, &ifname))?;
             if ours.iter().any(|f| f.tag.is_some() && f.tag == tags.get(&program).copied()) {
                 attached.insert(Attachment { program, ifname: ifname.clone(), ifindex });
@@ -311,7 +311,7 @@ pub(super) fn detach_all(pins: &Path) -> Vec<BpfError> {
         pins::links(pins).unwrap_or_default().into_iter().map(|(p, ifname, _)| (p, ifname)).collect();
     let with_filters = interfaces_with_clsact().unwrap_or_default().into_iter().map(|(_, ifname)| ifname);
     for ifname in with_filters.chain(pins::marked_qdiscs(pins).unwrap_or_default()) {
-        places.extend(Program::ALL.map(|program| (program, ifname.clone())));
+        places.extend(Program::ON_INTERFACES.map(|program| (program, ifname.clone())));
     }
     places
         .into_iter()

@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, io, path::Path};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
+    maps::ProgramArray,
     programs::{ProgramError, SchedClassifier},
 };
+use dataplane_common::masquerade::fragment::{TAIL_EGRESS, TAIL_INGRESS};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::{BpfError, OBJECT, Program};
@@ -15,6 +17,9 @@ const VERIFIER_LINES_MAX: usize = 12;
 
 /// aya-log's ring buffer. Pinned with the maps, so that an adopted program is still heard.
 pub(super) const LOGS: &str = "AYA_LOGS";
+
+/// The programs that fragments are handed over to.
+const TAILS: &str = "NAT_TAILS";
 
 pub(super) fn load(pins: &Path, capacities: &BTreeMap<&'static str, u32>) -> Result<Ebpf, BpfError> {
     let mut loader = EbpfLoader::new();
@@ -31,6 +36,20 @@ pub(super) fn load(pins: &Path, capacities: &BTreeMap<&'static str, u32>) -> Res
 /// Has the kernel verify every program. Returns their tags.
 pub(super) fn load_programs(object: &mut Ebpf) -> Result<BTreeMap<Program, u64>, BpfError> {
     without_signals(|| Program::ALL.into_iter().map(|name| load_program(object, name)).collect())
+}
+
+/// Gives the programs that fragments are handed over to their places, for those of this build and for those of an
+/// older one that are still on an interface.
+pub(super) fn set_tails(object: &mut Ebpf) -> Result<(), BpfError> {
+    let tails = [(TAIL_EGRESS, Program::FragmentEgress), (TAIL_INGRESS, Program::FragmentIngress)];
+    for (place, name) in tails {
+        let fd = program(object, name)?.fd().and_then(|fd| Ok(fd.try_clone()?));
+        let fd = fd.map_err(|source| BpfError::Program { program: name, source: Box::new(source) })?;
+        let map = object.map_mut(TAILS).ok_or(BpfError::NoMap(TAILS))?;
+        let set = ProgramArray::try_from(map).and_then(|mut map| map.set(place, &fd, 0));
+        set.map_err(|source| BpfError::Map { action: "write", map: TAILS, source: Box::new(source) })?;
+    }
+    Ok(())
 }
 
 fn load_program(object: &mut Ebpf, name: Program) -> Result<(Program, u64), BpfError> {

@@ -6,11 +6,19 @@ use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    thread,
 };
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use dataplane::bpf::{Bpf, BpfOptions, Program};
-use dataplane_common::checksum::{Sum, sum_bytes};
+use dataplane::{
+    Filtering,
+    bpf::{Bpf, BpfOptions, Masquerade, Program},
+};
+use dataplane_common::{
+    checksum::{Sum, sum_bytes},
+    masquerade::{Config, Family, Pool, block::BLOCK_PORTS, fragment::Sent, memory::Memory},
+};
+use nix::sched::{CloneFlags, unshare};
 
 #[path = "bpffs.rs"]
 mod bpffs;
@@ -82,6 +90,78 @@ impl Drop for Pins {
     fn drop(&mut self) {
         for error in Bpf::teardown(&self.0) {
             eprintln!("while cleaning up: {}", chain(&error));
+        }
+    }
+}
+
+/// Runs the test in a network namespace of its own: its sockets and interfaces are nobody else's.
+pub(crate) fn alone(test: &str, body: impl FnOnce(&Pins) + Send) {
+    if !may_run(test) {
+        return;
+    }
+    thread::scope(|scope| {
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            body(&Pins::new(test));
+        };
+        if let Err(panic) = scope.spawn(run).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// A masquerade of 10.254.0.0/20 to the node's address, with what is usual.
+pub(crate) fn masquerade_to(node: Ipv4Addr) -> Masquerade {
+    Masquerade {
+        node_ipv4: Some(node),
+        sources: BTreeMap::new(),
+        pod_ipv4: "10.254.0.0/20".parse().expect("it is a network"),
+        filtering: Filtering::AddressDependent,
+        exit: None,
+    }
+}
+
+/// A port of the home of pod 10.254.0.`pod`, which the pod keeps when it uses it itself.
+pub(crate) fn home(pod: u32, n: u16) -> u16 {
+    let first = Pool::beside(32_768, 60_999).home(pod).expect("the pool has a home for it") * BLOCK_PORTS;
+    first as u16 + n
+}
+
+/// Has the kernel and the host's build of the same logic translate 20,000 frames: they do the same with each.
+pub(crate) fn agree_on_20_000<F: Family>(
+    bpf: &mut Bpf,
+    host: &mut Memory<F>,
+    config: &Config,
+    seed: u64,
+    mutated: fn(&mut Random) -> (Program, Vec<u8>),
+) {
+    let mut random = Random(seed);
+    let (mut translated, mut dropped) = (0, 0);
+    for i in 0..20_000 {
+        let (program, frame) = mutated(&mut random);
+        let (verdict, got) = run(bpf, program, &frame);
+        let mut want = frame.clone();
+        let sent = match program {
+            Program::UplinkEgress => host.egress(&mut want, config),
+            _ => host.ingress(&mut want, config),
+        };
+        let want_verdict = verdict_of(sent, host);
+        assert_eq!((verdict, &got), (want_verdict, &want), "seed {seed:#x}, {i}: {program} {frame:02x?}");
+        translated += u32::from(want != frame);
+        dropped += u32::from(want_verdict == DROP);
+    }
+    assert!(translated > 1_000 && dropped > 1_000, "{translated} translated, {dropped} dropped");
+}
+
+/// What the kernel says of a packet that the host's build judged. What is released goes to the loopback there, where
+/// nobody wants it.
+fn verdict_of<F: Family>(sent: Sent<F>, host: &mut Memory<F>) -> i32 {
+    match sent {
+        Sent::Next => NEXT,
+        Sent::Drop => DROP,
+        Sent::Release(key) => {
+            host.release(key);
+            NEXT
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The masquerade: no private source leaves, every packet that is changed stays right, a reply finds the pod that it
 //! is for, and what is not for a flow is not touched.
 
-use dataplane_common::masquerade::Verdict;
+use dataplane_common::masquerade::fragment::Sent;
 
 use crate::{
     frame::{self, Ipv4},
@@ -43,7 +43,7 @@ pub fn egress_holds(data: &[u8]) {
     for sent in frame::variants(data) {
         let mut tables = HostTables::default();
         let mut left = sent.clone();
-        if tables.egress(&mut left) != Verdict::Next {
+        if tables.egress(&mut left) != Sent::Next {
             continue;
         }
         let is_ipv4 = sent.get(12..14) == Some(&[8, 0]);
@@ -121,7 +121,7 @@ fn reply_returns(tables: &mut HostTables, sent: &[u8], left: &[u8]) {
     };
     let mut came = reply(NODE, outside);
     let verdict = tables.ingress(&mut came);
-    assert_eq!(verdict, Verdict::Next, "the reply is dropped: {sent:02x?}");
+    assert_eq!(verdict, Sent::Next, "the reply is dropped: {sent:02x?}");
     assert_eq!(came, reply(before.source(), inside), "the reply comes to another: {sent:02x?}");
 }
 
@@ -133,11 +133,11 @@ pub fn ingress_holds(data: &[u8]) {
     for sent in frame::variants(data) {
         let mut tables = HostTables::default();
         for mut packet in opening() {
-            assert_eq!(tables.egress(&mut packet), Verdict::Next, "the flows can be opened");
+            assert_eq!(tables.egress(&mut packet), Sent::Next, "the flows can be opened");
         }
         let mut came = sent.clone();
         let verdict = tables.ingress(&mut came);
-        if verdict == Verdict::Next && came != sent {
+        if verdict == Sent::Next && came != sent {
             comes_rightly(&sent, &came);
         }
     }

@@ -1,6 +1,6 @@
 //! The masquerade on the host, for one node in whose world time stands still.
 
-use dataplane_common::masquerade::{Config, NODES_MAX, PacketMut, Pool, Verdict, memory::Memory};
+use dataplane_common::masquerade::{Config, Ipv4, NODES_MAX, Pool, fragment::Sent, memory::Memory};
 
 use crate::masquerade::{NODE, POD_MASK, POD_NETWORK};
 
@@ -10,13 +10,13 @@ pub struct HostTables(Memory);
 
 impl HostTables {
     /// Sends a packet out by the uplink.
-    pub fn egress(&mut self, frame: &mut [u8]) -> Verdict {
-        dataplane_common::masquerade::egress(as_packet(frame), &mut self.0, &config())
+    pub fn egress(&mut self, frame: &mut [u8]) -> Sent<Ipv4> {
+        self.0.egress(frame, &config())
     }
 
     /// Lets a packet in by the uplink.
-    pub fn ingress(&mut self, frame: &mut [u8]) -> Verdict {
-        dataplane_common::masquerade::ingress(as_packet(frame), &mut self.0, &config())
+    pub fn ingress(&mut self, frame: &mut [u8]) -> Sent<Ipv4> {
+        self.0.ingress(frame, &config())
     }
 
     /// Forgets all flows, as the agent's sweep does long after the last packet. Fragments stay.
@@ -24,10 +24,6 @@ impl HostTables {
         let fragments = std::mem::take(&mut self.0.fragments);
         self.0 = Memory { fragments, ..Memory::default() };
     }
-}
-
-fn as_packet(frame: &mut [u8]) -> &mut (impl PacketMut + ?Sized) {
-    frame
 }
 
 fn config() -> Config {

@@ -6,8 +6,7 @@ mod frame;
 use std::net::Ipv6Addr;
 
 use super::super::{
-    Config, Counter, Hairpin, Ipv6, UDP_TIMEOUT_NS, Verdict, egress, hairpin, ingress,
-    memory::Memory as AnyMemory,
+    Config, Counter, Hairpin, Ipv6, UDP_TIMEOUT_NS, fragment::Sent, hairpin, memory::Memory as AnyMemory,
 };
 use super::{
     frame::{ACK, FIN_ACK, RST, SYN, SYN_ACK},
@@ -37,26 +36,26 @@ fn world() -> Memory {
     Memory { pods: pods.collect(), ..Memory::default() }
 }
 
-fn send(world: &mut Memory, frame: &[u8]) -> (Verdict, Vec<u8>) {
+fn send(world: &mut Memory, frame: &[u8]) -> (Sent<Ipv6>, Vec<u8>) {
     send_with(world, frame, &config())
 }
 
-fn send_with(world: &mut Memory, frame: &[u8], config: &Config) -> (Verdict, Vec<u8>) {
+fn send_with(world: &mut Memory, frame: &[u8], config: &Config) -> (Sent<Ipv6>, Vec<u8>) {
     let mut frame = frame.to_vec();
-    let verdict = egress::<Ipv6, _, _>(&mut frame[..], world, config);
+    let verdict = world.egress(&mut frame, config);
     (verdict, frame)
 }
 
-fn receive(world: &mut Memory, frame: &[u8]) -> (Verdict, Vec<u8>) {
+fn receive(world: &mut Memory, frame: &[u8]) -> (Sent<Ipv6>, Vec<u8>) {
     let mut frame = frame.to_vec();
-    let verdict = ingress::<Ipv6, _, _>(&mut frame[..], world, &config());
+    let verdict = world.ingress(&mut frame, &config());
     (verdict, frame)
 }
 
 /// Sends what must leave, and says with which outside port.
 fn port_out(world: &mut Memory, frame: &[u8]) -> u16 {
     let (verdict, sent) = send(world, frame);
-    assert_eq!((verdict, source(&sent).0), (Verdict::Next, NODE.parse().unwrap()));
+    assert_eq!((verdict, source(&sent).0), (Sent::Next, NODE.parse().unwrap()));
     assert!(is_sealed(&sent));
     source(&sent).1
 }
@@ -68,9 +67,9 @@ fn there_and_back() {
     {
         let port = home(5, 9);
         let (verdict, sent) = send(&mut world, &make((PODS[0], port), (REMOTE, 80)));
-        assert_eq!((verdict, sent), (Verdict::Next, make((NODE, port), (REMOTE, 80))));
+        assert_eq!((verdict, sent), (Sent::Next, make((NODE, port), (REMOTE, 80))));
         let (verdict, back) = receive(&mut world, &make((REMOTE, 80), (NODE, port)));
-        assert_eq!((verdict, back), (Verdict::Next, make((REMOTE, 80), (PODS[0], port))));
+        assert_eq!((verdict, back), (Sent::Next, make((REMOTE, 80), (PODS[0], port))));
     }
 }
 
@@ -82,8 +81,8 @@ fn mapping_is_endpoint_independent_and_filtering_goes_by_the_address() {
         [(REMOTE, 80), (REMOTE, 81), (OTHER, 80)].map(|to| port_out(&mut world, &udp((PODS[0], 40_000), to)));
     assert_eq!(ports, [ports[0]; 3]);
     let (verdict, got) = receive(&mut world, &udp((REMOTE, 9), (NODE, ports[0])));
-    assert_eq!((verdict, got), (Verdict::Next, udp((REMOTE, 9), (PODS[0], 40_000))));
-    assert_eq!(receive(&mut world, &udp((ROUTER, 9), (NODE, ports[0]))).0, Verdict::Drop);
+    assert_eq!((verdict, got), (Sent::Next, udp((REMOTE, 9), (PODS[0], 40_000))));
+    assert_eq!(receive(&mut world, &udp((ROUTER, 9), (NODE, ports[0]))).0, Sent::Drop);
     assert_eq!(world.count_of(Counter::IngressDropFiltered), 1);
     let other_pod = port_out(&mut world, &udp((PODS[1], 40_000), (REMOTE, 80)));
     assert_ne!(other_pod, ports[0]);
@@ -95,9 +94,9 @@ fn a_flow_ends_at_its_time_for_the_remote() {
     let port = port_out(&mut world, &udp((PODS[0], 40_000), (REMOTE, 7)));
     let reply = udp((REMOTE, 7), (NODE, port));
     world.now_ns += UDP_TIMEOUT_NS;
-    assert_eq!(receive(&mut world, &reply).0, Verdict::Next);
+    assert_eq!(receive(&mut world, &reply).0, Sent::Next);
     world.now_ns += 1;
-    assert_eq!(receive(&mut world, &reply).0, Verdict::Drop);
+    assert_eq!(receive(&mut world, &reply).0, Sent::Drop);
 }
 
 #[test]
@@ -111,7 +110,7 @@ fn what_stays_near_is_never_touched() {
             extended(0, PODS[0], to, &[58, 0, 5, 2, 0, 0, 1, 0]),
             fragment(&udp((PODS[0], 1), (to, 2)), 9, 3, false),
         ] {
-            assert_eq!(send(&mut world, &frame), (Verdict::Next, frame), "{to}");
+            assert_eq!(send(&mut world, &frame), (Sent::Next, frame), "{to}");
         }
     }
     assert!(world.sessions.is_empty() && world.ports.is_empty());
@@ -124,9 +123,9 @@ fn what_stays_near_is_never_touched() {
 fn what_the_node_says_of_its_pods_on_the_link_is_not_held_back() {
     let mut advertisement = extended(58, PODS[0], REMOTE, &[136; 32]);
     advertisement[21] = 255;
-    assert_eq!(send(&mut world(), &advertisement), (Verdict::Next, advertisement.clone()));
+    assert_eq!(send(&mut world(), &advertisement), (Sent::Next, advertisement.clone()));
     advertisement[21] = 254;
-    assert_eq!(send(&mut world(), &advertisement).0, Verdict::Drop, "it comes from a pod");
+    assert_eq!(send(&mut world(), &advertisement).0, Sent::Drop, "it comes from a pod");
 }
 
 #[test]
@@ -142,10 +141,10 @@ fn the_nodes_own_packets_and_others_are_not_touched() {
     let mut world = world();
     for from in [NODE, "2001:db8:1::99", "fd00:1:2:b::1"] {
         let frame = tcp((from, 40_000), (REMOTE, 80), SYN);
-        assert_eq!(send(&mut world, &frame), (Verdict::Next, frame));
+        assert_eq!(send(&mut world, &frame), (Sent::Next, frame));
     }
     let to_a_pod = tcp((REMOTE, 80), (PODS[0], 40_000), SYN);
-    assert_eq!(receive(&mut world, &to_a_pod), (Verdict::Next, to_a_pod));
+    assert_eq!(receive(&mut world, &to_a_pod), (Sent::Next, to_a_pod));
 }
 
 #[test]
@@ -161,7 +160,7 @@ fn switched_off_nothing_is_touched() {
     let mut world = world();
     let off = Config { exit: 0, ..config() };
     let frame = tcp((PODS[0], 40_000), (REMOTE, 80), SYN);
-    assert_eq!(send_with(&mut world, &frame, &off), (Verdict::Next, frame));
+    assert_eq!(send_with(&mut world, &frame, &off), (Sent::Next, frame));
 }
 
 /// RFC 4193 section 4.3: unique local addresses do not leave the site.
@@ -169,10 +168,10 @@ fn switched_off_nothing_is_touched() {
 fn without_an_address_of_the_node_nothing_leaves() {
     let mut world = world();
     let none = Config { node6: Address::UNSPECIFIED, ..config() };
-    assert_eq!(send_with(&mut world, &tcp((PODS[0], 1), (REMOTE, 80), SYN), &none).0, Verdict::Drop);
+    assert_eq!(send_with(&mut world, &tcp((PODS[0], 1), (REMOTE, 80), SYN), &none).0, Sent::Drop);
     assert_eq!(world.count_of(Counter::EgressDropAddress), 1);
     world.direct.insert(address(OTHER));
-    assert_eq!(send_with(&mut world, &tcp((PODS[0], 1), (OTHER, 80), SYN), &none).0, Verdict::Next);
+    assert_eq!(send_with(&mut world, &tcp((PODS[0], 1), (OTHER, 80), SYN), &none).0, Sent::Next);
 }
 
 #[test]
@@ -180,14 +179,14 @@ fn echo_identifiers_are_mapped() {
     let mut world = world();
     for pod in PODS {
         let (verdict, sent) = send(&mut world, &echo(pod, REMOTE, 128, 77));
-        assert!(verdict == Verdict::Next && is_sealed(&sent));
+        assert!(verdict == Sent::Next && is_sealed(&sent));
         let identifier = u16::from_be_bytes([sent[58], sent[59]]);
         assert_eq!(sent, echo(NODE, REMOTE, 128, identifier));
         let back = receive(&mut world, &echo(REMOTE, NODE, 129, identifier));
-        assert_eq!(back, (Verdict::Next, echo(REMOTE, pod, 129, 77)));
+        assert_eq!(back, (Sent::Next, echo(REMOTE, pod, 129, 77)));
     }
     let request = echo(REMOTE, NODE, 128, 77);
-    assert_eq!(receive(&mut world, &request), (Verdict::Next, request), "the host answers pings itself");
+    assert_eq!(receive(&mut world, &request), (Sent::Next, request), "the host answers pings itself");
 }
 
 /// RFC 5508 REQ-4 and REQ-5, RFC 8201: packet too big is what path MTU discovery lives by.
@@ -204,7 +203,7 @@ fn errors_come_in_with_what_they_quote() {
         for kind in 1..=4 {
             let sessions = world.sessions.clone();
             let (verdict, got) = receive(&mut world, &error(ROUTER, NODE, kind, &sent));
-            assert_eq!((verdict, got), (Verdict::Next, error(ROUTER, PODS[0], kind, &inside)));
+            assert_eq!((verdict, got), (Sent::Next, error(ROUTER, PODS[0], kind, &inside)));
             assert_eq!(world.sessions, sessions, "an error ends nothing and keeps nothing alive");
         }
     }
@@ -218,12 +217,12 @@ fn errors_go_out_with_what_they_quote() {
     let (_, delivered) = receive(&mut world, &outside);
     for kind in 1..=4 {
         let (verdict, sent) = send(&mut world, &error(PODS[0], REMOTE, kind, &delivered));
-        assert_eq!((verdict, sent), (Verdict::Next, error(NODE, REMOTE, kind, &outside)));
+        assert_eq!((verdict, sent), (Sent::Next, error(NODE, REMOTE, kind, &outside)));
     }
     let unknown = error(PODS[0], REMOTE, 1, &udp((REMOTE, 7), (PODS[0], 4)));
-    assert_eq!(send(&mut world, &unknown).0, Verdict::Drop);
+    assert_eq!(send(&mut world, &unknown).0, Sent::Drop);
     let of_another = error(PODS[1], REMOTE, 1, &delivered);
-    assert_eq!(send(&mut world, &of_another).0, Verdict::Drop);
+    assert_eq!(send(&mut world, &of_another).0, Sent::Drop);
 }
 
 /// RFC 8200 section 4.5.
@@ -231,19 +230,36 @@ fn errors_go_out_with_what_they_quote() {
 fn fragments_follow_their_first() {
     let mut world = world();
     let (out, back) = (udp((PODS[0], 40_000), (REMOTE, 7)), |port| udp((REMOTE, 7), (NODE, port)));
-    assert_eq!(send(&mut world, &fragment(&out, 0x1_0009, 3, false)).0, Verdict::Drop, "none was first");
-    let (verdict, first) = send(&mut world, &fragment(&out, 0x1_0009, 0, true));
+    let (_, first) = send(&mut world, &fragment(&out, 0x1_0009, 0, true));
     let port = u16::from_be_bytes([first[62], first[63]]);
     let translated = udp((NODE, port), (REMOTE, 7));
-    assert_eq!((verdict, first), (Verdict::Next, fragment(&translated, 0x1_0009, 0, true)));
+    assert_eq!(first, fragment(&translated, 0x1_0009, 0, true));
     let (verdict, later) = send(&mut world, &later(PODS[0], REMOTE, 0x1_0009));
-    assert_eq!((verdict, later), (Verdict::Next, frame::later(NODE, REMOTE, 0x1_0009)));
+    assert_eq!((verdict, later), (Sent::Next, frame::later(NODE, REMOTE, 0x1_0009)));
     let other = frame::later(PODS[0], REMOTE, 0x2_0009);
-    assert_eq!(send(&mut world, &other).0, Verdict::Drop, "the identification has 32 bits");
-    let (verdict, first) = receive(&mut world, &fragment(&back(port), 4, 0, true));
-    assert_eq!((verdict, first), (Verdict::Next, fragment(&udp((REMOTE, 7), (PODS[0], 40_000)), 4, 0, true)));
+    assert_eq!(send(&mut world, &other).0, Sent::Drop, "the identification has 32 bits");
+    let (_, first) = receive(&mut world, &fragment(&back(port), 4, 0, true));
+    assert_eq!(first, fragment(&udp((REMOTE, 7), (PODS[0], 40_000)), 4, 0, true));
     let (verdict, later) = receive(&mut world, &frame::later(REMOTE, NODE, 4));
-    assert_eq!((verdict, later), (Verdict::Next, frame::later(REMOTE, PODS[0], 4)));
+    assert_eq!((verdict, later), (Sent::Next, frame::later(REMOTE, PODS[0], 4)));
+}
+
+/// RFC 4787 REQ-14, of IPv6.
+#[test]
+fn fragments_that_come_before_their_first_wait_for_it() {
+    let mut world = world();
+    let first = fragment(&udp((PODS[0], home(5, 3)), (REMOTE, 7)), 9, 0, true);
+    let later = frame::later(PODS[0], REMOTE, 9);
+    assert_eq!(send(&mut world, &later), (Sent::Drop, later.clone()));
+    let (verdict, sent) = send(&mut world, &first);
+    assert_eq!(sent, fragment(&udp((NODE, home(5, 3)), (REMOTE, 7)), 9, 0, true));
+    let Sent::Release(key) = verdict else { panic!("{verdict:?}") };
+    assert_eq!(world.release(key), std::slice::from_ref(&later));
+    assert_eq!(send(&mut world, &later), (Sent::Next, frame::later(NODE, REMOTE, 9)));
+    world.direct.insert(address("2001:db8:1::100"));
+    let near = frame::later(PODS[0], "2001:db8:1::100", 9);
+    assert_eq!(send(&mut world, &near), (Sent::Next, near), "of what is not translated nothing is kept");
+    assert!(world.kept.is_empty());
 }
 
 /// RFC 6946.
@@ -252,7 +268,7 @@ fn an_atomic_fragment_is_a_whole_packet() {
     let mut world = world();
     let (verdict, sent) = send(&mut world, &fragment(&udp((PODS[0], home(5, 3)), (REMOTE, 7)), 9, 0, false));
     let translated = fragment(&udp((NODE, home(5, 3)), (REMOTE, 7)), 9, 0, false);
-    assert_eq!((verdict, sent), (Verdict::Next, translated));
+    assert_eq!((verdict, sent), (Sent::Next, translated));
     assert!(world.fragments.is_empty());
 }
 
@@ -262,10 +278,7 @@ fn stray_packets_of_a_pod_leave_translated_or_not_at_all() {
     for flags in [RST, FIN_ACK, ACK, SYN_ACK, 0] {
         let (verdict, sent) =
             send(&mut world, &tcp((PODS[0], 40_000 + u16::from(flags)), (REMOTE, 80), flags));
-        assert!(
-            verdict == Verdict::Drop || source(&sent).0 == NODE.parse::<Ipv6Addr>().unwrap(),
-            "{flags:#x}"
-        );
+        assert!(verdict == Sent::Drop || source(&sent).0 == NODE.parse::<Ipv6Addr>().unwrap(), "{flags:#x}");
     }
     for frame in [
         echo(PODS[0], REMOTE, 129, 1),
@@ -278,7 +291,7 @@ fn stray_packets_of_a_pod_leave_translated_or_not_at_all() {
         extended(59, PODS[0], REMOTE, &[]),
         udp(("fd00:1:2:a:7::1", 40_000), (REMOTE, 7)),
     ] {
-        assert_eq!(send(&mut world, &frame).0, Verdict::Drop, "{frame:02x?}");
+        assert_eq!(send(&mut world, &frame).0, Sent::Drop, "{frame:02x?}");
     }
     assert_eq!(world.count_of(Counter::EgressDropPod), 1, "nobody's address");
 }
@@ -293,14 +306,14 @@ fn no_truncation_leaves_with_a_pods_source() {
         for n in 0..whole.len() {
             let (verdict, frame) = send(&mut world(), &whole[..n]);
             // Before the EtherType is known, it is no IPv6.
-            let expected = if n < 14 { Verdict::Next } else { Verdict::Drop };
+            let expected = if n < 14 { Sent::Next } else { Sent::Drop };
             assert_eq!((verdict, &frame[..]), (expected, &whole[..n]), "{n} bytes");
         }
     }
     let reply = tcp((REMOTE, 80), (NODE, home(5, 1)), SYN_ACK);
     for n in 0..reply.len() {
         let (verdict, frame) = receive(&mut world(), &reply[..n]);
-        assert_eq!((verdict, &frame[..]), (Verdict::Next, &reply[..n]));
+        assert_eq!((verdict, &frame[..]), (Sent::Next, &reply[..n]));
     }
 }
 

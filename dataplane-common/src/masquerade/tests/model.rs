@@ -88,7 +88,7 @@ fn from_outside(dice: &mut Dice, world: &mut Memory, model: &Model, remote: [u8;
     let port = if known.is_empty() { 2_000 } else { dice.one_of(&known) };
     let packet = udp((remote, 1_000 + dice.below(5) as u16), (NODE, port));
     let (verdict, got) = receive(world, &packet);
-    let delivered = (verdict == Verdict::Next && got != packet).then(|| destination(&got));
+    let delivered = (verdict == Sent::Next && got != packet).then(|| destination(&got));
     // The time that is written down is at most this much behind.
     let ends = [0, SESSION_REFRESH_NS].map(|behind| {
         let inside = model.receiver(ipv4::UDP, remote, port, world.now_ns + behind);
