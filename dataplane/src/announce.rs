@@ -107,6 +107,12 @@ impl Announcer {
         self.shared.changed.notify_one();
     }
 
+    /// Makes hosts of the link that have an entry for these addresses ask again: their node is dead.
+    pub fn doubt(&self, addresses: &[Ipv6Addr]) {
+        self.shared.announcements().doubt(addresses);
+        self.shared.changed.notify_one();
+    }
+
     /// Has a task at work on `device`. Another than before has other neighbours, who are told everything.
     fn work_on(&mut self, device: &str) -> Result<(), AnnounceError> {
         let index = index_of(device).map_err(|_| AnnounceError::NoDevice(device.to_owned()))?;

@@ -30,7 +30,7 @@ mod state;
 mod sysctl;
 mod uplink;
 
-use std::{io, path::PathBuf};
+use std::{io, net::Ipv6Addr, path::PathBuf};
 
 use thiserror::Error;
 
@@ -42,7 +42,7 @@ pub use dataplane_core::{
     plan_teardown, repairs,
 };
 pub use features::{Features, NoBpf};
-pub use netlink::NetlinkError;
+pub use netlink::{NetlinkError, Reachability};
 pub use nft::NftError;
 pub use observe::ObserveError;
 pub use state::StateError;
@@ -174,13 +174,27 @@ impl Dataplane {
         Ok(failures)
     }
 
-    /// Makes the kernel ask a neighbour whether it is still there, instead of trusting what it last heard. It is told
+    /// Makes the kernel ask a neighbour whether it is there, instead of trusting what it last heard. It is told
     /// nothing new; without an answer it forgets the neighbour, and who sends to it gets an ICMP error.
     ///
     /// # Errors
-    /// [`NetlinkError`] when the kernel has no such neighbour, or none that it could ask.
-    pub async fn probe_neighbour(&self, dev: &str, address: std::net::Ipv6Addr) -> Result<(), NetlinkError> {
+    /// [`NetlinkError`] when there is no such device, or the kernel refuses.
+    pub async fn probe_neighbour(&self, dev: &str, address: Ipv6Addr) -> Result<(), NetlinkError> {
         self.netlink.probe_neighbour(dev, address).await
+    }
+
+    /// What the kernel knows of these neighbours on a device.
+    ///
+    /// # Errors
+    /// As [`Dataplane::probe_neighbour`].
+    pub async fn reachability(
+        &self,
+        dev: &str,
+        addresses: &[Ipv6Addr],
+    ) -> Result<Vec<Reachability>, NetlinkError> {
+        let known = self.netlink.reachability(dev).await?;
+        let of = |address| known.get(address).copied().unwrap_or(Reachability::Unreachable);
+        Ok(addresses.iter().map(of).collect())
     }
 
     /// Frees masquerade flows that have expired and says how many, and who has which ports.

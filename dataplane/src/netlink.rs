@@ -19,7 +19,7 @@ use netlink_packet_route::{
     AddressFamily,
     address::AddressFlags,
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute},
-    neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteMessage, RouteProtocol, RouteType},
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth};
@@ -30,8 +30,19 @@ use crate::source::Ipv4Route;
 
 use messages::{
     address, address_message, device, family, ipv4_route, is_main_table, metric, neighbour,
-    neighbour_address, on_link, out_index, proxy, proxy_message, route, route_message,
+    neighbour_address, on_link, out_index, proxy, proxy_message, reachability, route, route_message,
 };
+
+/// What the kernel knows of a neighbour that it was made to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reachability {
+    /// It has answered.
+    Reachable,
+    /// It has not, and the kernel has given up; or there is no such entry.
+    Unreachable,
+    /// Nobody knows yet.
+    Unknown,
+}
 
 /// Why the kernel did not answer or refused.
 #[derive(Debug, Error)]
@@ -282,8 +293,26 @@ impl Netlink {
     }
 
     pub(crate) async fn probe_neighbour(&self, dev: &str, address: Ipv6Addr) -> Result<(), NetlinkError> {
-        let request = self.handle.neighbours().add(index_of(dev)?, address.into());
-        Ok(request.state(NeighbourState::Probe).replace().execute().await?)
+        let index = index_of(dev)?;
+        let known = self.handle.neighbours().add(index, address.into()).state(NeighbourState::Probe);
+        if known.replace().execute().await.is_ok() {
+            return Ok(());
+        }
+        // Of whom the kernel has no link-layer address it asks all, as if there were a packet to send.
+        let unknown = self.handle.neighbours().add(index, address.into()).state(NeighbourState::None);
+        Ok(unknown.flags(NeighbourFlags::Use).replace().execute().await?)
+    }
+
+    /// What the kernel knows of the IPv6 neighbours on a device.
+    pub(crate) async fn reachability(
+        &self,
+        dev: &str,
+    ) -> Result<BTreeMap<Ipv6Addr, Reachability>, NetlinkError> {
+        let index = index_of(dev)?;
+        let dump = self.handle.neighbours().get().set_address_family(AddressFamily::Inet6).execute();
+        let messages: Vec<_> = dump.try_collect().await?;
+        let here = messages.iter().filter(|message| message.header.ifindex == index);
+        Ok(here.filter_map(reachability).collect())
     }
 
     pub(crate) async fn delete_neighbour(&self, neighbour: &Neighbour) -> Result<(), NetlinkError> {

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use dataplane::{
-    ApplyError, Changes, Dataplane, Op, Pace, Reconciled, Swept, Trace, Traces, UplinkInfo,
+    ApplyError, Changes, Dataplane, Op, Pace, Reachability, Reconciled, Swept, Trace, Traces, UplinkInfo,
     announce::{Announcer, Conflict},
     plan, plan_teardown, repairs,
 };
@@ -38,6 +38,7 @@ use crate::{
     keeper::News,
     local::{Answer, Call, Request},
     log_sender::LogSender,
+    lost_peers::LostPeers,
     pod_state::{Event, Stage},
     pods::{Duty, Pods},
     port_log::{PortLog, Reading},
@@ -77,6 +78,7 @@ pub(crate) struct Agent {
     pub(crate) dataplane: Dataplane,
     pub(crate) announcer: Announcer,
     pub(crate) conflicts: Conflicts,
+    pub(crate) lost_peers: LostPeers,
     pub(crate) backends: Backends,
     pub(crate) uplink: UplinkChoice,
     pub(crate) assignment: Assignment,
@@ -171,6 +173,7 @@ impl Agent {
     /// Takes over what the store says is to run here, and ends what it does not know.
     pub(crate) async fn boot(&mut self) {
         self.pods.clean_up(&self.assignment);
+        self.follow_lost_peers();
         let stored = self.assignment.clone();
         let duties = self.pods.assign(&stored, &stored, true);
         self.fulfil(duties).await;
@@ -185,6 +188,7 @@ impl Agent {
         loop {
             let due = self.schedule.due;
             let ask_due = self.conflicts.next();
+            let lost_due = self.lost_peers.next();
             let room = self.reports.room();
             tokio::select! {
                 _ = &mut shutdown => {
@@ -201,12 +205,24 @@ impl Agent {
                 }
                 Some(conflict) = inbox.conflicts.recv() => self.hear_conflict(conflict).await,
                 () = Schedule::wait(ask_due) => self.ask_for_addresses(),
+                () = Schedule::wait(lost_due) => self.look_after_lost_peers().await,
                 () = changed(&mut inbox.changes) => self.schedule.changed(),
                 () = Schedule::wait(due) => self.reconcile().await,
                 permit = room => drop(permit.send(self.reports.take())),
                 _ = audit.tick() => self.schedule.soon(),
                 _ = sweep.tick() => self.sweep(),
             }
+        }
+    }
+
+    /// Who is lost by the server's word. What ends or begins with it changes routes.
+    fn follow_lost_peers(&mut self) {
+        let before = self.lost_peers.silent();
+        for name in self.lost_peers.follow(&self.assignment.peers, Instant::now()) {
+            info!(name, "a peer is lost: asking whether it is there");
+        }
+        if self.lost_peers.silent() != before {
+            self.schedule.now();
         }
     }
 
@@ -244,7 +260,7 @@ impl Agent {
             self.hello.send_modify(|hello| hello.resets += 1);
             return;
         };
-        self.probe_lost(&old).await;
+        self.follow_lost_peers();
         let duties = self.pods.assign(&old, &self.assignment, false);
         self.fulfil(duties).await;
         for pod in self.assignment.pods.keys() {
@@ -253,16 +269,51 @@ impl Agent {
         merged.unknown.iter().for_each(|pod| self.reports.gone(pod));
     }
 
-    /// Peers whose lease has ended are asked whether they are there. Who is dead has no answer, and the kernel tells
-    /// senders so from then on; who is only cut off from the server answers, and its traffic goes on.
-    async fn probe_lost(&self, old: &Assignment) {
+    /// Peers whose lease has ended are asked whether they are there. One that does not answer is dead, as far as this
+    /// node can tell, and its route ends: what is sent to it is unreachable at once.
+    async fn look_after_lost_peers(&mut self) {
+        let due = self.lost_peers.due(Instant::now());
         let Some(underlay) = &self.underlay else { return };
-        let was_lost = |name: &String| old.peers.get(name).is_some_and(|peer| peer.lost);
-        for (name, peer) in self.assignment.peers.iter().filter(|(name, peer)| peer.lost && !was_lost(name)) {
-            info!(name, address = %peer.underlay, "a peer is lost: asking whether it is there");
-            if let Err(error) = self.dataplane.probe_neighbour(&underlay.device, peer.underlay).await {
-                debug!(name, error = chain(&error), "the kernel does not know the peer");
+        for (name, address) in &due.ask {
+            if let Err(error) = self.dataplane.probe_neighbour(&underlay.device, *address).await {
+                debug!(name, error = chain(&error), "cannot ask");
             }
+        }
+        let addresses: Vec<_> = due.look.iter().map(|(_, address)| *address).collect();
+        if addresses.is_empty() {
+            return;
+        }
+        let known = match self.dataplane.reachability(&underlay.device, &addresses).await {
+            Ok(known) => known,
+            Err(error) => {
+                return debug!(error = chain(&error), "cannot look whether lost peers have answered");
+            }
+        };
+        for ((name, address), reachability) in due.look.iter().zip(known) {
+            if self.lost_peers.heard(name, reachability) {
+                self.tell_of_lost(name, *address);
+                self.schedule.now();
+                if reachability == Reachability::Unreachable {
+                    self.doubt_pods_of(name);
+                }
+            }
+        }
+    }
+
+    fn tell_of_lost(&mut self, name: &str, address: Ipv6Addr) {
+        let what = match self.lost_peers.silent().contains(name) {
+            true => {
+                format!("node {name} does not report and does not answer at {address}: no route leads to it")
+            }
+            false => format!("node {name} answers at {address} again: its route is back"),
+        };
+        self.events.happened(what, None);
+    }
+
+    /// Hosts of the link that have a dead node's MAC address for its pods would trust it for half a minute.
+    fn doubt_pods_of(&self, name: &str) {
+        if let Some(peer) = self.assignment.peers.get(name) {
+            self.announcer.doubt(&peer.left);
         }
     }
 
@@ -478,7 +529,8 @@ impl Agent {
     fn desired(&self) -> Option<Desired> {
         let underlay = self.underlay.as_ref()?;
         let absent = |pod: &str| self.pods.is_absent(pod);
-        Some(desired(&self.identity, &self.assignment, underlay, self.backends, absent))
+        let silent = self.lost_peers.silent();
+        Some(desired(&self.identity, &self.assignment, underlay, self.backends, absent, &silent))
     }
 
     /// Looks for the uplink and its addresses; the server is told when they are others than before.

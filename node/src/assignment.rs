@@ -19,6 +19,8 @@ use crate::{identity::Identity, pod_ipv4};
 const POD_ID_BYTES_MAX: usize = 80;
 const TASK_NAME_BYTES_MAX: usize = 32;
 const TASKS_MAX: usize = 16;
+/// Addresses of one peer that LAN hosts are made to ask for anew.
+const LEFT_MAX: usize = 1_024;
 /// The lease when the server names none.
 const LEASE_MS_DEFAULT: u32 = 5_000;
 
@@ -46,6 +48,9 @@ pub(crate) struct Peer {
     /// Its lease has ended: it may be dead.
     #[serde(default)]
     pub(crate) lost: bool,
+    /// Addresses that its pods had, if it is this node that makes LAN hosts ask for them anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) left: Vec<Ipv6Addr>,
 }
 
 /// A pod of this node.
@@ -184,7 +189,9 @@ fn peer_of(identity: &Identity, peer: &v1::Peer) -> Result<Peer, &'static str> {
         return Err("its prefix is this node's own");
     }
     let underlay = ipv6(&peer.underlay).ok_or("it has no underlay address")?;
-    Ok(Peer { prefix, underlay, lost: peer.lost })
+    // What is no pod's of that node is nothing to speak of.
+    let left = peer.left.iter().filter_map(|bytes| ipv6(bytes)).filter(|address| prefix.contains(*address));
+    Ok(Peer { prefix, underlay, lost: peer.lost, left: left.take(LEFT_MAX).collect() })
 }
 
 /// The record of `pod`, with what the node decided when it was told of it before.
@@ -303,6 +310,7 @@ pub(crate) mod tests {
             prefix: Some(v1::Ipv6Prefix { address: prefix.octets().to_vec(), length_bits: 64 }),
             underlay: "2001:db8:1::12".parse::<Ipv6Addr>().unwrap().octets().to_vec(),
             lost: false,
+            left: vec![],
         }
     }
 

@@ -1,7 +1,7 @@
 //! The commands about a node: answered by its agent, or from its store and its kernel when none runs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -202,7 +202,14 @@ impl Offline {
 
     fn desired(&self) -> Option<dataplane::Desired> {
         let ending = |id: &str| self.assignment.pods.get(id).is_some_and(|pod| pod.removing);
-        Some(desired(&self.identity, &self.assignment, self.underlay.as_ref()?, self.backends, ending))
+        Some(desired(
+            &self.identity,
+            &self.assignment,
+            self.underlay.as_ref()?,
+            self.backends,
+            ending,
+            &BTreeSet::new(),
+        ))
     }
 
     fn view(&self) -> NodeView {

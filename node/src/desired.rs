@@ -47,16 +47,19 @@ pub(crate) struct Backends {
     pub(crate) ipv6_exit: Ipv6Exit,
 }
 
-/// What the kernel should hold. `absent` are pods whose kernel objects must go or never came.
+/// What the kernel should hold. `absent` are pods whose kernel objects must go or never came; to `silent` peers there
+/// are no routes.
 pub(crate) fn desired(
     identity: &Identity,
     assignment: &Assignment,
     underlay: &Underlay,
     backends: Backends,
     absent: impl Fn(&str) -> bool,
+    silent: &BTreeSet<String>,
 ) -> Desired {
+    let peers = assignment.peers.iter().filter(|(name, _)| !silent.contains(*name)).map(|(_, peer)| peer);
     // This machine under an earlier name is no peer: there is no route by way of oneself.
-    let peers = assignment.peers.values().filter(|peer| peer.underlay != underlay.address);
+    let peers = peers.filter(|peer| peer.underlay != underlay.address);
     let pods = assignment.pods.iter().filter(|(id, pod)| pod.problem.is_none() && !absent(id));
     Desired {
         cluster: identity.cluster.network(),
@@ -172,7 +175,7 @@ mod tests {
             filtering: Filtering::default(),
             ipv6_exit: Ipv6Exit::default(),
         };
-        desired(&identity(), assignment, &underlay, backends, absent)
+        desired(&identity(), assignment, &underlay, backends, absent, &BTreeSet::from(["n9".to_owned()]))
     }
 
     fn paths() -> NodePaths {
@@ -191,12 +194,14 @@ mod tests {
                 prefix: Some(v1::Ipv6Prefix { address: prefix.to_vec(), length_bits: 64 }),
                 underlay: octets(host).to_vec(),
                 lost: false,
+                left: vec![],
             }
         };
-        let peers = vec![peer("earlier", 0xee, 0x11), peer("n2", 0xdd, 0x12)];
+        // That the test's node hears nothing from n9, see `build`.
+        let peers = vec![peer("earlier", 0xee, 0x11), peer("n2", 0xdd, 0x12), peer("n9", 0xcc, 0x19)];
         let message = v1::Assignment { full: true, peers, ..v1::Assignment::default() };
         let assignment = merge(&identity(), &Assignment::default(), message).next;
-        assert_eq!(assignment.peers.len(), 2);
+        assert_eq!(assignment.peers.len(), 3);
         let desired = build(&assignment, |_| false);
         let hops: Vec<String> = desired.peers.values().map(ToString::to_string).collect();
         assert_eq!(hops, ["2001:db8:1::12"]);

@@ -29,6 +29,7 @@ mod local;
 mod lock;
 mod log_sender;
 mod logs;
+mod lost_peers;
 mod pod_ipv4;
 mod pod_state;
 mod pods;

@@ -261,6 +261,7 @@ pub fn assignment(diff: Diff, revision: u64, epoch: &str, full: bool, lease_ms: 
         prefix: Some(peer.prefix.network().into()),
         underlay: peer.underlay.octets().to_vec(),
         lost: peer.lost,
+        left: peer.left.iter().map(|address| address.octets().to_vec()).collect(),
     });
     v1::Assignment {
         revision,

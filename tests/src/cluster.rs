@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -279,6 +279,24 @@ impl Testbed {
             run = run.env(&key, value);
         }
         run.output()
+    }
+
+    /// Whether nothing is to be done in the kernel of any node: `netctl node plan` prints nothing.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or with what it prints.
+    pub fn plans_nothing(&self) -> Result<()> {
+        self.nodes().iter().try_for_each(|node| self.plans_nothing_on(node))
+    }
+
+    /// The same of one node.
+    ///
+    /// # Errors
+    /// As [`Testbed::plans_nothing`].
+    pub fn plans_nothing_on(&self, node: &str) -> Result<()> {
+        let plan = self.netctl_on(node, &["node", "plan"])?.success()?;
+        ensure!(plan.trim().is_empty(), "{node} plans:\n{plan}");
+        Ok(())
     }
 
     /// Writes `yaml` to a file of the testbed and applies it.

@@ -5,8 +5,9 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use hextet_tests::meter::{Kind, Meter, Route, allow_ping, no_loss, through_within};
+use hextet_tests::netns::NetNs;
 use hextet_tests::probe::{all_greet, host_link};
 use hextet_tests::progress::write_now;
 use hextet_tests::scenario::{BUSYBOX, CURL, NFT, Needs, check, scenario};
@@ -66,7 +67,8 @@ fn node_dies(testbed: &Testbed) -> Result<()> {
     let mut pods = testbed.wait_running("pets", 2, SOON)?;
     pods.sort_by(|a, b| a.node.cmp(&b.node));
     all_greet(&testbed.netns("client"), &pods, SOON)?;
-    let (one, two) = (testbed.netns(&pods[0].id), testbed.netns(&pods[1].id));
+    let (one, two, client) =
+        (testbed.netns(&pods[0].id), testbed.netns(&pods[1].id), testbed.netns("client"));
     let there = Route { name: "pod to pod", from: one.clone(), to: two, address: pods[1].address().into() };
     let meter = Meter::start(&[there], &[Kind::Udp, Kind::Tcp, Kind::Ping])?;
     check("the lease of a node without an agent ends, and no packet is lost", || {
@@ -80,30 +82,56 @@ fn node_dies(testbed: &Testbed) -> Result<()> {
     testbed.agent("n2").start_until_ready()?;
     testbed.wait_node("n2", "ready", SOON)?;
     all_greet(&one, &pods, SOON)?;
-    check("senders to a dead node are told soon after its lease has ended", || {
+    check("the route to a dead node ends with its lease, and senders are told at once", || {
+        // By itself it would trust for ten minutes what it heard.
+        let trust = "/proc/sys/net/ipv6/neigh/eth0/base_reachable_time_ms";
+        client.run(|| std::fs::write(trust, "1200000"))?.context(trust)?;
+        all_greet(&client, &pods, SOON)?;
         // The machine loses its power, as far as others can tell.
         testbed.run_in("sw", &["ip", "link", "set", "n2", "down"]).success()?;
         testbed.wait_node("n2", "lost", SOON)?;
-        let dead = SocketAddr::new(pods[1].address().into(), 8080);
-        let (took, ()) = wait_for(TOLD, "an ICMP error", || {
-            let tried = one.run(|| TcpStream::connect_timeout(&dead, scaled(TOLD)));
-            match tried.map_err(|error| error.to_string())? {
-                Err(error) if error.kind() == ErrorKind::HostUnreachable => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        })?;
+        let (took, ()) = wait_for(TOLD, "n1 has no route to it", || no_peers(testbed))?;
         write_now(&format!("       {took:.1?} after the end of the lease\n"));
-        Ok(())
+        told(testbed, "n1", 0, "node n2 does not report and does not answer", By::Nobody)?;
+        is_settled(testbed, "n1")?;
+        unreachable(&one, &pods[1])
+    })?;
+    check("a LAN host that has just talked to its pod asks for it anew", || unreachable(&client, &pods[1]))?;
+    check("it comes back without the server, and has its route again", || {
+        testbed.server().kill9()?;
+        testbed.run_in("sw", &["ip", "link", "set", "n2", "up"]).success()?;
+        all_greet(&one, &pods, SOON)?;
+        told(testbed, "n1", 0, "node n2 answers at ", By::Nobody)?;
+        testbed.server().start()?;
+        testbed.wait_node("n2", "ready", SOON)
+    })?;
+    check("dead again, it is removed and stays without routes", || {
+        testbed.run_in("sw", &["ip", "link", "set", "n2", "down"]).success()?;
+        testbed.wait_node("n2", "lost", SOON)?;
+        wait_for(TOLD, "n1 has no route to it", || no_peers(testbed)).map(drop)
     })?;
     check("a node that is removed has no routes left", || {
         testbed.netctl(&["rm", "node/n2"])?.success()?;
-        wait_for(SOON, "n1 has no route to it", || {
-            let routes = testbed.in_ns("n1", &["ip", "-6", "route", "show", "proto", "118"]);
-            let routes = routes.map_err(|error| error.to_string())?.stdout;
-            if routes.contains(" via ") { Err(routes) } else { Ok(()) }
-        })?;
-        Ok(())
+        wait_for(SOON, "n1 has no route to it", || no_peers(testbed)).map(drop)
     })
+}
+
+/// Who connects to the pod is told that it is unreachable, by an error and not by silence: at once by a node, and after
+/// 8 s and the next try by a kernel that has to find out.
+fn unreachable(from: &NetNs, pod: &Pod) -> Result<()> {
+    let (start, to) = (Instant::now(), SocketAddr::new(pod.address().into(), 8080));
+    let tried = from.run(|| TcpStream::connect_timeout(&to, scaled(SOON)))?;
+    let kind = tried.map(drop).map_err(|error| error.kind());
+    ensure!(matches!(kind, Err(ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable)), "{kind:?}");
+    write_now(&format!("       told after {:.1?}\n", start.elapsed()));
+    Ok(())
+}
+
+/// Whether n1 has no routes to peers.
+fn no_peers(testbed: &Testbed) -> Result<(), String> {
+    let routes = testbed.in_ns("n1", &["ip", "-6", "route", "show", "proto", "118"]);
+    let routes = routes.map_err(|error| error.to_string())?.stdout;
+    if routes.contains(" via ") { Err(routes) } else { Ok(()) }
 }
 
 /// Without being asked, a kernel trusts for 15 to 45 s what it last heard from a neighbour, and then asks for 8 s.
@@ -354,9 +382,5 @@ fn is_settled(testbed: &Testbed, node: &str) -> Result<()> {
 }
 
 fn is_settled_now(testbed: &Testbed, node: &str) -> Result<(), String> {
-    let plan = testbed.netctl_on(node, &["node", "plan"]).and_then(|output| output.success());
-    match plan {
-        Ok(plan) if plan.is_empty() => Ok(()),
-        other => Err(format!("{other:?}")),
-    }
+    testbed.plans_nothing_on(node).map_err(|error| format!("{error:#}"))
 }

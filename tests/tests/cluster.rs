@@ -464,9 +464,7 @@ fn kill_and_start(agent: &Agent, delay_ms: u64) -> Result<()> {
 }
 
 fn plan(testbed: &Testbed, node: &str) -> Result<(), String> {
-    let said = testbed.netctl_on(node, &["node", "plan"]).and_then(|output| output.success());
-    let said = said.map_err(|e| format!("{e:#}"))?;
-    if said.trim().is_empty() { Ok(()) } else { Err(said) }
+    testbed.plans_nothing_on(node).map_err(|e| format!("{e:#}"))
 }
 
 /// No pod is listed, and no namespace, interface or process of one is on n1.

@@ -5,7 +5,11 @@
 //! | --- | --- | --- |
 //! | advertisement, O=1, three times, [`RETRANS_TIMER`] apart | `ff02::1` | RFC 4861 section 7.2.6 |
 //! | advertisement, O=0, once | `ff02::2` | RFC 9131 |
+//! | advertisement of a dead node's address, O=0, once | `ff02::1` | RFC 4861 section 7.2.5 |
 //! | probe with a nonce, once, if asked for | solicited-node group | RFC 4862 section 5.4, RFC 7527 section 4 |
+//!
+//! Of a dead node's addresses it says one thing, unless they are its own: an advertisement with O=0, so that whoever has
+//! an entry asks again instead of trusting it, and changes nothing else (RFC 4861 section 7.2.5).
 //!
 //! An address that is probed is used meanwhile (RFC 4429 section 3.3): its first advertisement says O=0, so that it
 //! overrides nobody's, and those with O=1 follow when the probe has remained unanswered.
@@ -14,7 +18,7 @@
 //! is none, sleeps until [`Announcements::wake`], and hands in what it hears.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::Ipv6Addr,
     time::Duration,
 };
@@ -41,6 +45,9 @@ pub const CONFLICTS_PER_SECOND_MAX: u32 = 10;
 
 /// Addresses that are kept, as many as the table of the NDP proxy holds. One more is not announced.
 pub const ADDRESSES_MAX: usize = 131_072;
+
+/// Addresses of dead nodes that wait to be spoken of. Of further ones nothing is said.
+pub const DEAD_MAX: usize = 4_096;
 
 /// What tells a probe from its own echo (RFC 7527 section 4.1).
 pub type Nonce = [u8; 6];
@@ -160,6 +167,8 @@ pub struct Announcements {
     queues: [BTreeSet<(Duration, Ipv6Addr)>; 3],
     /// Addresses of which nobody knows yet whether they are another's.
     probes: BTreeMap<Ipv6Addr, Nonce>,
+    /// Addresses of dead nodes, which come after all that is the node's own.
+    dead: VecDeque<Ipv6Addr>,
     frames: Rate,
     conflicts: Rate,
 }
@@ -170,6 +179,7 @@ impl Default for Announcements {
             entries: BTreeMap::new(),
             queues: Default::default(),
             probes: BTreeMap::new(),
+            dead: VecDeque::new(),
             frames: Rate::new(FRAMES_PER_SECOND_MAX, FRAMES_BURST_MAX),
             conflicts: Rate::new(CONFLICTS_PER_SECOND_MAX, CONFLICTS_PER_SECOND_MAX),
         }
@@ -214,12 +224,24 @@ impl Announcements {
         }
     }
 
+    /// Makes whoever has an entry for these addresses ask again: their node is dead. Not for those that are watched here.
+    pub fn doubt(&mut self, addresses: &[Ipv6Addr]) {
+        let room = DEAD_MAX - self.dead.len();
+        let others = addresses.iter().filter(|address| !self.entries.contains_key(address));
+        self.dead.extend(others.take(room));
+    }
+
     /// The next frame to send now, if one is due and the rate allows it.
     pub fn next(&mut self, now: Duration) -> Option<Frame> {
-        let round = self.queues.iter().position(|queue| queue.first().is_some_and(|(due, _)| *due <= now))?;
-        if !self.frames.take(now) {
+        let due = |queue: &BTreeSet<(Duration, Ipv6Addr)>| queue.first().is_some_and(|(due, _)| *due <= now);
+        let round = self.queues.iter().position(due);
+        if round.is_none() && self.dead.is_empty() || !self.frames.take(now) {
             return None;
         }
+        let Some(round) = round else {
+            let address = self.dead.pop_front()?;
+            return Some(Frame::Advertisement { address, to: Audience::Nodes, overrides: false });
+        };
         let (_, address) = self.queues[round].pop_first()?;
         let entry = self.entries.get_mut(&address)?;
         let frame = frame(address, entry.step, self.probes.get(&address));
@@ -236,7 +258,8 @@ impl Announcements {
 
     /// When [`Announcements::next`] is to be asked again; `None` when nothing is to be said.
     pub fn wake(&self, now: Duration) -> Option<Duration> {
-        let due = self.queues.iter().filter_map(|queue| queue.first().map(|(due, _)| *due)).min()?;
+        let queued = self.queues.iter().filter_map(|queue| queue.first().map(|(due, _)| *due)).min();
+        let due = if self.dead.is_empty() { queued? } else { now };
         Some(due.max(self.frames.next(now)))
     }
 

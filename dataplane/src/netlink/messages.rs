@@ -23,7 +23,7 @@ use rtnetlink::RouteMessageBuilder;
 
 use crate::source::Ipv4Route;
 
-use super::{Device, DeviceAddress, LOOPBACK_INDEX, NetlinkError, index_of, name_of};
+use super::{Device, DeviceAddress, LOOPBACK_INDEX, NetlinkError, Reachability, index_of, name_of};
 
 pub(super) fn device(message: LinkMessage) -> Option<Device> {
     let mut name = None;
@@ -226,6 +226,18 @@ pub(super) fn neighbour(message: &NeighbourMessage, names: &BTreeMap<u32, String
         _ => None,
     });
     Some(Neighbour { dev, address, mac: mac? })
+}
+
+pub(super) fn reachability(message: &NeighbourMessage) -> Option<(Ipv6Addr, Reachability)> {
+    let IpAddr::V6(address) = destination(message)? else { return None };
+    let known = match message.header.state {
+        NeighbourState::Reachable | NeighbourState::Permanent | NeighbourState::Noarp => {
+            Reachability::Reachable
+        }
+        NeighbourState::Failed => Reachability::Unreachable,
+        _ => Reachability::Unknown,
+    };
+    Some((address, known))
 }
 
 pub(super) fn proxy(message: &NeighbourMessage, names: &BTreeMap<u32, String>) -> Option<(String, Ipv6Addr)> {

@@ -11,7 +11,7 @@ use hextet_address::NodePrefix;
 use crate::{
     change::{Key, Revision, Value},
     job::{Group, Job},
-    node::NodePhase,
+    node::{Node, NodePhase},
     pod::{Pod, PodId},
     state::State,
 };
@@ -37,6 +37,8 @@ pub struct Peer {
     pub underlay: Ipv6Addr,
     /// Whether its lease has ended.
     pub lost: bool,
+    /// The addresses that its pods had, for one of the nodes on its link: LAN hosts are to ask for them anew.
+    pub left: Vec<Ipv6Addr>,
 }
 
 /// A pod with the text of the job version that it runs.
@@ -87,11 +89,10 @@ impl Assigned {
 #[must_use]
 pub fn view(state: &State, node: &str) -> View {
     let others = state.nodes().values().filter(|other| other.name != node);
-    let peer = |other: &Arc<crate::node::Node>| {
-        Some((
-            other.name.clone(),
-            Peer { prefix: other.prefix, underlay: other.underlay?, lost: other.phase == NodePhase::Lost },
-        ))
+    let peer = |other: &Arc<Node>| {
+        let left = if tells_of(state, node, other) { other.left.clone() } else { Vec::new() };
+        let lost = other.phase == NodePhase::Lost;
+        Some((other.name.clone(), Peer { prefix: other.prefix, underlay: other.underlay?, lost, left }))
     };
     let mut view = View { peers: others.filter_map(peer).collect(), ..View::default() };
     for pod in state.pods_on(node) {
@@ -102,6 +103,13 @@ pub fn view(state: &State, node: &str) -> View {
         }
     }
     view
+}
+
+/// Whether `node` is the one that tells the hosts of its link about a lost node: the first that reports.
+fn tells_of(state: &State, node: &str, lost: &Node) -> bool {
+    let mut here =
+        state.nodes().values().filter(|node| node.phase == NodePhase::Ready && node.shares_link(lost));
+    !lost.left.is_empty() && here.next().is_some_and(|first| first.name == node)
 }
 
 fn assigned(state: &State, pod: &Pod) -> Option<Assigned> {
@@ -192,7 +200,12 @@ mod tests {
         let prefix = NodePrefix::new("fd00:1:2:3::/64".parse().unwrap()).unwrap();
         (
             name.to_owned(),
-            Peer { prefix, underlay: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host), lost: false },
+            Peer {
+                prefix,
+                underlay: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host),
+                lost: false,
+                left: Vec::new(),
+            },
         )
     }
 

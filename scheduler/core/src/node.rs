@@ -18,6 +18,9 @@ use crate::{
 /// The most labels of a node.
 pub const LABELS_MAX: usize = 64;
 
+/// The most addresses of a lost node that are remembered. LAN hosts find out about the others in their own time.
+pub const LEFT_MAX: usize = 1_024;
+
 /// The label that every node has: its name.
 pub const NODE_LABEL: &str = "node";
 
@@ -46,6 +49,9 @@ pub struct Node {
     pub phase: NodePhase,
     /// When it got its certificate.
     pub joined: WallTime,
+    /// While it is lost: the addresses of the pods that it had then, at most [`LEFT_MAX`], for LAN hosts to ask anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<Ipv6Addr>,
 }
 
 /// Whether a node can be used.
@@ -138,8 +144,16 @@ impl Node {
             capacity: Resources { memory: hello.capacity.memory.min(MEMORY_MAX), ..hello.capacity },
             agent_version: hello.agent_version.chars().take(LABEL_LEN_MAX).collect(),
             phase: NodePhase::Ready,
+            left: Vec::new(),
             ..self.clone()
         }
+    }
+
+    /// Whether both have underlay addresses of one /64, which is one link (RFC 4291 section 2.5.4).
+    #[must_use]
+    pub fn shares_link(&self, other: &Node) -> bool {
+        let link = |node: &Node| node.underlay.map(|address| u128::from(address) >> 64);
+        link(self).is_some() && link(self) == link(other)
     }
 }
 

@@ -294,6 +294,7 @@ mod tests {
             capacity: Resources { cpu: Cpu(cpu), memory: Memory(memory_units << 26) },
             agent_version: String::new(),
             phase: NodePhase::Ready,
+            left: Vec::new(),
             joined: WallTime(0),
         }
     }

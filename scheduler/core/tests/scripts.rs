@@ -192,7 +192,11 @@ fn node_line(world: &World, node: &Node) -> String {
 
 fn assignment_lines(world: &World, node: &str) -> String {
     let full = assignment::full(&assignment::view(&world.state, node));
-    let peers = full.peers.iter().map(|(name, peer)| format!("peer {name} via {}\n", peer.underlay));
+    let peers = full.peers.iter().map(|(name, peer)| {
+        let lost = if peer.lost { " lost" } else { "" };
+        let left: String = peer.left.iter().map(|address| format!(" left {address}")).collect();
+        format!("peer {name} via {}{lost}{left}\n", peer.underlay)
+    });
     let pods = full.pods.iter().map(|(id, pod)| {
         let tasks: Vec<_> = pod.spec().unwrap().tasks.values().map(|task| task.exec.join(" ")).collect();
         format!("run {id} v{}: {}\n", pod.job_version, tasks.join("; "))

@@ -297,3 +297,31 @@ fn no_order_of_events_makes_it_say_too_much() {
     }
     assert!(witness.sent.len() > 10_000, "{} frames prove little", witness.sent.len());
 }
+
+/// RFC 4861 section 7.2.5: O=0 and another MAC address make an entry stale, and change nothing else.
+#[test]
+fn dead_nodes_addresses_are_doubted_once_behind_all_that_is_the_nodes_own() {
+    let mut announcements = watching(2);
+    announcements.announce(at(0), address(0), None);
+    announcements.doubt(&[address(1), address(7), address(8)]);
+    let sent = run(&mut announcements, 0);
+    let doubts: Vec<_> = sent.iter().filter(|(_, frame)| is_doubt(frame)).map(|(ms, _)| *ms).collect();
+    assert_eq!(doubts, [0, 0], "not of an address that is watched here: {sent:?}");
+    assert_eq!(lines(&sent)[..2], ["0 Nodes O=1", "0 Routers O=0"]);
+    assert_eq!(sent.len(), 6);
+}
+
+fn is_doubt(frame: &Frame) -> bool {
+    matches!(frame, Frame::Advertisement { to: Audience::Nodes, overrides: false, .. })
+}
+
+#[test]
+fn doubts_keep_to_the_rate_and_are_bounded() {
+    let mut announcements = watching(0);
+    let addresses: Vec<_> = (0..u16::try_from(DEAD_MAX).unwrap() + 9).map(address).collect();
+    announcements.doubt(&addresses);
+    let sent = run(&mut announcements, 0);
+    assert_eq!(sent.len(), DEAD_MAX);
+    let seconds = (DEAD_MAX - FRAMES_BURST_MAX as usize) as u64 / u64::from(FRAMES_PER_SECOND_MAX);
+    assert_eq!(sent.last().unwrap().0 / 1000, seconds);
+}

@@ -82,6 +82,7 @@ fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTi
         capacity: Resources::default(),
         agent_version: String::new(),
         phase: NodePhase::Joined,
+        left: Vec::new(),
         joined: now,
     });
     Ok(())

@@ -6,7 +6,7 @@ use crate::{
     change::Key,
     draft::Draft,
     event::{PodReport, Refusal},
-    node::{Hello, Node, NodePhase},
+    node::{Hello, LEFT_MAX, Node, NodePhase},
     pod::{MESSAGE_LEN_MAX, Pod, PodPhase},
     transition::{Context, Step, group},
 };
@@ -38,7 +38,7 @@ pub(super) fn returned(
     if node.phase != NodePhase::Lost {
         return Ok(Step { message: String::new(), replan: false });
     }
-    draft.put_node(Node { phase: NodePhase::Ready, ..Node::clone(&node) });
+    draft.put_node(Node { phase: NodePhase::Ready, left: Vec::new(), ..Node::clone(&node) });
     pods_return(draft, name);
     reconcile_groups(draft, groups_on(draft, name), context);
     Ok(Step { message: format!("node {name} returned"), replan: true })
@@ -102,8 +102,10 @@ pub(super) fn lease_ended(draft: &mut Draft<'_>, names: &[String]) -> Step {
         else {
             continue;
         };
-        draft.put_node(Node { phase: NodePhase::Lost, ..Node::clone(&node) });
-        pods_on(draft, name).into_iter().for_each(|pod| lose(draft, pod, name));
+        let pods = pods_on(draft, name);
+        let left = pods.iter().filter_map(|pod| pod.address).take(LEFT_MAX).collect();
+        draft.put_node(Node { phase: NodePhase::Lost, left, ..Node::clone(&node) });
+        pods.into_iter().for_each(|pod| lose(draft, pod, name));
         lost.push(name.as_str());
     }
     let replan = !lost.is_empty();
