@@ -82,11 +82,7 @@ impl Header {
     /// Reads the header; `None` if it is cut short, is not of version 4 or contradicts itself.
     #[inline(always)]
     pub fn read<P: Packet + ?Sized>(packet: &P) -> Option<Header> {
-        let version_ihl = packet.byte(VERSION_IHL)?;
-        let header_bytes = ((version_ihl & 0x0f) as usize) << 2;
-        if version_ihl >> 4 != 4 || header_bytes < HEADER_BYTES_MIN {
-            return None;
-        }
+        let header_bytes = header_bytes(packet.byte(VERSION_IHL)?)?;
         let total = u16::from_be(packet.wire16(TOTAL_LENGTH)?) as usize;
         if total < header_bytes || ethernet::HEADER_BYTES + total > packet.length() {
             return None;
@@ -113,6 +109,13 @@ impl Header {
     pub fn is_first_fragment(&self) -> bool {
         self.fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == MORE_FRAGMENTS
     }
+}
+
+/// The length of the header that begins with this byte.
+#[inline(always)]
+pub fn header_bytes(version_ihl: u8) -> Option<usize> {
+    let bytes = ((version_ihl & 0x0f) as usize) << 2;
+    (version_ihl >> 4 == 4 && bytes >= HEADER_BYTES_MIN).then_some(bytes)
 }
 
 #[cfg(test)]

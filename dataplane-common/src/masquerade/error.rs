@@ -6,7 +6,7 @@
 //! ```text
 //! | IP | ICMP type, code, checksum, 4 bytes | quoted IP | 8 bytes or more of quoted transport |
 //! ```
-//! A quote with IPv4 options, or with an IPv6 extension header other than the fragment header, is left to the host.
+//! A quote with an IPv6 extension header other than the fragment header is left to the host.
 
 use super::{
     Family, Header, Session, SessionKey, Tables, owner_inside, port_index,

@@ -464,7 +464,7 @@ fn two_pods_of_a_node_meet_at_their_outside_ports() {
     }
 }
 
-/// RFC 5508 REQ-7.
+//= RFC 5508 REQ-7
 #[test]
 fn errors_about_hairpinned_packets_come_back() {
     let mut world = Memory::default();

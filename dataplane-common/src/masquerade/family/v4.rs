@@ -88,7 +88,7 @@ impl Family for Ipv4 {
         const PLAIN: usize = ethernet::HEADER_BYTES + ipv4::HEADER_BYTES_MIN + 18;
         /// The longest IPv4 header, an ICMP error, and what it quotes.
         const LONGEST: usize =
-            ethernet::HEADER_BYTES + ipv4::HEADER_BYTES_MAX + 8 + ipv4::HEADER_BYTES_MIN + 8;
+            ethernet::HEADER_BYTES + ipv4::HEADER_BYTES_MAX + 8 + ipv4::HEADER_BYTES_MAX + 8;
         // One after the other: of several optional values in one match, the verifier sees some that were never
         // written.
         if packet.byte(ipv4::VERSION_IHL) != Some(NO_OPTIONS) {
@@ -122,14 +122,15 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn quoted<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<Quoted<Ipv4>> {
         let later = packet.wire16(offset + 6)? & ipv4::FRAGMENT_OFFSET != 0;
-        if packet.byte(offset)? != NO_OPTIONS || later {
+        let header_bytes = ipv4::header_bytes(packet.byte(offset)?)?;
+        if later {
             return None;
         }
         Some(Quoted {
             source: packet.wire32(offset + Self::SOURCE_IN_HEADER)?,
             destination: packet.wire32(offset + Self::DESTINATION_IN_HEADER)?,
             protocol: packet.byte(offset + 9)?,
-            transport: offset + ipv4::HEADER_BYTES_MIN,
+            transport: offset + header_bytes,
         })
     }
 
