@@ -301,8 +301,13 @@ pub struct FragmentKey<F: Family = Ipv4> {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment<F: Family = Ipv4> {
-    /// The address that replaces the source (out) or the destination (in).
+    /// The address that replaces the source (out) or the destination (in). Of a datagram as it has left, the pod that
+    /// sent it.
     pub address: F::Address,
+    /// Its identification on the other side, wire order.
+    pub identification: u32,
+    /// Zero.
+    pub pad: F::Pad,
 }
 
 /// Value of `NAT_SOURCES`, whose key is as the kernel wants it: the length of the prefix, then the address.
@@ -339,10 +344,10 @@ pub struct HostSocket<F: Family = Ipv4> {
 const _: () = assert!(size_of::<Config>() == 72 && size_of::<Source>() == 4 && size_of::<Direct>() == 4);
 const _: () = assert!(size_of::<SessionKey>() == 16 && size_of::<Session>() == 16);
 const _: () = assert!(size_of::<MappingKey>() == 8 && size_of::<Mapping>() == 24);
-const _: () = assert!(size_of::<FragmentKey>() == 16 && size_of::<Fragment>() == 4);
+const _: () = assert!(size_of::<FragmentKey>() == 16 && size_of::<Fragment>() == 8);
 const _: () = assert!(size_of::<SessionKey<Ipv6>>() == 32 && size_of::<Session<Ipv6>>() == 32);
 const _: () = assert!(size_of::<Mapping<Ipv6>>() == 40);
-const _: () = assert!(size_of::<FragmentKey<Ipv6>>() == 40 && size_of::<Fragment<Ipv6>>() == 16);
+const _: () = assert!(size_of::<FragmentKey<Ipv6>>() == 40 && size_of::<Fragment<Ipv6>>() == 24);
 
 /// What became of an insertion that does not overwrite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -398,9 +403,9 @@ pub trait Tables<F: Family>: Common {
     /// Whether the host has a socket that would take the remote's packets: a connected or a listening one.
     fn host_has(&mut self, socket: &HostSocket<F>) -> bool;
     /// Where the fragments of a datagram go.
-    fn fragment(&mut self, key: &FragmentKey<F>) -> Option<F::Address>;
+    fn fragment(&mut self, key: &FragmentKey<F>) -> Option<Fragment<F>>;
     /// Remembers where they go.
-    fn insert_fragment(&mut self, key: &FragmentKey<F>, address: F::Address);
+    fn insert_fragment(&mut self, key: &FragmentKey<F>, fragment: &Fragment<F>);
     /// When a fragment came that is kept.
     fn kept(&mut self, key: &KeptKey<F>) -> Option<u64>;
     /// Keeps the packet at hand, never in the place of another.

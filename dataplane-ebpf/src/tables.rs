@@ -129,7 +129,7 @@ impl Common for Maps<'_> {
 
 /// What the families' tables do alike, each in maps of its own.
 macro_rules! alike {
-    ($family:ty, $address:ty, $sessions:ident, $mappings:ident, $fragments:ident, $kept:ident) => {
+    ($family:ty, $sessions:ident, $mappings:ident, $fragments:ident, $kept:ident) => {
         #[inline(always)]
         fn session(&mut self, key: &SessionKey<$family>) -> Option<&mut Session<$family>> {
             // SAFETY: the element stays allocated while the program runs. Other CPUs may write it too; each
@@ -167,15 +167,15 @@ macro_rules! alike {
         }
 
         #[inline(always)]
-        fn fragment(&mut self, key: &FragmentKey<$family>) -> Option<$address> {
+        fn fragment(&mut self, key: &FragmentKey<$family>) -> Option<Fragment<$family>> {
             // SAFETY: copied at once. Fragments of one datagram that are looked up while its entry is replaced by
             // an equal one see either.
-            unsafe { $fragments.get(key) }.map(|fragment| fragment.address)
+            unsafe { $fragments.get(key) }.copied()
         }
 
         #[inline(always)]
-        fn insert_fragment(&mut self, key: &FragmentKey<$family>, address: $address) {
-            let _ = $fragments.insert(key, Fragment { address }, 0);
+        fn insert_fragment(&mut self, key: &FragmentKey<$family>, fragment: &Fragment<$family>) {
+            let _ = $fragments.insert(key, fragment, 0);
         }
 
         #[inline(always)]
@@ -200,7 +200,7 @@ macro_rules! alike {
 }
 
 impl Tables<Ipv4> for Maps<'_> {
-    alike!(Ipv4, ipv4::Address, NAT_SESSIONS, NAT_MAPPINGS, NAT_FRAGMENTS, NAT_KEPT);
+    alike!(Ipv4, NAT_SESSIONS, NAT_MAPPINGS, NAT_FRAGMENTS, NAT_KEPT);
 
     #[inline(always)]
     fn source(&mut self, remote: ipv4::Address) -> Option<ipv4::Address> {
@@ -238,7 +238,7 @@ impl Tables<Ipv4> for Maps<'_> {
 }
 
 impl Tables<Ipv6> for Maps<'_> {
-    alike!(Ipv6, ipv6::Address, NAT6_SESSIONS, NAT6_MAPPINGS, NAT6_FRAGMENTS, NAT6_KEPT);
+    alike!(Ipv6, NAT6_SESSIONS, NAT6_MAPPINGS, NAT6_FRAGMENTS, NAT6_KEPT);
 
     #[inline(always)]
     fn source(&mut self, _: ipv6::Address) -> Option<ipv6::Address> {

@@ -95,6 +95,10 @@ pub trait Family: Copy + Debug + Ord + Hash + 'static {
         change: (Self::Address, Self::Address),
         outer: u16,
     ) -> Option<u16>;
+    /// An identification out of a random number, in wire order.
+    fn identification(random: u32) -> u32;
+    /// Gives a fragment another identification. IPv6's has 32 random bits, and stays.
+    fn set_identification<P: PacketMut + ?Sized>(packet: &mut P, from: u32, to: u32) -> Option<()>;
     /// Says that an address of a packet without a transport header changes, if nothing in it makes up for that.
     fn sum_changed<P: PacketMut + ?Sized>(packet: &mut P, from: Self::Address, to: Self::Address);
     /// Mends a transport checksum that covers an address and a port: [`PacketMut::mend_transport`].

@@ -5,7 +5,7 @@ use super::{
     Verdict,
     claim::{NewFlow, map_port, shared_port},
     error::translate_error_out,
-    fragment::datagram,
+    fragment::note_first,
     owner_inside, port_index,
     segment::{Direction, NoSegment, Segment, session_key},
     translate::{PacketMut, translate},
@@ -134,7 +134,7 @@ pub(super) fn out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     let inside = tables.inside(header.source).ok_or(Counter::EgressDropPod)?;
     let (address, port) = outside(tables, config, inside, &header, &segment)?;
     if header.part == Part::First {
-        tables.insert_fragment(&datagram(&header), address);
+        note_first(tables, &header, address);
     }
     translate(packet, &header, &segment, Direction::Out, address, port).ok_or(Counter::EgressDropError)?;
     Ok((Counter::EgressTranslated, header.part))

@@ -2,8 +2,11 @@
 //! that come before it are kept, and sent again when it is there (RFC 4787 REQ-14: in whatever order they come).
 
 use super::{
-    Config, Family, FragmentKey, Header, Inserted, Ipv4, Ipv6, PacketMut, Part, Tables, flow::is_direct,
-    segment::Direction, translate::translate_later,
+    Config, Family, Fragment, FragmentKey, Header, Inserted, Ipv4, Ipv6, PacketMut, Part, Tables,
+    flow::is_direct,
+    owner_inside, port_index,
+    segment::{Direction, Segment},
+    translate::translate_later,
 };
 use crate::{counter::Counter, packet::Packet};
 
@@ -74,9 +77,19 @@ pub fn is_too_old(now_ns: u64, came_ns: u64) -> bool {
     now_ns.saturating_sub(came_ns) > KEPT_TIMEOUT_NS
 }
 
+/// Identifications tried before the pod's own stays.
+const IDENTIFICATIONS_MAX: u32 = 4;
+
+/// Remembers where the fragments of a datagram go, of which this is the first.
+#[inline(always)]
+pub(super) fn note_first<F: Family, T: Tables<F>>(tables: &mut T, header: &Header<F>, address: F::Address) {
+    let fragment = Fragment { address, identification: header.identification, pad: F::PAD };
+    tables.insert_fragment(&datagram(header), &fragment);
+}
+
 /// The key of `NAT_FRAGMENTS` for the datagram that the packet is a part of.
 #[inline(always)]
-pub(super) fn datagram<F: Family>(header: &Header<F>) -> FragmentKey<F> {
+fn datagram<F: Family>(header: &Header<F>) -> FragmentKey<F> {
     FragmentKey {
         source: header.source,
         destination: header.destination,
@@ -117,12 +130,52 @@ pub enum Sent<F: Family> {
 #[inline(always)]
 pub fn egress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Sent<F> {
     let (counter, sent) = match F::header(packet) {
-        Some(header) if header.part == Part::First => return Sent::Release(kept(&header, Direction::Out)),
+        Some(header) if header.part == Part::First => {
+            // Before it is numbered anew, for those that are kept are not.
+            let key = kept(&header, Direction::Out);
+            if F::IS_PRIVATE {
+                number(packet, tables, &header);
+            }
+            return Sent::Release(key);
+        }
         Some(header) => later_out(packet, tables, &header),
         None => (Counter::EgressDropHeader, Sent::Drop),
     };
     tables.count(counter);
     sent
+}
+
+/// Gives a first fragment, which is translated already, an identification that no other pod's datagram to the same remote
+/// has (RFC 6864 section 5.3.1): they all come from one address now.
+#[inline(always)]
+fn number<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    header: &Header<F>,
+) -> Option<()> {
+    let segment = Segment::read(packet, header, Direction::Out).ok()?;
+    let (inside, _) = owner_inside(tables.port(port_index::<F>(header.protocol, segment.near_port)));
+    let pod = tables.pod(inside)?;
+    let mut taken = datagram(header);
+    for _ in 0..IDENTIFICATIONS_MAX {
+        match tables.fragment(&taken) {
+            Some(other) if other.address != pod => {
+                taken.identification = F::identification(tables.random());
+            }
+            _ => {
+                let own = Fragment { address: pod, identification: header.identification, pad: F::PAD };
+                tables.insert_fragment(&taken, &own);
+                break;
+            }
+        }
+    }
+    let identification = taken.identification;
+    if identification != header.identification {
+        let others = FragmentKey { source: pod, ..datagram(header) };
+        tables.insert_fragment(&others, &Fragment { address: header.source, identification, pad: F::PAD });
+        F::set_identification(packet, header.identification, identification)?;
+    }
+    Some(())
 }
 
 #[inline(always)]
@@ -135,13 +188,25 @@ fn later_out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
         return (Counter::EgressDirect, Sent::Next);
     }
     match follow_first(packet, tables, header, Direction::Out) {
-        First::Known(to) => match translate_later::<F, P>(packet, Direction::Out, header.source, to) {
+        First::Known(to) => match leave(packet, header, &to) {
             Some(()) => (Counter::EgressFragment, Sent::Next),
             None => (Counter::EgressDropError, Sent::Drop),
         },
         First::Awaited => (Counter::EgressKept, Sent::Drop),
         First::Unknown => (Counter::EgressDropFragment, Sent::Drop),
     }
+}
+
+#[inline(always)]
+fn leave<F: Family, P: PacketMut + ?Sized>(
+    packet: &mut P,
+    header: &Header<F>,
+    to: &Fragment<F>,
+) -> Option<()> {
+    if to.identification != header.identification {
+        F::set_identification(packet, header.identification, to.identification)?;
+    }
+    translate_later::<F, P>(packet, Direction::Out, header.source, to.address)
 }
 
 /// Goes on with a fragment of which [`ingress`](super::ingress) says [`Verdict::Fragment`](super::Verdict::Fragment).
@@ -157,7 +222,7 @@ pub fn ingress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
                 return Sent::Release(kept(&header, Direction::In));
             }
             // The host's: what comes behind it need not be kept.
-            tables.insert_fragment(&datagram(&header), header.destination);
+            note_first(tables, &header, header.destination);
             return Sent::Next;
         }
         Some(header) => later_in(packet, tables, &header),
@@ -174,11 +239,13 @@ fn later_in<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     header: &Header<F>,
 ) -> (Counter, Sent<F>) {
     match follow_first(packet, tables, header, Direction::In) {
-        First::Known(host) if host == header.destination => (Counter::IngressPass, Sent::Next),
-        First::Known(pod) => match translate_later::<F, P>(packet, Direction::In, header.destination, pod) {
-            Some(()) => (Counter::IngressFragment, Sent::Next),
-            None => (Counter::IngressDropError, Sent::Drop),
-        },
+        First::Known(host) if host.address == header.destination => (Counter::IngressPass, Sent::Next),
+        First::Known(pod) => {
+            match translate_later::<F, P>(packet, Direction::In, header.destination, pod.address) {
+                Some(()) => (Counter::IngressFragment, Sent::Next),
+                None => (Counter::IngressDropError, Sent::Drop),
+            }
+        }
         // It may be the host's own, which waits for the first, too.
         First::Awaited => (Counter::IngressKept, Sent::Next),
         First::Unknown => (Counter::IngressPass, Sent::Next),
@@ -186,9 +253,9 @@ fn later_in<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
 }
 
 /// What a later fragment learns of its first.
-enum First<A> {
+enum First<F: Family> {
     /// It came, and this is where its datagram goes.
-    Known(A),
+    Known(Fragment<F>),
     /// It did not come; the later one is kept.
     Awaited,
     /// It did not come, and the later one cannot be kept.
@@ -201,10 +268,10 @@ fn follow_first<F: Family, P: Packet + ?Sized, T: Tables<F>>(
     tables: &mut T,
     header: &Header<F>,
     direction: Direction,
-) -> First<F::Address> {
+) -> First<F> {
     let datagram = datagram(header);
-    if let Some(address) = tables.fragment(&datagram) {
-        return First::Known(address);
+    if let Some(fragment) = tables.fragment(&datagram) {
+        return First::Known(fragment);
     }
     if !keep(packet, tables, kept(header, direction)) {
         return First::Unknown;

@@ -4,7 +4,7 @@ use super::{
     Config, Family, Header, HostSocket, Part, SessionKey, Tables, Verdict,
     error::translate_error_in,
     flow::touch,
-    fragment::datagram,
+    fragment::note_first,
     owner_inside, port_index,
     segment::{Direction, NoSegment, Segment, session_key},
     session::expired,
@@ -84,7 +84,7 @@ fn to_flow<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     }
     let Some(pod) = tables.pod(inside) else { return Counter::IngressDropError };
     if header.part == Part::First {
-        tables.insert_fragment(&datagram(header), pod);
+        note_first(tables, header, pod);
     }
     match translate(packet, header, &segment, Direction::In, pod, inside_port) {
         Some(()) => Counter::IngressTranslated,

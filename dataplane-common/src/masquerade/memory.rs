@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    BLOCKS_MAX, Block, Common, Config, Family, FragmentKey, HostSocket, Inserted, Ipv4, Mapping, MappingKey,
-    OWNER_FREE, Session, SessionKey, Tables, Verdict,
+    BLOCKS_MAX, Block, Common, Config, Family, Fragment, FragmentKey, HostSocket, Inserted, Ipv4, Mapping,
+    MappingKey, OWNER_FREE, Session, SessionKey, Tables, Verdict,
     fragment::{self, KEPT_OF_DATAGRAM_MAX, KeptKey, Sent, is_too_old},
 };
 use crate::{counter::Counter, ipv4::Address, packet::Packet};
@@ -31,7 +31,7 @@ pub struct Memory<F: Family = Ipv4> {
     /// `NAT_BLOCKS`.
     pub blocks: Vec<Block>,
     /// `NAT_FRAGMENTS`.
-    pub fragments: BTreeMap<FragmentKey<F>, F::Address>,
+    pub fragments: BTreeMap<FragmentKey<F>, Fragment<F>>,
     /// `NAT_KEPT`: when a frame came, and the frame.
     pub kept: BTreeMap<KeptKey<F>, (u64, Vec<u8>)>,
     /// `NAT_SOURCES`, of whole addresses.
@@ -208,12 +208,12 @@ impl<F: Family> Tables<F> for Memory<F> {
         self.listening.contains(&(socket.protocol, socket.port)) || self.connected.contains(socket)
     }
 
-    fn fragment(&mut self, key: &FragmentKey<F>) -> Option<F::Address> {
+    fn fragment(&mut self, key: &FragmentKey<F>) -> Option<Fragment<F>> {
         self.fragments.get(key).copied()
     }
 
-    fn insert_fragment(&mut self, key: &FragmentKey<F>, address: F::Address) {
-        self.fragments.insert(*key, address);
+    fn insert_fragment(&mut self, key: &FragmentKey<F>, fragment: &Fragment<F>) {
+        self.fragments.insert(*key, *fragment);
     }
 
     fn kept(&mut self, key: &KeptKey<F>) -> Option<u64> {

@@ -569,6 +569,35 @@ fn what_waits_for_another_pods_first_waits_on() {
     assert!(world.kept.is_empty());
 }
 
+fn identification(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[18], frame[19]])
+}
+
+/// RFC 6864 section 5.3.1: the remote would put them together.
+#[test]
+fn datagrams_of_two_pods_have_different_identifications_at_one_remote() {
+    let mut world = Memory::default();
+    let sent = [5, 6].map(|n| parts((pod(n), 40_000), (REMOTE, 7), 9));
+    assert_eq!(send(&mut world, &sent[1][3]).0, Sent::Drop, "it waits");
+    let left = [0, 1].map(|n| {
+        let (verdict, first) = send(&mut world, &sent[n][0]);
+        let mut left = vec![first];
+        left.extend(sent[n][1..3].iter().map(|part| send(&mut world, part).1));
+        let released = released(&mut world, verdict, send).into_iter();
+        left.extend(released.filter(|(sent, _)| *sent == Sent::Next).map(|(_, frame)| frame));
+        left
+    });
+    assert_eq!((left[0].len(), left[1].len()), (3, 4));
+    let numbers = left.each_ref().map(|left| identification(&left[0]));
+    assert!(numbers[0] == 9 && numbers[1] != 9, "the first keeps its own: {numbers:?}");
+    for (left, number) in left.iter().zip(numbers) {
+        assert!(left.iter().all(|part| identification(part) == number));
+        assert!(left.iter().all(|part| crate::checksum::sum_bytes(&part[14..34]).is_valid()));
+    }
+    let again = send(&mut world, &parts((pod(5), 40_000), (OTHER, 7), 9)[0]).1;
+    assert_eq!(identification(&again), 9, "another remote has its own numbers");
+}
+
 #[test]
 fn fragments_of_the_hosts_own_datagrams_are_not_kept() {
     let mut world = Memory::default();

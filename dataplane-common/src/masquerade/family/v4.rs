@@ -164,6 +164,18 @@ impl Family for Ipv4 {
         Some(replace32(replace16(outer, old, mended), from, to))
     }
 
+    #[inline(always)]
+    fn identification(random: u32) -> u32 {
+        random & 0xffff
+    }
+
+    #[inline(always)]
+    fn set_identification<P: PacketMut + ?Sized>(packet: &mut P, from: u32, to: u32) -> Option<()> {
+        let checksum = packet.wire16(ipv4::CHECKSUM)?;
+        packet.set16(ipv4::CHECKSUM, replace16(checksum, from as u16, to as u16))?;
+        packet.set16(ipv4::IDENTIFICATION, to as u16)
+    }
+
     /// The header's checksum makes up for it.
     #[inline(always)]
     fn sum_changed<P: PacketMut + ?Sized>(_: &mut P, _: Address, _: Address) {}

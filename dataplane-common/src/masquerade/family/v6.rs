@@ -184,6 +184,16 @@ impl Family for Ipv6 {
     }
 
     #[inline(always)]
+    fn identification(random: u32) -> u32 {
+        random
+    }
+
+    #[inline(always)]
+    fn set_identification<P: PacketMut + ?Sized>(_: &mut P, _: u32, _: u32) -> Option<()> {
+        Some(())
+    }
+
+    #[inline(always)]
     fn sum_changed<P: PacketMut + ?Sized>(packet: &mut P, from: Address, to: Address) {
         packet.sum_changed(change(from, to));
     }
