@@ -152,11 +152,10 @@ async fn ask(paths: &NodePaths, request: Request) -> Result<Option<Answer>> {
 /// Works also when the store is damaged or gone: the kernel and the run folder say what is there.
 async fn down_without_agent(paths: &NodePaths) -> Result<Vec<String>> {
     let _lock = if paths.state_dir.is_dir() { Some(NodeLock::take(&paths.state_dir).await?) } else { None };
-    let planned = match Offline::open(paths).await {
-        Ok(mut offline) => offline.planned_teardown().await,
-        Err(_) => Vec::new(),
+    let (planned, mut dataplane) = match Offline::open(paths).await {
+        Ok(mut offline) => (offline.planned_teardown().await, offline.dataplane),
+        Err(_) => (Vec::new(), open_dataplane(paths).await?),
     };
-    let mut dataplane = open_dataplane(paths).await?;
     teardown::all(paths, &mut dataplane, planned).await
 }
 
