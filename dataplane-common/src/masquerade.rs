@@ -120,6 +120,20 @@ pub const PODS6_MAX: u32 = crate::guard::GUARD_MAX;
 /// Ports tried for a new flow before it is dropped.
 pub const PROBES_MAX: u32 = 32;
 
+/// Capacity of the map `NAT_TAILS`, a program array: what the programs on interfaces hand rare packets over to.
+///
+/// Written by the agent. Without an entry, fragments are dropped on their way out and left to the host on their way in, and
+/// what a pod sends to the node is the host's.
+pub const TAILS_MAX: u32 = 4;
+/// The place of `fragment_egress`.
+pub const TAIL_FRAGMENT_EGRESS: u32 = 0;
+/// The place of `fragment_ingress`.
+pub const TAIL_FRAGMENT_INGRESS: u32 = 1;
+/// The place of `hairpin_ipv4`.
+pub const TAIL_HAIRPIN_IPV4: u32 = 2;
+/// The place of `hairpin_ipv6`.
+pub const TAIL_HAIRPIN_IPV6: u32 = 3;
+
 /// Addresses of a node's uplink that packets may leave with.
 pub const NODES_MAX: usize = 4;
 

@@ -7,7 +7,8 @@
 //! | `uplink_egress` (`masquerade.rs`) | uplink, egress |
 //! | `uplink_backstop` (`backstop.rs`) | uplink, egress, behind the others |
 //! | `fragment_egress`, `fragment_ingress` (`fragment.rs`) | none: the uplink's programs hand fragments over to them |
-//! | `pod_guard` (`hairpin.rs`) | host side of each pod's veth, ingress |
+//! | `pod_guard` | host side of each pod's veth, ingress |
+//! | `hairpin_ipv4`, `hairpin_ipv6` (`hairpin.rs`) | none: the guard hands over to them |
 //!
 //! It is built for `bpfel-unknown-none` by `dataplane/build.rs`. On the host it compiles for clippy alone.
 #![cfg_attr(target_arch = "bpf", no_std)]

@@ -13,8 +13,7 @@ use dataplane_common::{
     masquerade::{
         BLOCKS_MAX, Block, Config, DIRECT_MAX, Direct, FRAGMENTS_MAX, FRAGMENTS6_MAX, Fragment, FragmentKey,
         Ipv4, Ipv6, KEPT_MAX, Kept, KeptKey, MAPPINGS_MAX, MAPPINGS6_MAX, Mapping, MappingKey, PODS6_MAX,
-        PORTS_MAX, SESSIONS_MAX, SESSIONS6_MAX, SOURCES_MAX, Session, SessionKey, Source,
-        fragment::TAILS_MAX,
+        PORTS_MAX, SESSIONS_MAX, SESSIONS6_MAX, SOURCES_MAX, Session, SessionKey, Source, TAILS_MAX,
     },
     ndp::{NDP_PODS_MAX, PodMac},
     pod_link::{PODS_MAX, PodLink},
@@ -70,7 +69,7 @@ pub(crate) static NAT_FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap:
 #[map]
 pub(crate) static NAT_KEPT: LruHashMap<KeptKey<Ipv4>, Kept> = LruHashMap::pinned(KEPT_MAX, 0);
 
-/// The programs for fragments.
+/// The programs for rare packets.
 #[map]
 pub(crate) static NAT_TAILS: ProgramArray = ProgramArray::pinned(TAILS_MAX, 0);
 

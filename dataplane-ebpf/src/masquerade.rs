@@ -1,7 +1,7 @@
 //! The masquerade, for both of the uplink's programs and both families: each has its direction's translation done.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::masquerade::{Config, Family, Verdict, fragment::TAIL_EGRESS};
+use dataplane_common::masquerade::{Config, Family, TAIL_FRAGMENT_EGRESS, Verdict};
 
 use crate::{
     DROP, NEXT,
@@ -34,7 +34,7 @@ pub(crate) fn run<'a, F: Family>(
         Verdict::Fragment => {
             // SAFETY: nothing is left to be done here. It comes back if there is no such program.
             unsafe { NAT_TAILS.tail_call(ctx, tail) };
-            if tail == TAIL_EGRESS { DROP } else { NEXT }
+            if tail == TAIL_FRAGMENT_EGRESS { DROP } else { NEXT }
         }
     }
 }

@@ -5,7 +5,7 @@ use dataplane_common::{
     counter::Counter,
     ethernet,
     guard::{self, HEADERS_BYTES, Verdict},
-    masquerade::{Ipv4, Ipv6},
+    masquerade::{Ipv4, Ipv6, TAIL_HAIRPIN_IPV4, TAIL_HAIRPIN_IPV6},
     ndp::{self, SOLICITATION_BYTES_MAX},
 };
 
@@ -40,8 +40,8 @@ pub(crate) fn pod_guard(ctx: TcContext) -> i32 {
         Verdict::Pass => {
             count(Counter::GuardPass);
             match skb.protocol() {
-                ethernet::IPV4 => hairpin::run::<Ipv4>(&ctx, &mut skb),
-                ethernet::IPV6 => hairpin::run::<Ipv6>(&ctx, &mut skb),
+                ethernet::IPV4 => hairpin::hand_over::<Ipv4>(&ctx, &skb, TAIL_HAIRPIN_IPV4),
+                ethernet::IPV6 => hairpin::hand_over::<Ipv6>(&ctx, &skb, TAIL_HAIRPIN_IPV6),
                 _ => NEXT,
             }
         }

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use dataplane_common::{
     counter::Counter,
     ethernet,
-    masquerade::{Family, Ipv4, Ipv6, egress, fragment::TAIL_EGRESS},
+    masquerade::{Family, Ipv4, Ipv6, TAIL_FRAGMENT_EGRESS, egress},
 };
 
 use crate::{NEXT, maps::count, masquerade, skb::Skb};
@@ -16,10 +16,12 @@ pub(crate) fn uplink_egress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     let Some(config) = masquerade::config() else { return NEXT };
     match skb.protocol() {
-        ethernet::IPV4 => masquerade::run::<Ipv4>(&ctx, &mut skb, config, TAIL_EGRESS, egress::<Ipv4, _, _>),
+        ethernet::IPV4 => {
+            masquerade::run::<Ipv4>(&ctx, &mut skb, config, TAIL_FRAGMENT_EGRESS, egress::<Ipv4, _, _>)
+        }
         // Most packets go to pods, which is seen at once.
         ethernet::IPV6 if config.exit != 0 && !is_near(&skb) => {
-            masquerade::run::<Ipv6>(&ctx, &mut skb, config, TAIL_EGRESS, egress::<Ipv6, _, _>)
+            masquerade::run::<Ipv6>(&ctx, &mut skb, config, TAIL_FRAGMENT_EGRESS, egress::<Ipv6, _, _>)
         }
         _ => {
             count(Counter::EgressPass);

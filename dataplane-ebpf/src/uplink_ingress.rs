@@ -6,7 +6,7 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use dataplane_common::{
     ethernet,
-    masquerade::{Config, Family, Ipv4, Ipv6, fragment::TAIL_INGRESS, ingress},
+    masquerade::{Config, Family, Ipv4, Ipv6, TAIL_FRAGMENT_INGRESS, ingress},
 };
 
 use crate::{NEXT, masquerade, ndp_proxy, skb::Skb};
@@ -19,11 +19,11 @@ pub(crate) fn uplink_ingress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     let Some(config) = masquerade::config() else { return NEXT };
     if skb.protocol() == ethernet::IPV4 {
-        return masquerade::run::<Ipv4>(&ctx, &mut skb, config, TAIL_INGRESS, ingress::<Ipv4, _, _>);
+        return masquerade::run::<Ipv4>(&ctx, &mut skb, config, TAIL_FRAGMENT_INGRESS, ingress::<Ipv4, _, _>);
     }
     let verdict = ndp_proxy::run(&ctx, &mut skb);
     if verdict == NEXT && config.exit != 0 && is_for_node(&skb, config) {
-        return masquerade::run::<Ipv6>(&ctx, &mut skb, config, TAIL_INGRESS, ingress::<Ipv6, _, _>);
+        return masquerade::run::<Ipv6>(&ctx, &mut skb, config, TAIL_FRAGMENT_INGRESS, ingress::<Ipv6, _, _>);
     }
     verdict
 }

@@ -27,16 +27,6 @@ pub const KEPT_OF_DATAGRAM_MAX: u16 = 48;
 /// (`IP_FRAG_TIME`).
 pub const KEPT_TIMEOUT_NS: u64 = 30_000_000_000;
 
-/// Capacity of the map `NAT_TAILS`, a program array: what the uplink's programs hand fragments over to, by direction.
-///
-/// Written by the agent. Without an entry, such fragments are dropped on their way out and left to the host on their
-/// way in.
-pub const TAILS_MAX: u32 = 2;
-/// The place of the program for the way out, `fragment_egress`.
-pub const TAIL_EGRESS: u32 = 0;
-/// The place of the program for the way in, `fragment_ingress`.
-pub const TAIL_INGRESS: u32 = 1;
-
 /// Key of `NAT_KEPT`. It has nothing in it that translation changes, so that the first fragment finds the others when
 /// it is translated. Datagrams of two pods may share it: the other's are then kept once more.
 #[repr(C)]

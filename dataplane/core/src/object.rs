@@ -111,15 +111,21 @@ pub enum Program {
     FragmentEgress,
     /// On no interface: `UplinkIngress` hands fragments over to it.
     FragmentIngress,
+    /// On no interface: `PodGuard` hands over what a pod sends to the node's IPv4 address.
+    HairpinIpv4,
+    /// On no interface: `PodGuard` hands over what a pod sends to the node's address for the IPv6 internet.
+    HairpinIpv6,
     /// Host side of a pod's link, ingress: checks what the pod sends.
     PodGuard,
 }
 
 impl Program {
     /// Every program, in the order in which they are loaded.
-    pub const ALL: [Program; 6] = [
+    pub const ALL: [Program; 8] = [
         Self::FragmentEgress,
         Self::FragmentIngress,
+        Self::HairpinIpv4,
+        Self::HairpinIpv6,
         Self::UplinkIngress,
         Self::UplinkEgress,
         Self::UplinkBackstop,
@@ -138,6 +144,8 @@ impl Program {
             Self::UplinkBackstop => "uplink_backstop",
             Self::FragmentEgress => "fragment_egress",
             Self::FragmentIngress => "fragment_ingress",
+            Self::HairpinIpv4 => "hairpin_ipv4",
+            Self::HairpinIpv6 => "hairpin_ipv6",
             Self::PodGuard => "pod_guard",
         }
     }

@@ -43,7 +43,7 @@ fn priority(program: Program) -> u16 {
 fn attach_type(program: Program) -> TcAttachType {
     match program {
         Program::UplinkEgress | Program::UplinkBackstop | Program::FragmentEgress => TcAttachType::Egress,
-        Program::UplinkIngress | Program::PodGuard | Program::FragmentIngress => TcAttachType::Ingress,
+        _ => TcAttachType::Ingress,
     }
 }
 

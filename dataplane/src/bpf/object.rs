@@ -7,7 +7,9 @@ use aya::{
     maps::ProgramArray,
     programs::{ProgramError, SchedClassifier},
 };
-use dataplane_common::masquerade::fragment::{TAIL_EGRESS, TAIL_INGRESS};
+use dataplane_common::masquerade::{
+    TAIL_FRAGMENT_EGRESS, TAIL_FRAGMENT_INGRESS, TAIL_HAIRPIN_IPV4, TAIL_HAIRPIN_IPV6,
+};
 use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::{BpfError, OBJECT, Program};
@@ -18,7 +20,7 @@ const VERIFIER_LINES_MAX: usize = 12;
 /// aya-log's ring buffer. Pinned with the maps, so that an adopted program is still heard.
 pub(super) const LOGS: &str = "AYA_LOGS";
 
-/// The programs that fragments are handed over to.
+/// The programs that rare packets are handed over to.
 const TAILS: &str = "NAT_TAILS";
 
 pub(super) fn load(pins: &Path, capacities: &BTreeMap<&'static str, u32>) -> Result<Ebpf, BpfError> {
@@ -38,10 +40,15 @@ pub(super) fn load_programs(object: &mut Ebpf) -> Result<BTreeMap<Program, u64>,
     without_signals(|| Program::ALL.into_iter().map(|name| load_program(object, name)).collect())
 }
 
-/// Gives the programs that fragments are handed over to their places, for those of this build and for those of an
+/// Gives the programs that rare packets are handed over to their places, for those of this build and for those of an
 /// older one that are still on an interface.
 pub(super) fn set_tails(object: &mut Ebpf) -> Result<(), BpfError> {
-    let tails = [(TAIL_EGRESS, Program::FragmentEgress), (TAIL_INGRESS, Program::FragmentIngress)];
+    let tails = [
+        (TAIL_FRAGMENT_EGRESS, Program::FragmentEgress),
+        (TAIL_FRAGMENT_INGRESS, Program::FragmentIngress),
+        (TAIL_HAIRPIN_IPV4, Program::HairpinIpv4),
+        (TAIL_HAIRPIN_IPV6, Program::HairpinIpv6),
+    ];
     for (place, name) in tails {
         let fd = program(object, name)?.fd().and_then(|fd| Ok(fd.try_clone()?));
         let fd = fd.map_err(|source| BpfError::Program { program: name, source: Box::new(source) })?;
