@@ -320,8 +320,8 @@ pub struct Fragment<F: Family = Ipv4> {
     pub address: F::Address,
     /// Its identification on the other side, wire order.
     pub identification: u32,
-    /// Zero.
-    pub pad: F::Pad,
+    /// When its first came: CLOCK_MONOTONIC in units of 2^20 ns, modulo 2^32.
+    pub came: u32,
 }
 
 /// Value of `NAT_SOURCES`, whose key is as the kernel wants it: the length of the prefix, then the address.
@@ -358,7 +358,7 @@ pub struct HostSocket<F: Family = Ipv4> {
 const _: () = assert!(size_of::<Config>() == 72 && size_of::<Source>() == 4 && size_of::<Direct>() == 4);
 const _: () = assert!(size_of::<SessionKey>() == 16 && size_of::<Session>() == 16);
 const _: () = assert!(size_of::<MappingKey>() == 8 && size_of::<Mapping>() == 24);
-const _: () = assert!(size_of::<FragmentKey>() == 16 && size_of::<Fragment>() == 8);
+const _: () = assert!(size_of::<FragmentKey>() == 16 && size_of::<Fragment>() == 12);
 const _: () = assert!(size_of::<SessionKey<Ipv6>>() == 32 && size_of::<Session<Ipv6>>() == 32);
 const _: () = assert!(size_of::<Mapping<Ipv6>>() == 40);
 const _: () = assert!(size_of::<FragmentKey<Ipv6>>() == 40 && size_of::<Fragment<Ipv6>>() == 24);

@@ -230,8 +230,8 @@ pub struct Bpf {
     pins: PathBuf,
     hook: Hook,
     object: Ebpf,
-    /// By program, the tag of its instructions in this build.
-    tags: BTreeMap<Program, u64>,
+    /// By program, what tells it from others of its name.
+    builds: BTreeMap<Program, object::Build>,
     sweeper: flows::Sweeper,
 }
 
@@ -251,7 +251,7 @@ impl Bpf {
     pub fn open_with(dir: &Path, options: &BpfOptions) -> Result<Bpf, BpfError> {
         let pins = pins::prepare(dir)?;
         let mut object = object::load(&pins, &options.capacities)?;
-        let tags = object::load_programs(&mut object)?;
+        let builds = object::load_programs(&mut object, &pins)?;
         object::set_tails(&mut object)?;
         let hook = options.hook.unwrap_or_else(|| if features::tcx() { Hook::Tcx } else { Hook::Clsact });
         attach::collect_stale(&pins);
@@ -259,7 +259,7 @@ impl Bpf {
         if carried > 0 {
             tracing::info!(flows = carried, "masquerade flows of an older build carried over");
         }
-        Ok(Bpf { pins, hook, object, tags, sweeper: flows::Sweeper::default() })
+        Ok(Bpf { pins, hook, object, builds, sweeper: flows::Sweeper::default() })
     }
 
     /// The folder of this layout's pins.
@@ -288,7 +288,7 @@ impl Bpf {
     /// # Errors
     /// [`BpfError::Path`] or [`BpfError::Attach`] when the kernel cannot be asked.
     pub fn attached(&self) -> Result<BTreeSet<Attachment>, BpfError> {
-        attach::attached(&self.pins, &self.tags)
+        attach::attached(&self.pins, &self.builds)
     }
 
     /// Puts `program` on the interface, or replaces there what an earlier agent attached, atomically.

@@ -183,7 +183,7 @@ impl Dataplane {
         self.netlink.probe_neighbour(dev, address).await
     }
 
-    /// What the kernel knows of these neighbours on a device.
+    /// What the kernel knows of these neighbours on a device; nothing when that has no carrier.
     ///
     /// # Errors
     /// As [`Dataplane::probe_neighbour`].
@@ -191,10 +191,13 @@ impl Dataplane {
         &self,
         dev: &str,
         addresses: &[Ipv6Addr],
-    ) -> Result<Vec<Reachability>, NetlinkError> {
+    ) -> Result<Option<Vec<Reachability>>, NetlinkError> {
         let known = self.netlink.reachability(dev).await?;
+        if !self.netlink.has_carrier(dev).await? {
+            return Ok(None);
+        }
         let of = |address| known.get(address).copied().unwrap_or(Reachability::Unreachable);
-        Ok(addresses.iter().map(of).collect())
+        Ok(Some(addresses.iter().map(of).collect()))
     }
 
     /// Frees masquerade flows that have expired and says how many, and who has which ports.

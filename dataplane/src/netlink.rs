@@ -18,7 +18,7 @@ use ipnetwork::{IpNetwork, Ipv6Network};
 use netlink_packet_route::{
     AddressFamily,
     address::AddressFlags,
-    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute},
+    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkFlags},
     neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteMessage, RouteProtocol, RouteType},
 };
@@ -301,6 +301,13 @@ impl Netlink {
         // Of whom the kernel has no link-layer address it asks all, as if there were a packet to send.
         let unknown = self.handle.neighbours().add(index, address.into()).state(NeighbourState::None);
         Ok(unknown.flags(NeighbourFlags::Use).replace().execute().await?)
+    }
+
+    /// Whether a device is up and has somebody at its other end.
+    pub(crate) async fn has_carrier(&self, dev: &str) -> Result<bool, NetlinkError> {
+        let request = self.handle.link().get().match_index(index_of(dev)?);
+        let messages: Vec<_> = request.execute().try_collect().await?;
+        Ok(messages.iter().any(|link| link.header.flags.contains(LinkFlags::LowerUp)))
     }
 
     /// What the kernel knows of the IPv6 neighbours on a device.

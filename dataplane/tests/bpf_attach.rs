@@ -138,6 +138,25 @@ fn signals_do_not_end_the_loading_of_programs() {
     });
 }
 
+/// The tables would be two otherwise: those of the programs, and those that the agent writes.
+#[test]
+fn programs_whose_maps_were_unpinned_are_attached_anew() {
+    alone("attach-unpinned", |pins| {
+        if !Bpf::probe().tcx {
+            return eprintln!("skipped: attach unpinned: this kernel has no TCX");
+        }
+        let mut bpf = open(pins, Hook::Tcx);
+        attach(&mut bpf, UplinkIngress, "hxA-a");
+        attach(&mut bpf, PodGuard, "hxA-b");
+        drop(bpf);
+        std::fs::remove_file(layout(pins).join("NDP_PODS")).unwrap();
+        let mut bpf = open(pins, Hook::Tcx);
+        assert_eq!(found(&bpf), [on(PodGuard, "hxA-b")], "which has no such map");
+        attach(&mut bpf, UplinkIngress, "hxA-a");
+        assert_eq!(found(&bpf), [on(UplinkIngress, "hxA-a"), on(PodGuard, "hxA-b")]);
+    });
+}
+
 fn layout(pins: &Pins) -> PathBuf {
     pins.path().join(format!("v{}", dataplane_common::LAYOUT_VERSION))
 }

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use dataplane::{
-    ApplyError, Changes, Dataplane, Op, Pace, Reachability, Reconciled, Swept, Trace, Traces, UplinkInfo,
+    ApplyError, Changes, Dataplane, Op, Pace, Reconciled, Swept, Trace, Traces, UplinkInfo,
     announce::{Announcer, Conflict},
     plan, plan_teardown, repairs,
 };
@@ -221,9 +221,14 @@ impl Agent {
         for name in self.lost_peers.follow(&self.assignment.peers, Instant::now()) {
             info!(name, "a peer is lost: asking whether it is there");
         }
-        if self.lost_peers.silent() != before {
+        let now = self.lost_peers.silent();
+        for name in before.difference(&now).filter(|name| self.assignment.peers.contains_key(*name)) {
+            self.events.happened(format!("node {name} reports again: its route is back"), None);
+        }
+        if now != before {
             self.schedule.now();
         }
+        self.doubt_pods_of_the_dead();
     }
 
     async fn hear_server(&mut self, message: FromServer) {
@@ -272,7 +277,7 @@ impl Agent {
     /// Peers whose lease has ended are asked whether they are there. One that does not answer is dead, as far as this
     /// node can tell, and its route ends: what is sent to it is unreachable at once.
     async fn look_after_lost_peers(&mut self) {
-        let due = self.lost_peers.due(Instant::now());
+        let due = self.lost_peers.due(Instant::now(), &mut rand::rng());
         let Some(underlay) = &self.underlay else { return };
         for (name, address) in &due.ask {
             if let Err(error) = self.dataplane.probe_neighbour(&underlay.device, *address).await {
@@ -284,7 +289,8 @@ impl Agent {
             return;
         }
         let known = match self.dataplane.reachability(&underlay.device, &addresses).await {
-            Ok(known) => known,
+            Ok(Some(known)) => known,
+            Ok(None) => return self.lost_peers.without_link(Instant::now()),
             Err(error) => {
                 return debug!(error = chain(&error), "cannot look whether lost peers have answered");
             }
@@ -293,11 +299,9 @@ impl Agent {
             if self.lost_peers.heard(name, reachability) {
                 self.tell_of_lost(name, *address);
                 self.schedule.now();
-                if reachability == Reachability::Unreachable {
-                    self.doubt_pods_of(name);
-                }
             }
         }
+        self.doubt_pods_of_the_dead();
     }
 
     fn tell_of_lost(&mut self, name: &str, address: Ipv6Addr) {
@@ -311,9 +315,10 @@ impl Agent {
     }
 
     /// Hosts of the link that have a dead node's MAC address for its pods would trust it for half a minute.
-    fn doubt_pods_of(&self, name: &str) {
-        if let Some(peer) = self.assignment.peers.get(name) {
-            self.announcer.doubt(&peer.left);
+    fn doubt_pods_of_the_dead(&mut self) {
+        let addresses = self.lost_peers.doubts(&self.assignment.peers);
+        if !addresses.is_empty() {
+            self.announcer.doubt(&addresses);
         }
     }
 

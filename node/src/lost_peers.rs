@@ -8,12 +8,17 @@ use std::{
 };
 
 use dataplane::Reachability;
+use rand::Rng;
 use tokio::time::Instant;
 
-use crate::assignment::Peer;
+use crate::{assignment::Peer, backoff::Backoff};
 
 /// A peer that was asked is asked again after so long: it may have come back, or died after all.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// One that does not answer is asked ever more rarely: each question is a multicast frame of each node.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
+/// While the uplink is down nobody can answer.
+const ASK_WITHOUT_LINK: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has answered. The kernel gives up after 3 s (`ucast_solicit`, `retrans_time_ms`).
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -31,6 +36,9 @@ struct Lost {
     /// When it is looked whether it has answered; none when it is known.
     look: Option<Instant>,
     silent: bool,
+    /// Hosts of the link were made to doubt its pods' addresses.
+    doubted: bool,
+    backoff: Backoff,
 }
 
 /// What is to be done now.
@@ -53,7 +61,14 @@ impl LostPeers {
         for (name, peer) in peers.iter().filter(|(_, peer)| peer.lost) {
             self.peers.entry(name.clone()).or_insert_with(|| {
                 new.push(name.clone());
-                Lost { address: peer.underlay, ask: now, look: None, silent: false }
+                Lost {
+                    address: peer.underlay,
+                    ask: now,
+                    look: None,
+                    silent: false,
+                    doubted: false,
+                    backoff: Backoff::new(ASK_AGAIN, ASK_AGAIN_MAX),
+                }
             });
         }
         new
@@ -65,12 +80,13 @@ impl LostPeers {
     }
 
     /// Whom to ask, and whose answer to look for.
-    pub(crate) fn due(&mut self, now: Instant) -> Due {
+    pub(crate) fn due(&mut self, now: Instant, rng: &mut impl Rng) -> Due {
         let mut due = Due::default();
         for (name, lost) in &mut self.peers {
             let one = (name.clone(), lost.address);
             if lost.ask <= now {
-                (lost.ask, lost.look) = (now + ASK_AGAIN, Some(now + LOOK_AGAIN));
+                let wait = lost.backoff.next(rng).max(ASK_AGAIN / 2);
+                (lost.ask, lost.look) = (now + wait, Some(now + LOOK_AGAIN));
                 due.ask.push(one);
             } else if lost.look.is_some_and(|look| look <= now) {
                 lost.look = Some(now + LOOK_AGAIN);
@@ -89,7 +105,30 @@ impl LostPeers {
             Reachability::Unreachable => true,
         };
         lost.look = None;
+        if !silent {
+            lost.backoff.reset();
+            lost.doubted = false;
+        }
         std::mem::replace(&mut lost.silent, silent) != silent
+    }
+
+    /// The uplink is down: what is not known yet is asked anew.
+    pub(crate) fn without_link(&mut self, now: Instant) {
+        for lost in self.peers.values_mut().filter(|lost| lost.look.is_some()) {
+            (lost.ask, lost.look) = (now + ASK_WITHOUT_LINK, None);
+            lost.backoff.reset();
+        }
+    }
+
+    /// The addresses of dead peers' pods that hosts of the link are to doubt, each once.
+    pub(crate) fn doubts(&mut self, peers: &BTreeMap<String, Peer>) -> Vec<Ipv6Addr> {
+        let mut doubts = Vec::new();
+        for (name, lost) in self.peers.iter_mut().filter(|(_, lost)| lost.silent && !lost.doubted) {
+            let left = peers.get(name).map_or(&[][..], |peer| &peer.left);
+            lost.doubted = !left.is_empty();
+            doubts.extend(left);
+        }
+        doubts
     }
 
     /// The peers that do not answer.
@@ -101,6 +140,7 @@ impl LostPeers {
 #[cfg(test)]
 mod tests {
     use hextet_address::NodePrefix;
+    use rand::{SeedableRng as _, rngs::StdRng};
 
     use super::*;
 
@@ -119,6 +159,10 @@ mod tests {
         format!("2001:db8::{}", &name[1..]).parse().unwrap()
     }
 
+    fn rng() -> StdRng {
+        StdRng::seed_from_u64(1)
+    }
+
     fn named(names: &[&str]) -> Vec<(String, Ipv6Addr)> {
         names.iter().map(|name| ((*name).to_owned(), address(name))).collect()
     }
@@ -131,17 +175,18 @@ mod tests {
         assert_eq!(lost.follow(&peers(&["n2"]), start), ["n2"]);
         assert!(lost.follow(&peers(&["n2"]), start).is_empty());
         assert_eq!(lost.next(), Some(start));
-        assert_eq!(lost.due(start), Due { ask: named(&["n2"]), look: vec![] });
+        assert_eq!(lost.due(start, &mut rng()), Due { ask: named(&["n2"]), look: vec![] });
         for n in 1..=3 {
             let now = start + LOOK_AGAIN * n;
             assert_eq!(lost.next(), Some(now));
-            assert_eq!(lost.due(now), Due { ask: vec![], look: named(&["n2"]) });
+            assert_eq!(lost.due(now, &mut rng()), Due { ask: vec![], look: named(&["n2"]) });
             assert!(!lost.heard("n2", Reachability::Unknown));
         }
         assert!(lost.silent().is_empty());
         assert!(lost.heard("n2", Reachability::Unreachable));
         assert_eq!(lost.silent(), BTreeSet::from(["n2".to_owned()]));
-        assert_eq!(lost.next(), Some(start + ASK_AGAIN));
+        let next = lost.next().unwrap() - start;
+        assert!(ASK_AGAIN / 2 <= next && next <= ASK_AGAIN, "{next:?}");
     }
 
     #[test]
@@ -155,9 +200,9 @@ mod tests {
             Reachability::Reachable,
         ];
         let changes = all.map(|reachability| {
-            assert_eq!(lost.due(now).ask, named(&["n2"]));
+            assert_eq!(lost.due(now, &mut rng()).ask, named(&["n2"]));
             now += LOOK_AGAIN;
-            assert_eq!(lost.due(now).look, named(&["n2"]));
+            assert_eq!(lost.due(now, &mut rng()).look, named(&["n2"]));
             let is_change = lost.heard("n2", reachability);
             now = lost.next().unwrap();
             is_change
@@ -169,7 +214,7 @@ mod tests {
     fn one_that_reports_again_or_has_gone_is_forgotten_and_one_that_moved_is_asked_anew() {
         let (mut lost, now) = (LostPeers::default(), Instant::now());
         lost.follow(&peers(&["n2", "n3"]), now);
-        lost.due(now);
+        lost.due(now, &mut rng());
         lost.heard("n2", Reachability::Unreachable);
         lost.heard("n3", Reachability::Unreachable);
         lost.follow(&peers(&["n3"]), now);
@@ -178,8 +223,40 @@ mod tests {
         moved.get_mut("n3").unwrap().underlay = address("n9");
         lost.follow(&moved, now);
         assert!(lost.silent().is_empty());
-        assert_eq!(lost.due(now).ask, [("n3".to_owned(), address("n9"))]);
+        assert_eq!(lost.due(now, &mut rng()).ask, [("n3".to_owned(), address("n9"))]);
         lost.follow(&BTreeMap::new(), now);
         assert_eq!((lost.next(), lost.heard("n3", Reachability::Unreachable)), (None, false));
+    }
+
+    #[test]
+    fn the_silent_are_asked_ever_more_rarely_and_nobody_while_the_link_is_down() {
+        let (mut lost, mut now) = (LostPeers::default(), Instant::now());
+        lost.follow(&peers(&["n2"]), now);
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            lost.due(now, &mut rng());
+            lost.heard("n2", Reachability::Unreachable);
+            waits.push(lost.next().unwrap() - now);
+            now = lost.next().unwrap();
+        }
+        assert!(waits[7] >= ASK_AGAIN_MAX / 2 && waits[7] <= ASK_AGAIN_MAX, "{waits:?}");
+        lost.due(now, &mut rng());
+        lost.without_link(now);
+        assert_eq!(lost.next(), Some(now + ASK_WITHOUT_LINK));
+        assert_eq!(lost.due(now + ASK_WITHOUT_LINK, &mut rng()).ask, named(&["n2"]));
+    }
+
+    #[test]
+    fn addresses_are_doubted_once_also_when_they_are_named_late() {
+        let (mut lost, now) = (LostPeers::default(), Instant::now());
+        let mut all = peers(&["n2"]);
+        lost.follow(&all, now);
+        lost.due(now, &mut rng());
+        assert!(lost.doubts(&all).is_empty());
+        lost.heard("n2", Reachability::Unreachable);
+        assert!(lost.doubts(&all).is_empty());
+        all.get_mut("n2").unwrap().left = vec![address("n7")];
+        assert_eq!(lost.doubts(&all), [address("n7")]);
+        assert!(lost.doubts(&all).is_empty());
     }
 }

@@ -72,6 +72,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         }
     }
     let Some((identity, backends)) = identified? else { return Ok(()) };
+    let auto = config.ndp == NdpChoice::Auto || config.masquerade == MasqueradeChoice::Auto;
+    refuse_fallback(auto, store.settings()?.as_ref(), &dataplane.features().bpf)?;
     store.save_settings(&Settings {
         uplink: config.uplink.clone(),
         underlay: config.underlay,
@@ -198,6 +200,20 @@ fn choose(ndp: NdpChoice, masquerade: MasqueradeChoice, features: &Features) -> 
     })
 }
 
+/// A node whose pods' sources were checked does not go on without that by itself, for an error that may pass.
+fn refuse_fallback(auto: bool, before: Option<&Settings>, bpf: &Result<(), NoBpf>) -> Result<()> {
+    let had = |settings: &Settings| {
+        settings.ndp == NdpBackend::Ebpf || settings.masquerade == MasqueradeBackend::Ebpf
+    };
+    match bpf {
+        Err(reason) if auto && before.is_some_and(had) => bail!(
+            "this node ran with BPF and cannot now: {reason}; its programs go on as they are; to go on without them, \
+             with pods' sources not checked, choose --ndp kernel --masquerade nftables"
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// nftables filters by the whole remote endpoint, and nothing can be chosen there.
 fn check_filtering(backends: Backends) -> Result<()> {
     if backends.masquerade == MasqueradeBackend::Nftables && backends.filtering != Filtering::default() {
@@ -262,6 +278,30 @@ fn hello(config: &NodeConfig, head: &Head) -> Hello {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_had_bpf_does_not_go_on_without_it_by_itself() {
+        let settings = |ndp, masquerade| Settings {
+            uplink: None,
+            underlay: None,
+            ndp,
+            masquerade,
+            filtering: Filtering::default(),
+            ipv6_exit: Ipv6Exit::default(),
+        };
+        let had = settings(NdpBackend::Ebpf, MasqueradeBackend::Ebpf);
+        let had_not = settings(NdpBackend::Kernel, MasqueradeBackend::Nftables);
+        let error = refuse_fallback(true, Some(&had), &no_bpf(false)).unwrap_err().to_string();
+        assert!(error.contains("cannot now: too old") && error.contains("--ndp kernel"), "{error}");
+        for (auto, before, bpf) in [
+            (false, Some(&had), no_bpf(false)),
+            (true, Some(&had_not), no_bpf(false)),
+            (true, None, no_bpf(false)),
+            (true, Some(&had), Ok(())),
+        ] {
+            assert!(refuse_fallback(auto, before, &bpf).is_ok());
+        }
+    }
 
     fn no_bpf(unmounted: bool) -> Result<(), NoBpf> {
         Err(NoBpf { reason: "too old".to_owned(), unmounted })

@@ -8,27 +8,28 @@ use super::{
     segment::{Direction, Segment},
     translate::translate_later,
 };
-use crate::{counter::Counter, packet::Packet};
+use crate::{counter::Counter, ipv4::Address, packet::Packet};
 
 /// Capacity of the maps `NAT_KEPT` and `NAT6_KEPT`: fragments that came before their first.
 ///
-/// LRU hash, allocated in full: 512 x 9.3 KB = 4.8 MB each. Written and read by both of the uplink's programs. When
-/// full, the fragment that was kept the longest is forgotten, and with it its datagram.
+/// LRU hash, allocated in full: 512 x 9.3 KB = 4.8 MB each. Written and read by the fragment programs. When full, the
+/// fragment that was kept the longest is forgotten, and with it its datagram; processors take free entries in stocks, so
+/// that it may be full with half of them in use.
 pub const KEPT_MAX: u32 = 512;
 
 /// The longest frame that is kept: of a link with jumbo frames. A longer one is lost if it comes before its first.
 pub const KEPT_BYTES_MAX: usize = 9_216;
 
-/// Fragments of one datagram that are kept: of 64 KB on a link with an MTU of 1500, all but the first. Further
+/// Fragments of one datagram that are kept: of 64 KB on a link with an MTU of 1280, all but the first. Further
 /// ones are lost.
-pub const KEPT_OF_DATAGRAM_MAX: u16 = 48;
+pub const KEPT_OF_DATAGRAM_MAX: u16 = 64;
 
 /// A fragment whose first has not come for this long is no longer waited for, as in the kernel's own reassembly
 /// (`IP_FRAG_TIME`).
 pub const KEPT_TIMEOUT_NS: u64 = 30_000_000_000;
 
 /// Key of `NAT_KEPT`. It has nothing in it that translation changes, so that the first fragment finds the others when
-/// it is translated. Datagrams of two pods may share it: the other's are then kept once more.
+/// it is translated.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeptKey<F: Family> {
@@ -36,12 +37,16 @@ pub struct KeptKey<F: Family> {
     pub remote: F::Address,
     /// Identification, wire order.
     pub identification: u32,
+    /// The private address of the pod that sends, wire order; 0 on the way in, where nobody knows whose it is.
+    pub inside: Address,
     /// Protocol; 0 for IPv6, where fragments may differ in it.
     pub protocol: u8,
-    /// 0: on the way out. 1: on the way in.
-    pub inward: u8,
+    /// Zero.
+    pub zero: u8,
     /// The how-manieth to come, from 0, in host order.
     pub number: u16,
+    /// Zero.
+    pub pad: F::Pad,
 }
 
 /// Value of `NAT_KEPT`.
@@ -58,8 +63,11 @@ pub struct Kept {
     pub frame: [u8; KEPT_BYTES_MAX],
 }
 
-const _: () = assert!(size_of::<KeptKey<Ipv4>>() == 12 && size_of::<KeptKey<Ipv6>>() == 24);
+const _: () = assert!(size_of::<KeptKey<Ipv4>>() == 16 && size_of::<KeptKey<Ipv6>>() == 32);
 const _: () = assert!(size_of::<Kept>() == 16 + KEPT_BYTES_MAX);
+
+/// Where a datagram goes is known for as long: an identification comes back.
+const KNOWN_MAX: u32 = (KEPT_TIMEOUT_NS >> 20) as u32;
 
 /// Whether a fragment that was kept is too old to be sent on.
 #[inline(always)]
@@ -70,11 +78,37 @@ pub fn is_too_old(now_ns: u64, came_ns: u64) -> bool {
 /// Identifications tried before the pod's own stays.
 const IDENTIFICATIONS_MAX: u32 = 4;
 
-/// Remembers where the fragments of a datagram go, of which this is the first.
+/// Remembers where the fragments of a datagram go, of which this is the first. One that comes twice keeps the
+/// identification that it got.
 #[inline(always)]
 pub(super) fn note_first<F: Family, T: Tables<F>>(tables: &mut T, header: &Header<F>, address: F::Address) {
-    let fragment = Fragment { address, identification: header.identification, pad: F::PAD };
-    tables.insert_fragment(&datagram(header), &fragment);
+    let key = datagram(header);
+    let before = known(tables, &key).filter(|before| before.address == address);
+    let identification = before.map_or(header.identification, |before| before.identification);
+    insert(tables, &key, address, identification);
+}
+
+#[inline(always)]
+fn insert<F: Family, T: Tables<F>>(
+    tables: &mut T,
+    key: &FragmentKey<F>,
+    address: F::Address,
+    identification: u32,
+) {
+    let came = time(tables);
+    tables.insert_fragment(key, &Fragment { address, identification, came });
+}
+
+/// Where a datagram goes, as long as its identification is that datagram's.
+#[inline(always)]
+fn known<F: Family, T: Tables<F>>(tables: &mut T, key: &FragmentKey<F>) -> Option<Fragment<F>> {
+    let now = time(tables);
+    tables.fragment(key).filter(|fragment| now.wrapping_sub(fragment.came) <= KNOWN_MAX)
+}
+
+#[inline(always)]
+fn time<F: Family, T: Tables<F>>(tables: &mut T) -> u32 {
+    (tables.now_ns() >> 20) as u32
 }
 
 /// The key of `NAT_FRAGMENTS` for the datagram that the packet is a part of.
@@ -95,13 +129,18 @@ fn protocol<F: Family>(header: &Header<F>) -> u8 {
     if F::IS_PRIVATE { header.protocol } else { 0 }
 }
 
+/// `inside`: the pod that sends it; 0 on the way in.
 #[inline(always)]
-fn kept<F: Family>(header: &Header<F>, direction: Direction) -> KeptKey<F> {
-    let (remote, inward) = match direction {
-        Direction::Out => (header.destination, 0),
-        Direction::In => (header.source, 1),
-    };
-    KeptKey { remote, identification: header.identification, protocol: protocol(header), inward, number: 0 }
+fn kept<F: Family>(header: &Header<F>, inside: Address) -> KeptKey<F> {
+    KeptKey {
+        remote: if inside == 0 { header.source } else { header.destination },
+        identification: header.identification,
+        inside,
+        protocol: protocol(header),
+        zero: 0,
+        number: 0,
+        pad: F::PAD,
+    }
 }
 
 /// What the fragment program of a direction does.
@@ -121,12 +160,7 @@ pub enum Sent<F: Family> {
 pub fn egress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Sent<F> {
     let (counter, sent) = match F::header(packet) {
         Some(header) if header.part == Part::First => {
-            // Before it is numbered anew, for those that are kept are not.
-            let key = kept(&header, Direction::Out);
-            if F::IS_PRIVATE {
-                number(packet, tables, &header);
-            }
-            return Sent::Release(key);
+            return first_out(packet, tables, &header).map_or(Sent::Next, Sent::Release);
         }
         Some(header) => later_out(packet, tables, &header),
         None => (Counter::EgressDropHeader, Sent::Drop),
@@ -135,35 +169,48 @@ pub fn egress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(packet: &mut P, ta
     sent
 }
 
-/// Gives a first fragment, which is translated already, an identification that no other pod's datagram to the same remote
-/// has (RFC 6864 section 5.3.1): they all come from one address now.
+/// Goes on with a first fragment, which is translated already. `None`: it has no port, and nobody waits for it.
+#[inline(always)]
+fn first_out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    header: &Header<F>,
+) -> Option<KeptKey<F>> {
+    let segment = Segment::read(packet, header, Direction::Out).ok()?;
+    let (inside, _) = owner_inside(tables.port(port_index::<F>(header.protocol, segment.near_port)));
+    if F::IS_PRIVATE {
+        number(packet, tables, header, inside);
+    }
+    Some(kept(header, inside))
+}
+
+/// Gives a first fragment an identification that no other pod's datagram to the same remote has (RFC 6864 section
+/// 5.3.1): they all come from one address now.
 #[inline(always)]
 fn number<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     header: &Header<F>,
+    inside: Address,
 ) -> Option<()> {
-    let segment = Segment::read(packet, header, Direction::Out).ok()?;
-    let (inside, _) = owner_inside(tables.port(port_index::<F>(header.protocol, segment.near_port)));
     let pod = tables.pod(inside)?;
+    let own = FragmentKey { source: pod, ..datagram(header) };
     let mut taken = datagram(header);
+    taken.identification = known(tables, &own)?.identification;
     for _ in 0..IDENTIFICATIONS_MAX {
-        match tables.fragment(&taken) {
+        match known(tables, &taken) {
             Some(other) if other.address != pod => {
                 taken.identification = F::identification(tables.random());
             }
             _ => {
-                let own = Fragment { address: pod, identification: header.identification, pad: F::PAD };
-                tables.insert_fragment(&taken, &own);
+                insert(tables, &taken, pod, header.identification);
                 break;
             }
         }
     }
-    let identification = taken.identification;
-    if identification != header.identification {
-        let others = FragmentKey { source: pod, ..datagram(header) };
-        tables.insert_fragment(&others, &Fragment { address: header.source, identification, pad: F::PAD });
-        F::set_identification(packet, header.identification, identification)?;
+    if taken.identification != header.identification {
+        insert(tables, &own, header.source, taken.identification);
+        F::set_identification(packet, header.identification, taken.identification)?;
     }
     Some(())
 }
@@ -177,7 +224,8 @@ fn later_out<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     if is_direct(packet, tables) {
         return (Counter::EgressDirect, Sent::Next);
     }
-    match follow_first(packet, tables, header, Direction::Out) {
+    let inside = tables.inside(header.source).unwrap_or(0);
+    match follow_first(packet, tables, header, inside) {
         First::Known(to) => match leave(packet, header, &to) {
             Some(()) => (Counter::EgressFragment, Sent::Next),
             None => (Counter::EgressDropError, Sent::Drop),
@@ -209,7 +257,7 @@ pub fn ingress<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     let (counter, sent) = match F::header(packet) {
         Some(header) if header.part == Part::First => {
             if !F::is_node(config, header.destination) {
-                return Sent::Release(kept(&header, Direction::In));
+                return Sent::Release(kept(&header, 0));
             }
             // The host's: what comes behind it need not be kept.
             note_first(tables, &header, header.destination);
@@ -228,7 +276,7 @@ fn later_in<F: Family, P: PacketMut + ?Sized, T: Tables<F>>(
     tables: &mut T,
     header: &Header<F>,
 ) -> (Counter, Sent<F>) {
-    match follow_first(packet, tables, header, Direction::In) {
+    match follow_first(packet, tables, header, 0) {
         First::Known(host) if host.address == header.destination => (Counter::IngressPass, Sent::Next),
         First::Known(pod) => {
             match translate_later::<F, P>(packet, Direction::In, header.destination, pod.address) {
@@ -257,17 +305,17 @@ fn follow_first<F: Family, P: Packet + ?Sized, T: Tables<F>>(
     packet: &P,
     tables: &mut T,
     header: &Header<F>,
-    direction: Direction,
+    inside: Address,
 ) -> First<F> {
     let datagram = datagram(header);
-    if let Some(fragment) = tables.fragment(&datagram) {
+    if let Some(fragment) = known(tables, &datagram) {
         return First::Known(fragment);
     }
-    if !keep(packet, tables, kept(header, direction)) {
+    if !keep(packet, tables, kept(header, inside)) {
         return First::Unknown;
     }
     // The first may have come by now, on another CPU, which then saw nothing kept.
-    tables.fragment(&datagram).map_or(First::Awaited, First::Known)
+    known(tables, &datagram).map_or(First::Awaited, First::Known)
 }
 
 #[inline(always)]

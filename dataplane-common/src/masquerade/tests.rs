@@ -553,20 +553,37 @@ fn fragments_that_come_before_their_first_wait_for_it() {
     assert!(world.kept.is_empty());
 }
 
-/// Nothing that both have in common tells them apart before their first comes.
+/// Else each of the one's first fragments would have the other's sent again.
 #[test]
-fn what_waits_for_another_pods_first_waits_on() {
+fn a_first_fragment_releases_nothing_of_another_pod() {
     let mut world = Memory::default();
     let sent = [5, 6].map(|n| parts((pod(n), 40_000), (REMOTE, 7), 9));
     for parts in &sent {
         assert_eq!(send(&mut world, &parts[1]).0, Sent::Drop);
     }
-    let (verdict, _) = send(&mut world, &sent[1][0]);
-    let verdicts = released(&mut world, verdict, send).into_iter().map(|(verdict, _)| verdict);
-    assert_eq!(verdicts.collect::<Vec<_>>(), [Sent::Drop, Sent::Next]);
-    let (verdict, _) = send(&mut world, &sent[0][0]);
-    assert_eq!(released(&mut world, verdict, send).len(), 1);
+    for parts in sent.iter().rev() {
+        let (verdict, _) = send(&mut world, &parts[0]);
+        let released = released(&mut world, verdict, send);
+        assert!(released.len() == 1 && released[0].0 == Sent::Next);
+    }
     assert!(world.kept.is_empty());
+}
+
+/// An identification comes back, at the latest after 65,536 datagrams.
+#[test]
+fn what_is_known_of_a_datagram_is_not_said_of_a_later_one() {
+    let mut world = Memory::default();
+    let remote = (REMOTE, 7);
+    let outside = [5, 6].map(|n| (NODE, port_out(&mut world, &udp((pod(n), 40_000), remote))));
+    for part in parts(remote, outside[0], 4) {
+        receive(&mut world, &part);
+    }
+    world.now_ns += fragment::KEPT_TIMEOUT_NS + 2 * (1 << 20);
+    let (came, got) = (parts(remote, outside[1], 4), parts(remote, (pod(6), 40_000), 4));
+    assert_eq!(receive(&mut world, &came[1]), (Sent::Next, came[1].clone()), "it waits");
+    let (verdict, first) = receive(&mut world, &came[0]);
+    assert_eq!(first, got[0]);
+    assert_eq!(released(&mut world, verdict, receive), [(Sent::Next, got[1].clone())]);
 }
 
 fn identification(frame: &[u8]) -> u16 {
@@ -583,8 +600,7 @@ fn datagrams_of_two_pods_have_different_identifications_at_one_remote() {
         let (verdict, first) = send(&mut world, &sent[n][0]);
         let mut left = vec![first];
         left.extend(sent[n][1..3].iter().map(|part| send(&mut world, part).1));
-        let released = released(&mut world, verdict, send).into_iter();
-        left.extend(released.filter(|(sent, _)| *sent == Sent::Next).map(|(_, frame)| frame));
+        left.extend(released(&mut world, verdict, send).into_iter().map(|(_, frame)| frame));
         left
     });
     assert_eq!((left[0].len(), left[1].len()), (3, 4));
@@ -594,6 +610,8 @@ fn datagrams_of_two_pods_have_different_identifications_at_one_remote() {
         assert!(left.iter().all(|part| identification(part) == number));
         assert!(left.iter().all(|part| crate::checksum::sum_bytes(&part[14..34]).is_valid()));
     }
+    let twice = send(&mut world, &sent[1][0]).1;
+    assert_eq!(identification(&twice), numbers[1], "a duplicate is of the same datagram");
     let again = send(&mut world, &parts((pod(5), 40_000), (OTHER, 7), 9)[0]).1;
     assert_eq!(identification(&again), 9, "another remote has its own numbers");
 }

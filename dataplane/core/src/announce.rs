@@ -9,7 +9,8 @@
 //! | probe with a nonce, once, if asked for | solicited-node group | RFC 4862 section 5.4, RFC 7527 section 4 |
 //!
 //! Of a dead node's addresses it says one thing, unless they are its own: an advertisement with O=0, so that whoever has
-//! an entry asks again instead of trusting it, and changes nothing else (RFC 4861 section 7.2.5).
+//! an entry asks again instead of trusting it (RFC 4861 section 7.2.5). Who is just asking takes this node's MAC address for
+//! it, and is told by ICMP that the pod is unreachable.
 //!
 //! An address that is probed is used meanwhile (RFC 4429 section 3.3): its first advertisement says O=0, so that it
 //! overrides nobody's, and those with O=1 follow when the probe has remained unanswered.

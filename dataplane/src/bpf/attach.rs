@@ -21,6 +21,7 @@ use nix::net::if_::if_nametoindex;
 use super::{
     AttachError, Attachment, BpfError, Hook, Program,
     filter::{self, Filter},
+    object::Build,
     pins,
 };
 
@@ -212,13 +213,16 @@ fn add_qdisc(place: &Place<'_>) -> Result<(), AttachError> {
     }
 }
 
-pub(super) fn attached(pins: &Path, tags: &BTreeMap<Program, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
-    let mut attached = attached_tcx(pins, tags)?;
-    attached.extend(attached_clsact(tags)?);
+pub(super) fn attached(
+    pins: &Path,
+    builds: &BTreeMap<Program, Build>,
+) -> Result<BTreeSet<Attachment>, BpfError> {
+    let mut attached = attached_tcx(pins, builds)?;
+    attached.extend(attached_clsact(builds)?);
     Ok(attached)
 }
 
-fn attached_tcx(pins: &Path, tags: &BTreeMap<Program, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
+fn attached_tcx(pins: &Path, builds: &BTreeMap<Program, Build>) -> Result<BTreeSet<Attachment>, BpfError> {
     let links = pins::links(pins).map_err(|source| BpfError::Path {
         action: "read",
         path: pins.to_owned(),
@@ -226,8 +230,7 @@ fn attached_tcx(pins: &Path, tags: &BTreeMap<Program, u64>) -> Result<BTreeSet<A
     })?;
     let mut attached = BTreeSet::new();
     for (program, ifname, pin) in links {
-        if is_attached(program, &ifname, &pin, tags.get(&program).copied())
-            .map_err(find_failed(program, &ifname))?
+        if is_attached(program, &ifname, &pin, builds.get(&program)).map_err(find_failed(program, &ifname))?
             && let Ok(ifindex) = if_nametoindex(ifname.as_str())
         {
             attached.insert(Attachment { program, ifname, ifindex });
@@ -241,20 +244,26 @@ fn find_failed(program: Program, ifname: &str) -> impl FnOnce(AttachError) -> Bp
     move |source| BpfError::Attach { action: "find", program, ifname, source }
 }
 
-/// Whether the pinned link is on the interface with the program of this build.
-fn is_attached(program: Program, ifname: &str, pin: &Path, tag: Option<u64>) -> Result<bool, AttachError> {
+/// Whether the pinned link is on the interface with the program of this build and these maps.
+fn is_attached(
+    program: Program,
+    ifname: &str,
+    pin: &Path,
+    build: Option<&Build>,
+) -> Result<bool, AttachError> {
     let Some(link) = pinned(pin)? else { return Ok(false) };
     let id = link.info().map_err(|e| AttachError::Filters(io::Error::other(e)))?.program_id();
     let found = on_interface(program, ifname)?;
-    Ok(found.iter().any(|info| info.id() == id && Some(info.tag()) == tag))
+    Ok(found.iter().any(|info| info.id() == id && build.is_some_and(|build| build.is(info))))
 }
 
-fn attached_clsact(tags: &BTreeMap<Program, u64>) -> Result<BTreeSet<Attachment>, BpfError> {
+/// By the tag alone: a filter does not tell its program's maps.
+fn attached_clsact(builds: &BTreeMap<Program, Build>) -> Result<BTreeSet<Attachment>, BpfError> {
     let mut attached = BTreeSet::new();
     for (ifindex, ifname) in interfaces_with_clsact()? {
         for program in Program::ON_INTERFACES {
             let ours = ours(program, ifindex).map_err(find_failed(program, &ifname))?;
-            if ours.iter().any(|f| f.tag.is_some() && f.tag == tags.get(&program).copied()) {
+            if ours.iter().any(|f| f.tag.is_some() && f.tag == builds.get(&program).map(|build| build.tag)) {
                 attached.insert(Attachment { program, ifname: ifname.clone(), ifindex });
             }
         }

@@ -1,11 +1,15 @@
 //! Loads the object: maps made or adopted, programs verified.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::ProgramArray,
-    programs::{ProgramError, SchedClassifier},
+    maps::{MapInfo, ProgramArray},
+    programs::{ProgramError, ProgramInfo, SchedClassifier},
 };
 use dataplane_common::masquerade::{
     TAIL_FRAGMENT_EGRESS, TAIL_FRAGMENT_INGRESS, TAIL_HAIRPIN_IPV4, TAIL_HAIRPIN_IPV6,
@@ -35,9 +39,36 @@ pub(super) fn load(pins: &Path, capacities: &BTreeMap<&'static str, u32>) -> Res
     })
 }
 
-/// Has the kernel verify every program. Returns their tags.
-pub(super) fn load_programs(object: &mut Ebpf) -> Result<BTreeMap<Program, u64>, BpfError> {
-    without_signals(|| Program::ALL.into_iter().map(|name| load_program(object, name)).collect())
+/// What tells a program of this object from one of another build, or of this one with other maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Build {
+    /// Of its instructions.
+    pub(super) tag: u64,
+    /// The IDs of its pinned maps, where the kernel tells them. They are others when pins were removed meanwhile.
+    pub(super) maps: BTreeSet<u32>,
+}
+
+impl Build {
+    /// Whether `info` is of such a program.
+    pub(super) fn is(&self, info: &ProgramInfo) -> bool {
+        info.tag() == self.tag && self.maps.is_subset(&map_ids(info))
+    }
+}
+
+fn map_ids(info: &ProgramInfo) -> BTreeSet<u32> {
+    info.map_ids().ok().flatten().unwrap_or_default().into_iter().collect()
+}
+
+/// The IDs of the maps that are pinned in the folder; other pins are no maps.
+fn pinned_ids(pins: &Path) -> BTreeSet<u32> {
+    let entries = fs::read_dir(pins).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(MapInfo::from_pin(entry.path()).ok()?.id())).collect()
+}
+
+/// Has the kernel verify every program.
+pub(super) fn load_programs(object: &mut Ebpf, pins: &Path) -> Result<BTreeMap<Program, Build>, BpfError> {
+    let pinned = pinned_ids(pins);
+    without_signals(|| Program::ALL.into_iter().map(|name| load_program(object, name, &pinned)).collect())
 }
 
 /// Gives the programs that rare packets are handed over to their places, for those of this build and for those of an
@@ -59,12 +90,17 @@ pub(super) fn set_tails(object: &mut Ebpf) -> Result<(), BpfError> {
     Ok(())
 }
 
-fn load_program(object: &mut Ebpf, name: Program) -> Result<(Program, u64), BpfError> {
+fn load_program(
+    object: &mut Ebpf,
+    name: Program,
+    pinned: &BTreeSet<u32>,
+) -> Result<(Program, Build), BpfError> {
     let classifier = program(object, name)?;
     classifier.load().map_err(|source| refused(name, source))?;
     let info =
         classifier.info().map_err(|source| BpfError::Program { program: name, source: Box::new(source) })?;
-    Ok((name, info.tag()))
+    let maps = map_ids(&info).intersection(pinned).copied().collect();
+    Ok((name, Build { tag: info.tag(), maps }))
 }
 
 /// Runs `load` with this thread's signals blocked: a signal, be it of a child that ended, makes the verifier

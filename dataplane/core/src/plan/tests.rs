@@ -715,6 +715,7 @@ fn what_others_undid_is_told_from_what_is_newly_wanted() {
     assert_eq!(crate::repairs(&before, &settled(&before, machine()), &[]), []);
 }
 
+//= RFC 8200 5/minimum
 #[test]
 fn links_of_pods_are_as_wide_as_the_uplink_and_wide_enough_for_ipv6() {
     for (uplink, link) in [(9000, 9000), (1400, 1400), (1280, 1280), (576, 1280)] {
