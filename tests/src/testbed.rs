@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Output, Run, ip_batch_holding};
 use crate::lan::Choices;
 use crate::machine::{self, Lock};
-use crate::netns::{self, Identity, NetNs};
+use crate::netns::{self, NetNs};
 use crate::process::{Daemon, end_all_in};
 use crate::progress::Progress;
 use crate::topology::{self, Place, Prefix};
@@ -243,11 +243,13 @@ pub fn down(prefix: &Prefix) -> Vec<anyhow::Error> {
         Ok(lock) => lock,
         Err(e) => return vec![e],
     };
+    let end = |all: &[NetNs]| end_all_in(&all.iter().filter_map(NetNs::identity).collect(), GRACE).err();
     let ours = owned_namespaces(prefix);
+    // Agents first: one that lives makes pods that nobody knows of yet.
+    let mut failures: Vec<anyhow::Error> = end(&ours).into_iter().collect();
     let pods = pod_namespaces(prefix, &ours);
+    failures.extend(end(&pods));
     let all: Vec<NetNs> = pods.into_iter().chain(ours).collect();
-    let identities: BTreeSet<Identity> = all.iter().filter_map(NetNs::identity).collect();
-    let mut failures: Vec<anyhow::Error> = end_all_in(&identities, GRACE).err().into_iter().collect();
     failures.extend(all.iter().filter_map(|netns| netns.remove().err()));
     failures.extend(remove_pins(prefix));
     failures.extend(machine::give_back(prefix, lock));
