@@ -296,7 +296,7 @@ impl Agent {
             }
         };
         for ((name, address), reachability) in due.look.iter().zip(known) {
-            if self.lost_peers.heard(name, reachability) {
+            if self.lost_peers.heard(name, reachability, Instant::now()) {
                 self.tell_of_lost(name, *address);
                 self.schedule.now();
             }

@@ -11,11 +11,12 @@ use dataplane::Reachability;
 use rand::Rng;
 use tokio::time::Instant;
 
-use crate::{assignment::Peer, backoff::Backoff};
+use crate::assignment::Peer;
 
 /// A peer that was asked is asked again after so long: it may have come back, or died after all.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// One that does not answer is asked ever more rarely: each question is a multicast frame of each node.
+/// One that does not answer is asked ever more rarely, after a quarter of the time that it has been silent for: each
+/// question is a multicast frame of each node.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(300);
 /// While the uplink is down nobody can answer.
 const ASK_WITHOUT_LINK: Duration = Duration::from_secs(1);
@@ -38,7 +39,8 @@ struct Lost {
     silent: bool,
     /// Hosts of the link were made to doubt its pods' addresses.
     doubted: bool,
-    backoff: Backoff,
+    /// Since when it has not answered.
+    since: Instant,
 }
 
 /// What is to be done now.
@@ -67,7 +69,7 @@ impl LostPeers {
                     look: None,
                     silent: false,
                     doubted: false,
-                    backoff: Backoff::new(ASK_AGAIN, ASK_AGAIN_MAX),
+                    since: now,
                 }
             });
         }
@@ -85,7 +87,9 @@ impl LostPeers {
         for (name, lost) in &mut self.peers {
             let one = (name.clone(), lost.address);
             if lost.ask <= now {
-                let wait = lost.backoff.next(rng).max(ASK_AGAIN / 2);
+                let wait = ((now - lost.since) / 4).clamp(ASK_AGAIN, ASK_AGAIN_MAX);
+                // Not all nodes at once.
+                let wait = wait.mul_f64(rng.random_range(0.5..=1.0));
                 (lost.ask, lost.look) = (now + wait, Some(now + LOOK_AGAIN));
                 due.ask.push(one);
             } else if lost.look.is_some_and(|look| look <= now) {
@@ -97,7 +101,7 @@ impl LostPeers {
     }
 
     /// What the kernel knows of a peer that it has asked. Whether that makes a difference.
-    pub(crate) fn heard(&mut self, name: &str, reachability: Reachability) -> bool {
+    pub(crate) fn heard(&mut self, name: &str, reachability: Reachability, now: Instant) -> bool {
         let Some(lost) = self.peers.get_mut(name) else { return false };
         let silent = match reachability {
             Reachability::Unknown => return false,
@@ -106,7 +110,7 @@ impl LostPeers {
         };
         lost.look = None;
         if !silent {
-            lost.backoff.reset();
+            lost.since = now;
             lost.doubted = false;
         }
         std::mem::replace(&mut lost.silent, silent) != silent
@@ -116,7 +120,6 @@ impl LostPeers {
     pub(crate) fn without_link(&mut self, now: Instant) {
         for lost in self.peers.values_mut().filter(|lost| lost.look.is_some()) {
             (lost.ask, lost.look) = (now + ASK_WITHOUT_LINK, None);
-            lost.backoff.reset();
         }
     }
 
@@ -180,10 +183,10 @@ mod tests {
             let now = start + LOOK_AGAIN * n;
             assert_eq!(lost.next(), Some(now));
             assert_eq!(lost.due(now, &mut rng()), Due { ask: vec![], look: named(&["n2"]) });
-            assert!(!lost.heard("n2", Reachability::Unknown));
+            assert!(!lost.heard("n2", Reachability::Unknown, now));
         }
         assert!(lost.silent().is_empty());
-        assert!(lost.heard("n2", Reachability::Unreachable));
+        assert!(lost.heard("n2", Reachability::Unreachable, start));
         assert_eq!(lost.silent(), BTreeSet::from(["n2".to_owned()]));
         let next = lost.next().unwrap() - start;
         assert!(ASK_AGAIN / 2 <= next && next <= ASK_AGAIN, "{next:?}");
@@ -203,7 +206,7 @@ mod tests {
             assert_eq!(lost.due(now, &mut rng()).ask, named(&["n2"]));
             now += LOOK_AGAIN;
             assert_eq!(lost.due(now, &mut rng()).look, named(&["n2"]));
-            let is_change = lost.heard("n2", reachability);
+            let is_change = lost.heard("n2", reachability, now);
             now = lost.next().unwrap();
             is_change
         });
@@ -215,8 +218,8 @@ mod tests {
         let (mut lost, now) = (LostPeers::default(), Instant::now());
         lost.follow(&peers(&["n2", "n3"]), now);
         lost.due(now, &mut rng());
-        lost.heard("n2", Reachability::Unreachable);
-        lost.heard("n3", Reachability::Unreachable);
+        lost.heard("n2", Reachability::Unreachable, now);
+        lost.heard("n3", Reachability::Unreachable, now);
         lost.follow(&peers(&["n3"]), now);
         assert_eq!(lost.silent(), BTreeSet::from(["n3".to_owned()]));
         let mut moved = peers(&["n3"]);
@@ -225,7 +228,7 @@ mod tests {
         assert!(lost.silent().is_empty());
         assert_eq!(lost.due(now, &mut rng()).ask, [("n3".to_owned(), address("n9"))]);
         lost.follow(&BTreeMap::new(), now);
-        assert_eq!((lost.next(), lost.heard("n3", Reachability::Unreachable)), (None, false));
+        assert_eq!((lost.next(), lost.heard("n3", Reachability::Unreachable, now)), (None, false));
     }
 
     #[test]
@@ -233,13 +236,14 @@ mod tests {
         let (mut lost, mut now) = (LostPeers::default(), Instant::now());
         lost.follow(&peers(&["n2"]), now);
         let mut waits = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..40 {
             lost.due(now, &mut rng());
-            lost.heard("n2", Reachability::Unreachable);
+            lost.heard("n2", Reachability::Unreachable, now);
             waits.push(lost.next().unwrap() - now);
             now = lost.next().unwrap();
         }
-        assert!(waits[7] >= ASK_AGAIN_MAX / 2 && waits[7] <= ASK_AGAIN_MAX, "{waits:?}");
+        assert!(waits[3] <= ASK_AGAIN, "as often at first: {waits:?}");
+        assert!(waits[39] >= ASK_AGAIN_MAX / 2 && waits[39] <= ASK_AGAIN_MAX, "{waits:?}");
         lost.due(now, &mut rng());
         lost.without_link(now);
         assert_eq!(lost.next(), Some(now + ASK_WITHOUT_LINK));
@@ -253,7 +257,7 @@ mod tests {
         lost.follow(&all, now);
         lost.due(now, &mut rng());
         assert!(lost.doubts(&all).is_empty());
-        lost.heard("n2", Reachability::Unreachable);
+        lost.heard("n2", Reachability::Unreachable, now);
         assert!(lost.doubts(&all).is_empty());
         all.get_mut("n2").unwrap().left = vec![address("n7")];
         assert_eq!(lost.doubts(&all), [address("n7")]);
