@@ -103,15 +103,46 @@ pub(crate) async fn ask(run_dir: &Path, request: Request) -> io::Result<Option<A
     let (reader, mut writer) = UnixStream::from_std(stream)?.into_split();
     let mut line = serde_json::to_vec(&request).map_err(io::Error::other)?;
     line.push(b'\n');
-    writer.write_all(&line).await?;
     let mut text = String::new();
-    BufReader::new(reader.take(ANSWER_BYTES_MAX)).read_line(&mut text).await?;
+    let answered = async {
+        writer.write_all(&line).await?;
+        BufReader::new(reader.take(ANSWER_BYTES_MAX)).read_line(&mut text).await
+    };
+    match answered.await {
+        // The socket of an agent that was killed takes connections until the last process that it had just made, and
+        // that has it still, is another program.
+        Err(error) if is_gone(&error) => return Ok(None),
+        answered => answered?,
+    };
     if text.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the agent ended before it answered"));
     }
     serde_json::from_str(&text).map(Some).map_err(io::Error::other)
 }
 
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
 fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `netctl node down` just after the agent was killed failed with the kernel's "connection reset".
+    #[tokio::test]
+    async fn an_agent_that_ends_with_the_question_in_its_socket_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET_FILE)).unwrap();
+        let folder = dir.path().to_owned();
+        let asked = tokio::spawn(async move { ask(&folder, Request::Show).await });
+        listener.set_nonblocking(true).unwrap();
+        let listener = UnixListener::from_std(listener).unwrap();
+        let (asking, _) = listener.accept().await.unwrap();
+        drop((asking, listener));
+        assert!(asked.await.unwrap().unwrap().is_none());
+    }
 }
