@@ -50,13 +50,12 @@ fn out<'a, F: KeptMap>(ctx: &'a TcContext) -> i32
 where
     Maps<'a>: Tables<F>,
 {
-    let mut skb = Skb::new(ctx);
-    let bytes = F::linear_bytes(&skb);
-    skb.pull(bytes);
-    match fragment::egress::<F, _, _>(&mut skb, &mut Maps { ctx }) {
+    let (mut skb, maps) = (Skb::new(ctx), &mut Maps { ctx });
+    skb.pull_headers::<F>();
+    match fragment::egress::<F, _, _>(&mut skb, maps) {
         Sent::Next => NEXT,
         Sent::Drop => DROP,
-        Sent::Release(key) => release(ctx, &skb, key, 0, Counter::EgressReleased),
+        Sent::Release(key) => release(maps, &skb, key, 0, Counter::EgressReleased),
     }
 }
 
@@ -66,22 +65,19 @@ where
     Maps<'a>: Tables<F>,
 {
     let Some(config) = masquerade::config() else { return NEXT };
-    let mut skb = Skb::new(ctx);
-    let bytes = F::linear_bytes(&skb);
-    skb.pull(bytes);
-    match fragment::ingress::<F, _, _>(&mut skb, &mut Maps { ctx }, config) {
+    let (mut skb, maps) = (Skb::new(ctx), &mut Maps { ctx });
+    skb.pull_headers::<F>();
+    match fragment::ingress::<F, _, _>(&mut skb, maps, config) {
         Sent::Next => NEXT,
         Sent::Drop => DROP,
-        Sent::Release(key) => release(ctx, &skb, key, BPF_F_INGRESS as u64, Counter::IngressReleased),
+        Sent::Release(key) => release(maps, &skb, key, BPF_F_INGRESS as u64, Counter::IngressReleased),
     }
 }
 
 /// A family's fragments that came before their first.
-trait KeptMap: Family {
+pub(crate) trait KeptMap: Family {
     /// The fragment in its place.
     fn kept(key: &KeptKey<Self>) -> Option<&Kept>;
-    /// Forgets it.
-    fn remove(key: &KeptKey<Self>);
 }
 
 macro_rules! kept_in {
@@ -92,11 +88,6 @@ macro_rules! kept_in {
                 // SAFETY: one that is forgotten meanwhile may hold another's bytes by the time they are read: such a
                 // packet is judged by its own header as any other, or has a wrong checksum.
                 unsafe { $map.get(key) }
-            }
-
-            #[inline(always)]
-            fn remove(key: &KeptKey<Self>) {
-                let _ = $map.remove(key);
             }
         }
     };
@@ -138,17 +129,20 @@ fn copy(skb: &Skb, element: u32, now_ns: u64) -> Option<&'static Kept> {
 /// The kernel lets a program send no packet but clones of its own: so that one is written over and over, and at last
 /// with what it was.
 #[inline(always)]
-fn release<F: KeptMap>(
-    ctx: &TcContext,
+fn release<'a, F: KeptMap>(
+    maps: &mut Maps<'a>,
     skb: &Skb,
     mut key: KeptKey<F>,
     redirect: u64,
     counter: Counter,
-) -> i32 {
+) -> i32
+where
+    Maps<'a>: Tables<F>,
+{
     if F::kept(&key).is_none() {
         return NEXT;
     }
-    let now_ns = Maps { ctx }.now_ns();
+    let now_ns = maps.now_ns();
     // A first fragment that cannot be copied goes on alone.
     let Some(first) = copy(skb, FIRST, now_ns) else { return NEXT };
     for number in 0..KEPT_OF_DATAGRAM_MAX {
@@ -157,7 +151,7 @@ fn release<F: KeptMap>(
         if !is_too_old(now_ns, kept.came_ns) && write(skb, kept) && send(skb, redirect) {
             count(counter);
         }
-        F::remove(&key);
+        maps.remove_kept(&key);
     }
     if write(skb, first) { NEXT } else { DROP }
 }

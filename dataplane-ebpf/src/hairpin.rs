@@ -53,8 +53,7 @@ where
 {
     let Some(config) = crate::masquerade::config() else { return NEXT };
     let skb = &mut Skb::new(ctx);
-    let bytes = F::linear_bytes(skb);
-    skb.pull(bytes);
+    skb.pull_headers::<F>();
     match masquerade::hairpin::<F, _, _>(skb, &mut Maps { ctx }, config) {
         Hairpin::Host => NEXT,
         Hairpin::Drop(reason) => {

@@ -26,8 +26,7 @@ pub(crate) fn run<'a, F: Family>(
     translate: impl FnOnce(&mut Skb, &mut Maps<'a>, &Config) -> Verdict,
 ) -> i32 {
     // Without memory to pull, the headers count as cut short: dropped out, left to the host in.
-    let bytes = F::linear_bytes(skb);
-    skb.pull(bytes);
+    skb.pull_headers::<F>();
     match translate(skb, &mut Maps { ctx }, config) {
         Verdict::Next => NEXT,
         Verdict::Drop => DROP,

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use dataplane_common::{
     ethernet,
     ipv4::{self, Address},
-    masquerade::PacketMut,
+    masquerade::{Family, PacketMut},
     packet::Packet,
 };
 
@@ -68,6 +68,13 @@ impl Skb {
         }
         // SAFETY: the context is valid, and no pointer into the packet is held across the call.
         unsafe { bpf_skb_pull_data(self.skb, want as u32) == 0 }
+    }
+
+    /// Makes what the masquerade wants to see of the packet directly readable, if the kernel has memory for it.
+    #[inline(always)]
+    pub(crate) fn pull_headers<F: Family>(&mut self) {
+        let bytes = F::linear_bytes(self);
+        self.pull(bytes);
     }
 
     #[inline(always)]

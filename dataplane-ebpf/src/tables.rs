@@ -22,7 +22,7 @@ use dataplane_common::{
 };
 
 use crate::{
-    fragment,
+    fragment::{self, KeptMap as _},
     log::event,
     maps::{
         NAT_BLOCKS, NAT_FRAGMENTS, NAT_KEPT, NAT_MAPPINGS, NAT_PORTS, NAT_SESSIONS, NAT_SOURCES, NAT6_DIRECT,
@@ -180,8 +180,7 @@ macro_rules! alike {
 
         #[inline(always)]
         fn kept(&mut self, key: &KeptKey<$family>) -> Option<u64> {
-            // SAFETY: one integer, copied at once.
-            unsafe { $kept.get(key) }.map(|kept| kept.came_ns)
+            <$family>::kept(key).map(|kept| kept.came_ns)
         }
 
         #[inline(always)]

@@ -275,8 +275,7 @@ fn part(mut frame: Vec<u8>, [high, low]: [u8; 2], identification: u8) -> Vec<u8>
 #[test]
 fn fragments_that_came_before_their_first_are_sent_when_it_comes() {
     alone("exit-kept", |pins, bpf| {
-        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
-        assert!(up.expect("iproute2 is installed").success());
+        up("lo");
         let whole = |source| udp((source, home(5, 1)), (REMOTE, 7));
         for offset in [0x18, 0x20] {
             assert_eq!(run(bpf, UplinkEgress, &part(whole(POD), [0, offset], 9)).0, DROP);

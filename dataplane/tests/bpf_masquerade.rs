@@ -296,11 +296,6 @@ fn a_port_of_the_hosts_own_socket_is_not_taken() {
     });
 }
 
-fn up(ifname: &str) {
-    let status = std::process::Command::new("ip").args(["link", "set", ifname, "up"]).status().unwrap();
-    assert!(status.success());
-}
-
 /// The frame as a fragment.
 fn part(mut frame: Vec<u8>, offset: u8, more: bool) -> Vec<u8> {
     frame[20..22].copy_from_slice(&[if more { 0x20 } else { 0 }, offset]);

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use dataplane::{
-    ApplyError, Changes, Dataplane, Op, Pace, Reconciled, Swept, Trace, Traces, UplinkInfo,
+    ApplyError, Changes, Dataplane, Op, Pace, Reachability, Reconciled, Swept, Trace, Traces, UplinkInfo,
     announce::{Announcer, Conflict},
     plan, plan_teardown, repairs,
 };
@@ -297,19 +297,19 @@ impl Agent {
         };
         for ((name, address), reachability) in due.look.iter().zip(known) {
             if self.lost_peers.heard(name, reachability, Instant::now()) {
-                self.tell_of_lost(name, *address);
+                self.tell_of_lost(name, *address, reachability);
                 self.schedule.now();
             }
         }
         self.doubt_pods_of_the_dead();
     }
 
-    fn tell_of_lost(&mut self, name: &str, address: Ipv6Addr) {
-        let what = match self.lost_peers.silent().contains(name) {
-            true => {
+    fn tell_of_lost(&mut self, name: &str, address: Ipv6Addr, reachability: Reachability) {
+        let what = match reachability {
+            Reachability::Unreachable => {
                 format!("node {name} does not report and does not answer at {address}: no route leads to it")
             }
-            false => format!("node {name} answers at {address} again: its route is back"),
+            _ => format!("node {name} answers at {address} again: its route is back"),
         };
         self.events.happened(what, None);
     }

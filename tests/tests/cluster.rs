@@ -444,7 +444,9 @@ fn killed_at_work(testbed: &Testbed) -> Result<()> {
             kill_and_start(&agent, delay_ms)?;
             let pods = testbed.wait_running("work", PODS as usize, SOON)?;
             all_greet(&client, &pods, SOON)?;
-            wait_for(SOON, "nothing is planned", || plan(testbed, "n1"))?;
+            wait_for(SOON, "nothing is planned", || {
+                testbed.plans_nothing_on("n1").map_err(|e| format!("{e:#}"))
+            })?;
             testbed.netctl(&["rm", "work"])?.success()?;
             kill_and_start(&agent, delay_ms)?;
             wait_for(SOON, "nothing of the pods is left", || nothing_left(testbed, &pods))?;
@@ -461,10 +463,6 @@ fn kill_and_start(agent: &Agent, delay_ms: u64) -> Result<()> {
     // As a service manager does: a process that the agent was just making may hold its lock until its exec.
     wait_for(SOON, "the agent starts", || agent.start_until_ready().map_err(|e| format!("{e:#}")))?;
     Ok(())
-}
-
-fn plan(testbed: &Testbed, node: &str) -> Result<(), String> {
-    testbed.plans_nothing_on(node).map_err(|e| format!("{e:#}"))
 }
 
 /// No pod is listed, and no namespace, interface or process of one is on n1.

@@ -6,6 +6,7 @@ use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    process::Command,
     thread,
 };
 
@@ -108,6 +109,12 @@ pub(crate) fn alone(test: &str, body: impl FnOnce(&Pins) + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// Sets an interface up.
+pub(crate) fn up(ifname: &str) {
+    let status = Command::new("ip").args(["link", "set", ifname, "up"]).status();
+    assert!(status.expect("iproute2 is installed").success());
 }
 
 /// A masquerade of 10.254.0.0/20 to the node's address, with what is usual.
