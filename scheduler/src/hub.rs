@@ -6,13 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use scheduler_core::{
-    change::{Key, Revision, Value},
-    cluster::Cluster,
-    drain::Drains,
-    event::Event,
-    lease::Leases,
-    node::NodePhase,
-    state::State,
+    change::Revision, cluster::Cluster, drain::Drains, event::Event, lease::Leases, state::State,
     transition::Origin,
 };
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
@@ -118,26 +112,12 @@ impl Hub {
     /// Shows a revision that is durable: leases and drains first, so that nobody who sees it is ahead of them.
     pub(crate) fn publish(&self, revision: Arc<Revision>) {
         let now = self.clock.now();
-        self.follow_leases(&revision);
+        self.leases().committed(&revision, now);
         self.drains().committed(&revision, now);
         self.state.send_modify(|state| Arc::make_mut(state).advance(&revision));
         self.drains_changed.notify_one();
         // Without readers there is nobody to tell.
         let _ = self.revisions.send(revision);
-    }
-
-    /// A node that is ready has a lease; one that is lost or deleted has none.
-    fn follow_leases(&self, revision: &Revision) {
-        let mut leases = self.leases();
-        for change in &revision.changes {
-            let Key::Node(name) = &change.key else { continue };
-            match &change.new {
-                Some(Value::Node(node)) if node.phase == NodePhase::Ready => {
-                    leases.renew(name, self.clock.now());
-                }
-                _ => leases.forget(name),
-            }
-        }
     }
 
     /// Ends streams: the server stops.

@@ -10,7 +10,7 @@ use hextet_api::v1::{
     enrollment_server::EnrollmentServer,
 };
 use ipnetwork::Ipv4Network;
-use scheduler_core::{lease::Leases, node::NodePhase, state::State, token::Role};
+use scheduler_core::{lease::Leases, state::State, token::Role};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Semaphore, mpsc, oneshot},
@@ -36,8 +36,6 @@ use crate::{
 
 /// How long the token is good that a server without nodes prints.
 const FIRST_TOKEN_VALID: Duration = Duration::from_secs(24 * 3600);
-/// How many leases a node has time to come back after the server has started.
-const LEASES_AT_START: u32 = 3;
 /// Streams end by themselves when the server stops; those that do not are cut after this.
 const STOP_MAX: Duration = Duration::from_secs(3);
 /// How long a connection may take to prove who it is.
@@ -98,7 +96,7 @@ pub async fn run(
 
     let (requests, queue) = mpsc::channel(writer::QUEUE_MAX);
     let cluster = state.cluster().context("the store has no cluster")?.clone();
-    let leases = leases(&state, config.lease, clock);
+    let leases = Leases::resume(&state, config.lease, clock.now());
     let parts = Parts { clock, store, pki, cluster, servers, state: state.clone(), leases, writer: requests };
     let hub = Arc::new(Hub::new(parts));
     let (writer, mut writer_ended) = start_writer(&hub, state, queue)?;
@@ -143,16 +141,6 @@ fn check(config: &ServerConfig) -> anyhow::Result<()> {
         ensure!(good, "--advertise {address}: write host:port, such as 192.0.2.1:4679 or [2001:db8::1]:4679");
     }
     Ok(())
-}
-
-/// Every node that was there has time to come back.
-fn leases(state: &State, lease: Duration, clock: Clock) -> Leases {
-    let now = clock.now();
-    let mut leases = Leases::new(lease, now);
-    for node in state.nodes().values().filter(|node| node.phase == NodePhase::Ready) {
-        leases.extend(&node.name, now + lease * LEASES_AT_START);
-    }
-    leases
 }
 
 type Listeners = (Vec<(TcpListener, SocketAddr)>, UnixListener);

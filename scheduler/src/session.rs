@@ -11,10 +11,9 @@ use std::{
 
 use hextet_api::v1::{self, node_command::Command, node_report::Report};
 use scheduler_core::{
-    assignment::{self, Diff, View},
-    event::{Conflict, Event, PodReport},
+    event::Event,
     node::NodePhase,
-    pod::PodId,
+    session::{Inbox as Waiting, InboxFull, Telling, Told as Known},
     transition::Origin,
 };
 use tokio::{
@@ -30,8 +29,6 @@ use crate::{convert, hub::Hub, service, writer::WriteError};
 const HELLO_MAX: Duration = Duration::from_secs(10);
 /// How long a node may take to read what it is told.
 const SEND_MAX: Duration = Duration::from_secs(30);
-/// Reports of different pods that wait for the disk.
-const REPORTS_MAX: usize = 10_000;
 /// Commands that wait for their node.
 const COMMANDS_MAX: usize = 64;
 /// After the store took nothing.
@@ -151,19 +148,11 @@ fn origin(node: &str) -> Origin {
     Origin { changer: format!("node:{node}"), message: String::new() }
 }
 
-/// What a node has reported and is not written down yet: the newest word on each pod and on its address.
+/// What a node has reported and is not written down yet.
 #[derive(Default)]
 struct Inbox {
     waiting: Mutex<Waiting>,
     came: Notify,
-}
-
-#[derive(Clone, Default)]
-struct Waiting {
-    reports: BTreeMap<PodId, PodReport>,
-    conflicts: BTreeMap<PodId, Conflict>,
-    /// It has reported although it counts as lost.
-    returned: bool,
 }
 
 impl Inbox {
@@ -171,43 +160,10 @@ impl Inbox {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, report: PodReport) -> Result<(), Status> {
-        let mut waiting = self.lock();
-        if waiting.reports.len() >= REPORTS_MAX {
-            return Err(Status::resource_exhausted("more pods are reported than a node can have"));
-        }
-        waiting.reports.insert(report.id.clone(), report);
+    fn put(&self, put: impl FnOnce(&mut Waiting) -> Result<(), InboxFull>) -> Result<(), Status> {
+        put(&mut self.lock()).map_err(|full| Status::resource_exhausted(full.to_string()))?;
         self.came.notify_one();
         Ok(())
-    }
-
-    fn put_conflict(&self, conflict: Conflict) -> Result<(), Status> {
-        let mut waiting = self.lock();
-        if waiting.conflicts.len() >= REPORTS_MAX {
-            return Err(Status::resource_exhausted("more pods are reported than a node can have"));
-        }
-        waiting.conflicts.insert(conflict.pod.clone(), conflict);
-        self.came.notify_one();
-        Ok(())
-    }
-
-    /// Reports that came in the meantime are newer.
-    fn put_back(&self, taken: Waiting) {
-        let mut waiting = self.lock();
-        for (id, report) in taken.reports {
-            waiting.reports.entry(id).or_insert(report);
-        }
-        for (id, conflict) in taken.conflicts {
-            waiting.conflicts.entry(id).or_insert(conflict);
-        }
-        waiting.returned = true;
-        self.came.notify_one();
-    }
-
-    fn take(&self) -> Option<Waiting> {
-        let waiting = std::mem::take(&mut *self.lock());
-        let any = waiting.returned || !waiting.reports.is_empty() || !waiting.conflicts.is_empty();
-        any.then_some(waiting)
     }
 }
 
@@ -235,7 +191,7 @@ async fn read_reports(
 /// The stream's end, without an error, tells the node that its leaving is durable.
 async fn leave(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     // Reports that wait would bring the node back.
-    inbox.take();
+    inbox.lock().take();
     match hub.write(origin(node), Event::NodeLeaving(node.to_owned())).await {
         Ok(_) => Status::ok("the node was taken down"),
         Err(error) => service::status(error),
@@ -247,11 +203,13 @@ fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> 
     match report.report {
         Some(Report::Pods(pods)) => {
             for pod in pods.pods {
-                inbox.put(convert::pod_report(pod).map_err(service::malformed)?)?;
+                let report = convert::pod_report(pod).map_err(service::malformed)?;
+                inbox.put(|waiting| waiting.report(report))?;
             }
         }
         Some(Report::Conflict(conflict)) => {
-            inbox.put_conflict(convert::conflict(conflict).map_err(service::malformed)?)?;
+            let conflict = convert::conflict(conflict).map_err(service::malformed)?;
+            inbox.put(|waiting| waiting.conflict(conflict))?;
         }
         Some(Report::Heartbeat(_)) => {}
         Some(Report::Hello(_) | Report::Leaving(_)) | None => {
@@ -259,7 +217,7 @@ fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> 
         }
     }
     if hub.state().nodes().get(node).is_some_and(|node| node.phase == NodePhase::Lost) {
-        inbox.lock().returned = true;
+        inbox.lock().returned();
         inbox.came.notify_one();
     }
     Ok(())
@@ -268,39 +226,35 @@ fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> 
 async fn write_down(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     loop {
         inbox.came.notified().await;
-        let Some(waiting) = inbox.take() else { continue };
+        let Some(waiting) = inbox.lock().take() else { continue };
         match write_all(hub, node, waiting.clone()).await {
             Ok(()) => {}
             Err(WriteError::Refused(refusal)) => return service::status(WriteError::Refused(refusal)),
             Err(error) => {
                 debug!(%node, %error, "reports wait for the store");
-                inbox.put_back(waiting);
+                inbox.lock().put_back(waiting);
+                inbox.came.notify_one();
                 time::sleep(RETRY).await;
             }
         }
     }
 }
 
-/// What is written twice, after a failure half-way, changes nothing the second time.
 async fn write_all(hub: &Hub, node: &str, waiting: Waiting) -> Result<(), WriteError> {
-    // Without reports this says that the node has returned.
-    let reports = waiting.reports.into_values().collect();
-    hub.write(origin(node), Event::PodReports(node.to_owned(), reports)).await?;
-    for conflict in waiting.conflicts.into_values() {
-        hub.write(origin(node), Event::AddressConflict(node.to_owned(), conflict)).await?;
+    for event in waiting.events(node) {
+        hub.write(origin(node), event).await?;
     }
     Ok(())
 }
 
 async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out: &Out) -> Status {
     let mut revisions = hub.revisions();
-    let mut told = Told { hub, node, view: View::default(), revision: 0, out };
+    let mut told = Told { hub, known: Known::new(node), out };
     let mut result = told.all().await;
     while result.is_ok() {
         result = tokio::select! {
             revision = revisions.recv() => match revision {
-                Ok(revision) if revision.revision <= told.revision => Ok(()),
-                Ok(revision) if !assignment::concerns(&revision, node) => Ok(()),
+                Ok(revision) if !told.known.is_news(&revision) => Ok(()),
                 Ok(_) | Err(RecvError::Lagged(_)) => told.what_changed().await,
                 Err(RecvError::Closed) => Err(Status::unavailable("the server is stopping")),
             },
@@ -313,39 +267,28 @@ async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out
 /// What the node knows.
 struct Told<'a> {
     hub: &'a Hub,
-    node: &'a str,
-    view: View,
-    revision: u64,
+    known: Known,
     out: &'a Out,
 }
 
+/// Each lets go of the state before anything is sent: a snapshot that is held costs the writer a copy.
 impl Told<'_> {
     async fn all(&mut self) -> Result<(), Status> {
-        let (view, revision) = self.newest();
-        let diff = assignment::full(&view);
-        self.tell(diff, view, revision, true).await
+        let telling = self.known.all(&self.hub.state());
+        self.tell(telling).await
     }
 
     async fn what_changed(&mut self) -> Result<(), Status> {
-        let (view, revision) = self.newest();
-        let diff = assignment::diff(&self.view, &view);
-        if diff.is_empty() {
-            self.revision = revision;
-            return Ok(());
+        let telling = self.known.what_changed(&self.hub.state());
+        match telling {
+            Some(telling) => self.tell(telling).await,
+            None => Ok(()),
         }
-        self.tell(diff, view, revision, false).await
     }
 
-    /// Lets go of the state before anything is sent: a snapshot that is held costs the writer a copy.
-    fn newest(&self) -> (View, u64) {
-        let state = self.hub.state();
-        (assignment::view(&state, self.node), state.revision())
-    }
-
-    async fn tell(&mut self, diff: Diff, view: View, revision: u64, full: bool) -> Result<(), Status> {
+    async fn tell(&self, Telling { diff, revision, full }: Telling) -> Result<(), Status> {
         let lease_ms = u32::try_from(self.hub.leases().length().as_millis()).unwrap_or(u32::MAX);
         let assignment = convert::assignment(diff, revision, self.hub.store.epoch(), full, lease_ms);
-        (self.view, self.revision) = (view, revision);
         self.send(Command::Assignment(assignment)).await
     }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use scheduler_core::{event::Event, node::NodePhase};
+use scheduler_core::event::Event;
 use tokio::{task::JoinHandle, time};
 use tracing::warn;
 
@@ -20,27 +20,14 @@ pub(crate) async fn end_leases(hub: Arc<Hub>) {
     let mut telling: Option<JoinHandle<()>> = None;
     loop {
         ticks.tick().await;
-        let ended = ended(&hub);
+        let state = hub.state();
+        let ended = hub.leases().lost(&state, hub.clock.now());
+        drop(state);
         let busy = telling.as_ref().is_some_and(|task| !task.is_finished());
         if !ended.is_empty() && !busy {
             telling = Some(tokio::spawn(tell(hub.clone(), Event::LeaseEnded(ended))));
         }
     }
-}
-
-/// Nodes whose lease has ended. One that is lost or deleted may have reported once more: its lease means
-/// nothing until it is ready again.
-fn ended(hub: &Hub) -> Vec<String> {
-    let mut ended = hub.leases().ended(hub.clock.now());
-    if ended.is_empty() {
-        return ended;
-    }
-    let state = hub.state();
-    let ready = |name: &String| state.nodes().get(name).is_some_and(|node| node.phase == NodePhase::Ready);
-    let mut leases = hub.leases();
-    ended.iter().filter(|name| !ready(name)).for_each(|name| leases.forget(name));
-    ended.retain(ready);
-    ended
 }
 
 /// Tells the writer which pods every load balancer knows to terminate.

@@ -12,10 +12,11 @@ use std::{
 
 use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
+    batch::{self, CommitError, Outcome, Surroundings},
     change::Revision,
     event::{Event, Refusal},
     state::State,
-    transition::{Context, Origin, handle},
+    transition::{Context, Origin},
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
@@ -26,8 +27,6 @@ use crate::{hub::Hub, store::StoreError};
 pub(crate) const QUEUE_MAX: usize = 1024;
 /// Events that share one sync of the disk.
 const BATCH_MAX: usize = 64;
-/// How often addresses are drawn again because others had them before. One in 2^40 is a collision.
-const DRAWS_MAX: usize = 8;
 /// How long a failed store is left alone.
 const RECOVER_INTERVAL: Duration = Duration::from_secs(1);
 /// Revisions read at a time while catching up.
@@ -90,7 +89,11 @@ struct Writer {
     failed: Option<(Arc<StoreError>, Instant)>,
 }
 
-type Outcome = Result<Option<Revision>, Refusal>;
+impl CommitError for StoreError {
+    fn is_address_used(&self) -> bool {
+        matches!(self, StoreError::AddressUsed(_))
+    }
+}
 
 impl Writer {
     fn run(&mut self, mut queue: mpsc::Receiver<Command>) {
@@ -113,61 +116,25 @@ impl Writer {
 
     fn write(&mut self, batch: Vec<Request>) {
         self.recover();
-        let mut draws = 0;
-        let error = loop {
-            let outcomes: Vec<Outcome> = batch.iter().map(|request| self.handle(request)).collect();
-            let Err(error) = self.commit(&outcomes) else { return self.tell(batch, outcomes) };
-            self.take_back(outcomes);
-            draws += 1;
-            // Drawing again gives other addresses.
-            if !matches!(*error, StoreError::AddressUsed(_)) || draws == DRAWS_MAX {
-                break error;
+        match self.bring_about(&batch) {
+            Ok(outcomes) => self.tell(batch, outcomes),
+            Err(error) => {
+                for request in batch {
+                    // A caller that has gone needs no answer.
+                    let _ = request.reply.send(Err(WriteError::Store(error.clone())));
+                }
             }
-        };
-        for request in batch {
-            // A caller that has gone needs no answer.
-            let _ = request.reply.send(Err(WriteError::Store(error.clone())));
         }
     }
 
-    fn handle(&mut self, request: &Request) -> Outcome {
-        let event = self.still_so(&request.event);
-        let drains = self.hub.drains();
-        let is_watched = |pod: &_| drains.is_watched(pod);
-        let wall = self.hub.clock.wall();
-        let mut context = Context { wall, rng: &mut self.rng, is_watched: &is_watched };
-        handle(&mut self.state, &event, &request.origin, &mut context)
-    }
-
-    /// A node that has reported while its end waited in the queue is not lost.
-    fn still_so(&self, event: &Event) -> Event {
-        let Event::LeaseEnded(nodes) = event else { return event.clone() };
-        let (leases, now) = (self.hub.leases(), self.hub.clock.now());
-        Event::LeaseEnded(nodes.iter().filter(|node| !leases.runs(node, now)).cloned().collect())
-    }
-
-    fn commit(&mut self, outcomes: &[Outcome]) -> Result<(), Arc<StoreError>> {
-        let revisions: Vec<Revision> = outcomes.iter().flatten().flatten().cloned().collect();
-        if revisions.is_empty() {
-            return Ok(());
-        }
-        if let Some((error, _)) = &self.failed {
-            return Err(error.clone());
-        }
-        self.hub.store.commit(&revisions).map_err(|error| {
-            let error = Arc::new(error);
-            if !matches!(*error, StoreError::AddressUsed(_)) {
-                error!(error = %chain(&error), "a commit failed");
-                self.failed = Some((error.clone(), Instant::now()));
-            }
-            error
-        })
-    }
-
-    fn take_back(&mut self, outcomes: Vec<Outcome>) {
-        for revision in outcomes.into_iter().flatten().flatten().rev() {
-            self.state.undo(&revision);
-        }
+    fn bring_about(&mut self, batch: &[Request]) -> Result<Vec<Outcome>, Arc<StoreError>> {
+        let Writer { hub, state, rng, failed } = self;
+        let events: Vec<_> = batch.iter().map(|request| (&request.event, &request.origin)).collect();
+        let is_watched = |pod: &_| hub.drains().is_watched(pod);
+        let lease_runs = |node: &str| hub.leases().runs(node, hub.clock.now());
+        let context = Context { wall: hub.clock.wall(), rng, is_watched: &is_watched };
+        let mut surroundings = Surroundings { context, lease_runs: &lease_runs };
+        batch::write(state, &events, &mut surroundings, |revisions| commit(hub, failed, revisions))
     }
 
     fn tell(&self, batch: Vec<Request>, outcomes: Vec<Outcome>) {
@@ -213,6 +180,24 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+fn commit(
+    hub: &Hub,
+    failed: &mut Option<(Arc<StoreError>, Instant)>,
+    revisions: &[Revision],
+) -> Result<(), Arc<StoreError>> {
+    if let Some((error, _)) = failed {
+        return Err(error.clone());
+    }
+    hub.store.commit(revisions).map_err(|error| {
+        let error = Arc::new(error);
+        if !error.is_address_used() {
+            error!(error = %chain(&error), "a commit failed");
+            *failed = Some((error.clone(), Instant::now()));
+        }
+        error
+    })
 }
 
 /// What an operator did or would notice, and apart from it what pods do all day.

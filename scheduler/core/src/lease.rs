@@ -5,7 +5,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::time::Moment;
+use crate::{
+    change::{Key, Revision, Value},
+    node::NodePhase,
+    state::State,
+    time::Moment,
+};
+
+/// How many leases a node has time to come back after the server has started.
+const LEASES_AT_START: u32 = 3;
 
 /// Leases of nodes by name.
 #[derive(Clone, Debug)]
@@ -20,6 +28,27 @@ impl Leases {
     #[must_use]
     pub fn new(lease: Duration, now: Moment) -> Leases {
         Leases { lease, ends: BTreeMap::new(), looked: now }
+    }
+
+    /// A server starts: every node that was there has time to come back.
+    #[must_use]
+    pub fn resume(state: &State, lease: Duration, now: Moment) -> Leases {
+        let mut leases = Leases::new(lease, now);
+        for node in state.nodes().values().filter(|node| node.phase == NodePhase::Ready) {
+            leases.extend(&node.name, now + lease * LEASES_AT_START);
+        }
+        leases
+    }
+
+    /// A node that is ready has a lease; one that is lost or deleted has none.
+    pub fn committed(&mut self, revision: &Revision, now: Moment) {
+        for change in &revision.changes {
+            let Key::Node(name) = &change.key else { continue };
+            match &change.new {
+                Some(Value::Node(node)) if node.phase == NodePhase::Ready => self.renew(name, now),
+                _ => self.forget(name),
+            }
+        }
     }
 
     /// How long a lease is.
@@ -50,6 +79,16 @@ impl Leases {
     #[must_use]
     pub fn runs(&self, node: &str, now: Moment) -> bool {
         self.ends.get(node).is_some_and(|end| now < *end)
+    }
+
+    /// Nodes of this state that are to be lost: their lease has ended. One that is lost or deleted may have
+    /// reported once more: its lease means nothing until it is ready again. As often as [`Leases::ended`].
+    pub fn lost(&mut self, state: &State, now: Moment) -> Vec<String> {
+        let is_ready =
+            |name: &String| state.nodes().get(name).is_some_and(|node| node.phase == NodePhase::Ready);
+        let (lost, stale) = self.ended(now).into_iter().partition::<Vec<_>, _>(is_ready);
+        stale.iter().for_each(|name| self.forget(name));
+        lost
     }
 
     /// Nodes whose lease has ended and is not yet forgotten. It must be called at least twice in a lease's

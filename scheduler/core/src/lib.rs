@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assignment;
+pub mod batch;
 pub mod change;
 pub mod cluster;
 mod draft;
@@ -20,7 +21,9 @@ pub mod node;
 pub mod placement;
 pub mod pod;
 pub mod quantity;
+pub mod session;
 pub mod state;
 pub mod time;
 pub mod token;
 pub mod transition;
+pub mod watch;

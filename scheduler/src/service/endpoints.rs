@@ -12,8 +12,9 @@ use hextet_api::v1::{
 use scheduler_core::{
     change::Revision,
     drain::SubscriberId,
-    endpoint::{self, EndpointDiff, Selection, Selector},
+    endpoint::Selector,
     token::Role,
+    watch::{self, Begin, Resume},
 };
 use tokio::{
     sync::{
@@ -38,10 +39,6 @@ const SEND_MAX: Duration = Duration::from_secs(30);
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(5);
 /// Endpoints in one message of a snapshot.
 const CHUNK_LEN: usize = 1000;
-/// A change of more endpoints than this is sent as a snapshot, in chunks.
-const EVENT_LEN_MAX: usize = 10_000;
-/// A reader that has been away for more revisions than this gets a snapshot.
-const REPLAY_MAX: u64 = 10_000;
 /// Revisions read from the store at a time.
 const REPLAY_CHUNK: usize = 256;
 /// Messages between the task and the connection.
@@ -103,7 +100,7 @@ async fn serve(hub: &Arc<Hub>, caller: &Identity, mut answers: Streaming<WatchRe
     let name = format!("{} ({})", caller.changer(), subscribe.client.chars().take(64).collect::<String>());
     info!(%name, %selector, "load balancer subscribed");
     let subscriber = Subscriber::new(hub, &selector);
-    let reader = Reader { hub, selector: &selector, known: Selection::new(), revision: 0, out };
+    let reader = Reader { hub, known: watch::Reader::new(selector.clone()), out };
     let status = tokio::select! {
         status = reader.follow(&subscribe) => status,
         status = read_answers(&subscriber, &name, answers) => status,
@@ -186,15 +183,14 @@ async fn read_answers(
     }
 }
 
-/// What one reader knows.
+/// One reader and its connection.
 struct Reader<'a> {
     hub: &'a Hub,
-    selector: &'a Selector,
-    known: Selection,
-    revision: u64,
+    known: watch::Reader,
     out: &'a Out,
 }
 
+/// Each lets go of the state before anything is sent: a snapshot that is held costs the writer a copy.
 impl Reader<'_> {
     async fn follow(mut self, subscribe: &v1::Subscribe) -> Status {
         let mut revisions = self.hub.revisions();
@@ -207,63 +203,40 @@ impl Reader<'_> {
 
     /// Sends what was missed, or everything.
     async fn begin(&mut self, subscribe: &v1::Subscribe) -> Result<(), Status> {
-        if subscribe.epoch.is_empty() {
-            return self.snapshot().await;
-        }
-        let (oldest, from, to) = (self.oldest()?, subscribe.from_revision, self.hub.state().revision());
         let same_store = subscribe.epoch == self.hub.store.epoch();
-        if !same_store || from > to || from.saturating_add(1) < oldest {
-            let epoch = self.hub.store.epoch().to_owned();
-            self.send(Message::Compacted(v1::Compacted { epoch, oldest_revision: oldest })).await?;
-            return self.snapshot().await;
+        let resume = Resume { same_store, from: subscribe.from_revision };
+        let resume = Some(resume).filter(|_| !subscribe.epoch.is_empty());
+        let (oldest, newest) = (self.oldest()?, self.hub.state().revision());
+        match watch::begin(resume, oldest, newest) {
+            Begin::Snapshot => self.snapshot().await,
+            Begin::Compacted => {
+                let epoch = self.hub.store.epoch().to_owned();
+                self.send(Message::Compacted(v1::Compacted { epoch, oldest_revision: oldest })).await?;
+                self.snapshot().await
+            }
+            Begin::Replay(from) => {
+                self.replay(from).await?;
+                self.tell(self.known.bookmark()).await
+            }
         }
-        if to - from > REPLAY_MAX {
-            return self.snapshot().await;
-        }
-        self.replay(from).await?;
-        self.bookmark().await
     }
 
-    /// Takes over the newest state, and lets go of it before anything is sent: a snapshot that is held
-    /// costs the writer a copy.
-    fn take_newest(&mut self) {
-        let state = self.hub.state();
-        self.known = endpoint::select(&state, self.selector);
-        self.revision = state.revision();
-    }
-
-    /// Everything that is selected, in chunks.
     async fn snapshot(&mut self) -> Result<(), Status> {
-        self.take_newest();
-        let endpoints: Vec<_> = self.known.values().map(convert::endpoint).collect();
-        let mut chunks: Vec<&[v1::Endpoint]> = endpoints.chunks(CHUNK_LEN).collect();
-        if chunks.is_empty() {
-            chunks.push(&[]);
-        }
-        let last = chunks.len() - 1;
-        for (number, chunk) in chunks.into_iter().enumerate() {
-            let (epoch, revision) = (self.hub.store.epoch().to_owned(), self.revision);
-            let endpoints = chunk.to_vec();
-            let snapshot = v1::Snapshot { epoch, revision, endpoints, last: number == last };
-            self.send(Message::Snapshot(snapshot)).await?;
-        }
-        Ok(())
+        let snapshot = self.known.snapshot(&self.hub.state());
+        self.tell(snapshot).await
     }
 
     /// The events after `from` up to the newest, as they were.
     async fn replay(&mut self, from: u64) -> Result<(), Status> {
-        self.take_newest();
+        self.known.skip_to(&self.hub.state());
         let mut at = from;
-        while at < self.revision {
+        while at < self.known.revision() {
             let entries = self.read_log(at).await?;
             let Some(last) = entries.last().map(|entry| entry.revision) else {
                 return Err(Status::data_loss("the log has a gap: subscribe anew"));
             };
-            for entry in entries.iter().filter(|entry| entry.revision <= self.revision) {
-                let diff = endpoint::changed_by(entry, self.selector);
-                if !diff.is_empty() {
-                    self.send(event(entry.revision, &diff)).await?;
-                }
+            for message in entries.iter().filter_map(|entry| self.known.replay(entry)) {
+                self.tell(message).await?;
             }
             at = last;
         }
@@ -287,41 +260,54 @@ impl Reader<'_> {
         loop {
             // Only the waiting is cut short: a change that is taken over is sent, however slow the reader.
             let Ok(received) = time::timeout_at(bookmark_due, revisions.recv()).await else {
-                return self.bookmark().await;
+                return self.tell(self.known.bookmark()).await;
             };
-            match received {
-                Ok(revision) if revision.revision <= self.revision => {}
-                Ok(revision) => {
-                    self.revision = revision.revision;
-                    let diff = endpoint::changed_by(&revision, self.selector);
-                    if !diff.is_empty() {
-                        return self.change(diff).await;
-                    }
-                }
-                Err(RecvError::Lagged(_)) => {
-                    let before = std::mem::take(&mut self.known);
-                    self.take_newest();
-                    let diff = endpoint::diff(&before, &self.known);
-                    if !diff.is_empty() {
-                        return self.change(diff).await;
-                    }
-                }
+            let message = match received {
+                Ok(revision) => self.known.committed(&revision, || self.hub.state()),
+                Err(RecvError::Lagged(_)) => self.known.lagged(&self.hub.state()),
                 Err(RecvError::Closed) => return Err(Status::unavailable("the server is stopping")),
+            };
+            if let Some(message) = message {
+                return self.tell(message).await;
             }
         }
     }
 
-    async fn change(&mut self, diff: EndpointDiff) -> Result<(), Status> {
-        if diff.len() > EVENT_LEN_MAX {
-            return self.snapshot().await;
+    async fn tell(&self, message: watch::Message) -> Result<(), Status> {
+        let epoch = self.hub.store.epoch().to_owned();
+        match message {
+            watch::Message::Snapshot { revision, endpoints } => {
+                let endpoints: Vec<_> = endpoints.iter().map(convert::endpoint).collect();
+                self.send_chunks(&epoch, revision, &endpoints).await
+            }
+            watch::Message::Event { revision, diff } => {
+                let upserts = diff.upserts.iter().map(convert::endpoint).collect();
+                let removals = diff.removals.iter().map(ToString::to_string).collect();
+                self.send(Message::Event(v1::Event { revision, upserts, removals })).await
+            }
+            watch::Message::Bookmark { revision } => {
+                self.send(Message::Bookmark(v1::Bookmark { epoch, revision })).await
+            }
         }
-        diff.apply(&mut self.known);
-        self.send(event(self.revision, &diff)).await
     }
 
-    async fn bookmark(&self) -> Result<(), Status> {
-        let epoch = self.hub.store.epoch().to_owned();
-        self.send(Message::Bookmark(v1::Bookmark { epoch, revision: self.revision })).await
+    async fn send_chunks(
+        &self,
+        epoch: &str,
+        revision: u64,
+        endpoints: &[v1::Endpoint],
+    ) -> Result<(), Status> {
+        let mut chunks: Vec<&[v1::Endpoint]> = endpoints.chunks(CHUNK_LEN).collect();
+        if chunks.is_empty() {
+            chunks.push(&[]);
+        }
+        let last = chunks.len() - 1;
+        for (number, chunk) in chunks.into_iter().enumerate() {
+            let (epoch, endpoints) = (epoch.to_owned(), chunk.to_vec());
+            let snapshot = v1::Snapshot { epoch, revision, endpoints, last: number == last };
+            self.send(Message::Snapshot(snapshot)).await?;
+        }
+        Ok(())
     }
 
     async fn send(&self, message: Message) -> Result<(), Status> {
@@ -332,14 +318,6 @@ impl Reader<'_> {
             Err(_) => Err(Status::deadline_exceeded("the reader does not read")),
         }
     }
-}
-
-fn event(revision: u64, diff: &EndpointDiff) -> Message {
-    Message::Event(v1::Event {
-        revision,
-        upserts: diff.upserts.iter().map(convert::endpoint).collect(),
-        removals: diff.removals.iter().map(ToString::to_string).collect(),
-    })
 }
 
 #[cfg(test)]

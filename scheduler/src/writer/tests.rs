@@ -17,6 +17,7 @@ use scheduler_core::{
     quantity::{Cpu, Memory, Resources},
     time::WallTime,
     token::{Role, Token},
+    transition::handle,
 };
 
 use super::*;

@@ -71,8 +71,7 @@ fn reader(hub: &Arc<Hub>) -> (task::JoinHandle<Status>, mpsc::Receiver<Result<Wa
     let selector: Selector = "a".parse().unwrap();
     let hub = hub.clone();
     let reader = tokio::spawn(async move {
-        let reader =
-            Reader { hub: &hub, selector: &selector, known: Selection::new(), revision: 0, out: &out };
+        let reader = Reader { hub: &hub, known: watch::Reader::new(selector), out: &out };
         reader.follow(&v1::Subscribe::default()).await
     });
     (reader, messages)
