@@ -1,13 +1,15 @@
 //! Where revisions are made durable.
 //!
-//! A store holds every revision ever committed (the log) and what they add up to (the current values). It
-//! knows nothing of what the values mean, but for one thing: an address that was given to a pod is never
-//! given again, and only the store remembers all of them.
+//! A store holds the newest revisions (the log, from the first one until it is compacted) and what all of them
+//! add up to (the current values). It knows nothing of what the values mean, but for one thing: an address that
+//! was given to a pod is never given again, and only the store remembers all of them, also after a compaction.
 
 use std::{io, net::Ipv6Addr, path::PathBuf};
 
 use scheduler_core::change::{Key, Revision, Value};
+use serde::{Deserialize, Serialize};
 
+mod codec;
 mod redb;
 
 pub use redb::RedbStore;
@@ -37,11 +39,31 @@ pub trait Store: Send + Sync + 'static {
     /// They cannot be read.
     fn log_after(&self, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError>;
 
-    /// The oldest revision that is in the log.
+    /// The oldest revision that is in the log; one more than the last when there is none.
     ///
     /// # Errors
     /// It cannot be read.
     fn oldest(&self) -> Result<u64, StoreError>;
+
+    /// What the log takes, in bytes as they are stored.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn log_bytes(&self) -> Result<u64, StoreError>;
+
+    /// Removes at most `max` revisions from the log, the oldest first and none from `before` on. The current
+    /// values and the addresses stay.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    fn compact(&self, before: u64, max: usize) -> Result<(), StoreError>;
+
+    /// Gives everything that it holds as of one revision, while commits go on: the revision first, then the
+    /// values, the addresses, and the log in order.
+    ///
+    /// # Errors
+    /// It cannot be read, or `each` has failed.
+    fn dump(&self, each: &mut dyn FnMut(Item) -> Result<(), StoreError>) -> Result<(), StoreError>;
 
     /// After a failed commit: opens the store anew and finds out what it holds. The failed revisions may
     /// have reached it; the caller reads the log to know.
@@ -49,6 +71,19 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// It is still unusable.
     fn recover(&self) -> Result<(), StoreError>;
+}
+
+/// One thing that a store holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Item {
+    /// The number of the last revision.
+    Last(u64),
+    /// A current value.
+    Value(Key, Value),
+    /// An address that was given to a pod, and to which first.
+    Address(Ipv6Addr, String),
+    /// A revision of the log.
+    Entry(Revision),
 }
 
 /// Why a store does not do what it should; each says what to do next.

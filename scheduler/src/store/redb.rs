@@ -3,14 +3,13 @@
 //! # Layout
 //! | table | key | value |
 //! | --- | --- | --- |
-//! | `meta` | `format`, `epoch`, `revision` | text |
-//! | `current` | [`Key`] as text | [`Value`] as JSON |
-//! | `log` | number | [`Revision`] as JSON |
+//! | `meta` | `format`, `epoch`, `revision`, `log_bytes` | text |
+//! | `current` | [`Key`] as text | [`Value`], in the form of [`codec`](super::codec) |
+//! | `log` | number | [`Revision`], in the same form |
 //! | `addresses` | address as a number | the id of the pod that had it first |
 
 use std::{
     fs,
-    net::Ipv6Addr,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
@@ -18,23 +17,19 @@ use std::{
 };
 
 use rand::RngCore as _;
-use redb::{
-    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
-    TableDefinition, WriteTransaction,
-};
-use scheduler_core::change::{Change, Key, Revision, Value};
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _};
+use scheduler_core::change::{Key, Revision, Value};
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use super::{Store, StoreError};
+use super::{Item, Store, StoreError, codec};
+use tables::{FORMAT, FORMAT_OF_PLAIN_JSON, Meta};
 
-const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
-const CURRENT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("current");
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const ADDRESSES: TableDefinition<'_, u128, &str> = TableDefinition::new("addresses");
+mod tables;
 
-const FORMAT: &str = "hextet-server-1";
 const CACHE_BYTES: usize = 32 << 20;
+/// Entries that a backup holds in memory at a time.
+const DUMP_CHUNK: usize = 256;
 /// How long a server that is ending is waited for. A killed process holds its files until its last thread, perhaps
 /// in `fsync`, has gone.
 const ENDING_MAX: Duration = Duration::from_secs(5);
@@ -123,6 +118,49 @@ impl RedbStore {
         result.map_err(|error| read_error(&self.path, &error))
     }
 
+    /// Writes one transaction; a failure closes the file.
+    fn change<T>(&self, with: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let result = {
+            let condition = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            match &*condition {
+                Condition::Good(database) => with(database),
+                other => return Err(self.refusal(other)),
+            }
+        };
+        result.map_err(|error| self.fail(error))
+    }
+
+    /// What the file holds now, for as long as it is looked at.
+    fn snapshot(&self) -> Result<ReadTransaction, StoreError> {
+        match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+            Condition::Good(database) => {
+                database.begin_read().map_err(|error| read_error(&self.path, &error.into()))
+            }
+            other => Err(self.refusal(other)),
+        }
+    }
+
+    fn parse_current(&self, raw: tables::Raw) -> Result<(u64, Vec<(Key, Value)>), StoreError> {
+        let (revision, values) = raw;
+        let parse = |(key, bytes): (String, Vec<u8>)| {
+            let value = codec::decode(&bytes).map_err(|error| self.damaged(format!("{key}: {error}")))?;
+            Ok((key.parse::<Key>().map_err(|error| self.damaged(error.to_string()))?, value))
+        };
+        Ok((self.number("revision", &revision)?, values.into_iter().map(parse).collect::<Result<_, _>>()?))
+    }
+
+    fn entry(&self, number: u64, bytes: &[u8]) -> Result<Revision, StoreError> {
+        codec::decode(bytes).map_err(|error| self.damaged(format!("revision {number}: {error}")))
+    }
+
+    fn number(&self, name: &str, text: &str) -> Result<u64, StoreError> {
+        text.parse().map_err(|_| self.damaged(format!("{name} {text:?}")))
+    }
+
+    fn damaged(&self, what: String) -> StoreError {
+        StoreError::Damaged { path: self.path.clone(), what }
+    }
+
     fn refusal(&self, condition: &Condition) -> StoreError {
         let path = self.path.clone();
         match condition {
@@ -154,46 +192,59 @@ impl Store for RedbStore {
     }
 
     fn load(&self) -> Result<(u64, Vec<(Key, Value)>), StoreError> {
-        let (revision, values) = guarded(&self.path, || self.read(read_current))?;
-        let damaged = |what: String| StoreError::Damaged { path: self.path.clone(), what };
-        let parse = |(key, json): (String, Vec<u8>)| {
-            let value = serde_json::from_slice(&json).map_err(|error| damaged(format!("{key}: {error}")))?;
-            Ok((key.parse::<Key>().map_err(|error| damaged(error.to_string()))?, value))
-        };
-        let revision = revision.parse().map_err(|_| damaged(format!("revision {revision:?}")))?;
-        Ok((revision, values.into_iter().map(parse).collect::<Result<_, _>>()?))
+        self.parse_current(guarded(&self.path, || self.read(tables::read_current))?)
     }
 
     fn commit(&self, revisions: &[Revision]) -> Result<(), StoreError> {
-        let result = {
-            let condition = self.database.read().unwrap_or_else(PoisonError::into_inner);
-            match &*condition {
-                Condition::Good(database) => write(database, revisions),
-                other => return Err(self.refusal(other)),
-            }
-        };
-        match result {
-            Ok(None) => Ok(()),
-            Ok(Some(address)) => Err(StoreError::AddressUsed(address)),
-            Err(error) => Err(self.fail(error)),
+        match self.change(|database| tables::write(database, revisions))? {
+            None => Ok(()),
+            Some(address) => Err(StoreError::AddressUsed(address)),
         }
     }
 
     fn log_after(&self, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError> {
-        let entries = self.read(|txn| {
-            let table = txn.open_table(LOG)?;
-            let range = table.range(revision.saturating_add(1)..)?.take(max);
-            range.map(|entry| Ok(entry?.1.value().to_vec())).collect::<Result<Vec<_>, redb::Error>>()
-        })?;
-        let damaged = |error: serde_json::Error| StoreError::Damaged {
-            path: self.path.clone(),
-            what: format!("log: {error}"),
-        };
-        entries.iter().map(|json| serde_json::from_slice(json).map_err(damaged)).collect()
+        let entries = guarded(&self.path, || self.read(|txn| tables::read_log(txn, revision, max)))?;
+        entries.iter().map(|(revision, bytes)| self.entry(*revision, bytes)).collect()
     }
 
     fn oldest(&self) -> Result<u64, StoreError> {
-        self.read(|txn| Ok(txn.open_table(LOG)?.first()?.map_or(0, |(revision, _)| revision.value())))
+        let (oldest, last) =
+            self.read(|txn| Ok((tables::read_oldest(txn)?, tables::text(txn, "revision")?)))?;
+        oldest.map_or_else(|| Ok(self.number("revision", &last)? + 1), Ok)
+    }
+
+    fn log_bytes(&self) -> Result<u64, StoreError> {
+        let text = self.read(|txn| tables::text(txn, "log_bytes"))?;
+        self.number("log_bytes", &text)
+    }
+
+    fn compact(&self, before: u64, max: usize) -> Result<(), StoreError> {
+        self.change(|database| tables::compact(database, before, max))
+    }
+
+    fn dump(&self, each: &mut dyn FnMut(Item) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let txn = self.snapshot()?;
+        let read = |error| read_error(&self.path, &error);
+        let (revision, values) = self.parse_current(tables::read_current(&txn).map_err(read)?)?;
+        each(Item::Last(revision))?;
+        values.into_iter().try_for_each(|(key, value)| each(Item::Value(key, value)))?;
+        let mut last = None;
+        loop {
+            let addresses = tables::read_addresses(&txn, last, DUMP_CHUNK).map_err(read)?;
+            let Some((end, _)) = addresses.last() else { break };
+            last = Some(*end);
+            addresses.into_iter().try_for_each(|(address, pod)| each(Item::Address(address, pod)))?;
+        }
+        let mut at = 0;
+        while at < revision {
+            let entries = tables::read_log(&txn, at, DUMP_CHUNK).map_err(read)?;
+            let Some((end, _)) = entries.last() else { break };
+            at = *end;
+            for (number, bytes) in &entries {
+                each(Item::Entry(self.entry(*number, bytes)?))?;
+            }
+        }
+        Ok(())
     }
 
     fn recover(&self) -> Result<(), StoreError> {
@@ -266,124 +317,25 @@ fn read_error(path: &Path, error: &redb::Error) -> StoreError {
 
 /// A file that was just made gets its format and epoch; another must have them.
 fn read_or_make_epoch(path: &Path, database: &Database) -> Result<String, StoreError> {
-    let failed = |error| read_error(path, &error);
-    if let Some((format, epoch)) = read_meta(database).map_err(failed)? {
-        return if format == FORMAT {
-            Ok(epoch)
-        } else {
-            Err(StoreError::Format { path: path.to_owned(), found: format, expected: FORMAT })
-        };
+    let failed = |error| match error {
+        redb::Error::Io(source) if is_full(&source) => StoreError::Full { path: path.to_owned(), source },
+        other => read_error(path, &other),
+    };
+    if let Some(Meta { format, epoch }) = tables::read_meta(database).map_err(failed)? {
+        match format.as_str() {
+            FORMAT => {}
+            FORMAT_OF_PLAIN_JSON => tables::upgrade(database).map_err(failed)?,
+            _ => {
+                return Err(StoreError::Format { path: path.to_owned(), found: format, expected: FORMAT });
+            }
+        }
+        return Ok(epoch);
     }
     let mut bits = [0; 16];
     rand::rng().fill_bytes(&mut bits);
     let epoch = format!("{:032x}", u128::from_be_bytes(bits));
-    make(database, &epoch).map_err(|error| match error {
-        redb::Error::Io(source) if is_full(&source) => StoreError::Full { path: path.to_owned(), source },
-        other => read_error(path, &other),
-    })?;
+    tables::make(database, &epoch).map_err(failed)?;
     Ok(epoch)
-}
-
-fn read_meta(database: &Database) -> Result<Option<(String, String)>, redb::Error> {
-    let txn = database.begin_read()?;
-    let meta = match txn.open_table(META) {
-        Ok(meta) => meta,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let get = |key| -> Result<String, redb::Error> {
-        Ok(meta.get(key)?.map(|text| text.value().to_owned()).unwrap_or_default())
-    };
-    Ok(Some((get("format")?, get("epoch")?)))
-}
-
-fn make(database: &Database, epoch: &str) -> Result<(), redb::Error> {
-    let txn = begin(database)?;
-    {
-        let mut meta = txn.open_table(META)?;
-        for (key, value) in [("format", FORMAT), ("epoch", epoch), ("revision", "0")] {
-            meta.insert(key, value)?;
-        }
-        txn.open_table(CURRENT)?;
-        txn.open_table(LOG)?;
-        txn.open_table(ADDRESSES)?;
-    }
-    Ok(txn.commit()?)
-}
-
-fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
-    let mut txn = database.begin_write()?;
-    txn.set_durability(Durability::Immediate)?;
-    // A crash then needs no scan of the file at the next start.
-    txn.set_quick_repair(true);
-    Ok(txn)
-}
-
-/// The revision and the current values, as they are in the file.
-type Raw = (String, Vec<(String, Vec<u8>)>);
-
-fn read_current(txn: &ReadTransaction) -> Result<Raw, redb::Error> {
-    let revision = txn.open_table(META)?.get("revision")?.map(|text| text.value().to_owned());
-    let current = txn.open_table(CURRENT)?;
-    let mut values = Vec::new();
-    for entry in current.iter()? {
-        let (key, value) = entry?;
-        values.push((key.value().to_owned(), value.value().to_vec()));
-    }
-    Ok((revision.unwrap_or_default(), values))
-}
-
-/// Gives the first address that a pod had before, if there is one; nothing is written then.
-fn write(database: &Database, revisions: &[Revision]) -> Result<Option<Ipv6Addr>, redb::Error> {
-    let txn = begin(database)?;
-    let used = write_tables(&txn, revisions)?;
-    if used.is_some() {
-        txn.abort()?;
-        return Ok(used);
-    }
-    txn.commit()?;
-    Ok(None)
-}
-
-fn write_tables(txn: &WriteTransaction, revisions: &[Revision]) -> Result<Option<Ipv6Addr>, redb::Error> {
-    let mut current = txn.open_table(CURRENT)?;
-    let mut log = txn.open_table(LOG)?;
-    let mut addresses = txn.open_table(ADDRESSES)?;
-    for revision in revisions {
-        log.insert(revision.revision, json(revision).as_slice())?;
-        for change in &revision.changes {
-            let key = change.key.to_string();
-            match &change.new {
-                Some(value) => drop(current.insert(key.as_str(), json(value).as_slice())?),
-                None => drop(current.remove(key.as_str())?),
-            }
-            if let Some((address, pod)) = address(change)
-                && addresses.insert(address.to_bits(), pod)?.is_some()
-            {
-                return Ok(Some(address));
-            }
-        }
-    }
-    if let Some(last) = revisions.last() {
-        txn.open_table(META)?.insert("revision", last.revision.to_string().as_str())?;
-    }
-    Ok(None)
-}
-
-fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value).expect("keys are text and no value can fail to be written")
-}
-
-/// The address that a pod has got, unless it had it before.
-fn address(change: &Change) -> Option<(Ipv6Addr, &str)> {
-    let of = |value: &Option<Value>| match value {
-        Some(Value::Pod(pod)) => pod.address,
-        _ => None,
-    };
-    match (&change.key, of(&change.new)) {
-        (Key::Pod(id), Some(address)) if of(&change.old) != Some(address) => Some((address, id.as_str())),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

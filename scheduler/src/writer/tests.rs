@@ -25,7 +25,7 @@ use crate::{
     clock::Clock,
     hub::{Parts, scheduler},
     pki::Pki,
-    store::Store,
+    store::{Item, Store},
 };
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ async fn a_store_that_lost_what_it_acknowledged_is_never_written_again() {
     apply(&hub, "a").await.unwrap();
     store.next(Next::Fails { written: false });
     apply(&hub, "b").await.unwrap_err();
-    store.lock().log.pop();
+    store.lock().lose_last();
     tokio::time::sleep(RECOVER_INTERVAL).await;
     let error = apply(&hub, "c").await.unwrap_err().to_string();
     assert!(error.contains("is at revision 1, but 2 was acknowledged"), "{error}");
@@ -143,6 +143,7 @@ pub(crate) struct FakeStore(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     log: Vec<Revision>,
+    last: u64,
     next: Option<Next>,
     failed: bool,
     busy: bool,
@@ -156,6 +157,18 @@ enum Next {
     Fails { written: bool },
     AddressUsed,
     Slow(Duration),
+}
+
+impl Inner {
+    fn append(&mut self, revisions: &[Revision]) {
+        self.last = revisions.last().map_or(self.last, |last| last.revision);
+        self.log.extend_from_slice(revisions);
+    }
+
+    fn lose_last(&mut self) {
+        self.log.pop();
+        self.last -= 1;
+    }
 }
 
 impl FakeStore {
@@ -182,7 +195,7 @@ impl Store for FakeStore {
     }
 
     fn load(&self) -> Result<(u64, Vec<(Key, Value)>), StoreError> {
-        Ok((self.lock().log.last().map_or(0, |last| last.revision), vec![]))
+        Ok((self.lock().last, vec![]))
     }
 
     fn commit(&self, revisions: &[Revision]) -> Result<(), StoreError> {
@@ -192,7 +205,7 @@ impl Store for FakeStore {
         match inner.next.take() {
             Some(Next::Fails { written }) => {
                 inner.failed = true;
-                inner.log.extend(revisions.iter().filter(|_| written).cloned());
+                inner.append(if written { revisions } else { &[] });
                 return Err(full());
             }
             Some(Next::AddressUsed) => {
@@ -212,7 +225,7 @@ impl Store for FakeStore {
             }
             None => {}
         }
-        inner.log.extend_from_slice(revisions);
+        inner.append(revisions);
         Ok(())
     }
 
@@ -221,7 +234,26 @@ impl Store for FakeStore {
     }
 
     fn oldest(&self) -> Result<u64, StoreError> {
-        Ok(1)
+        let inner = self.lock();
+        let next = inner.last + 1;
+        Ok(inner.log.first().map_or(next, |entry| entry.revision))
+    }
+
+    fn log_bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.lock().log.len() as u64)
+    }
+
+    fn compact(&self, before: u64, max: usize) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        let old = inner.log.iter().take(max).take_while(|entry| entry.revision < before).count();
+        inner.log.drain(..old);
+        Ok(())
+    }
+
+    fn dump(&self, each: &mut dyn FnMut(Item) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let inner = self.lock();
+        each(Item::Last(inner.last))?;
+        inner.log.iter().try_for_each(|entry| each(Item::Entry(entry.clone())))
     }
 
     fn recover(&self) -> Result<(), StoreError> {

@@ -10,6 +10,7 @@ use std::{
 
 use redb::StorageBackend;
 use scheduler_core::{
+    change::Change,
     pod::{Pod, PodId, PodPhase},
     quantity::Resources,
     time::WallTime,
@@ -35,6 +36,78 @@ fn what_was_committed_is_there_after_opening_again() {
     assert_eq!(store.log_after(1, 10).unwrap(), [revision(2, None), revision(3, Some("fd00::3"))]);
     assert_eq!(store.log_after(0, 1).unwrap(), [revision(1, Some("fd00::1"))]);
     assert_eq!(store.oldest().unwrap(), 1);
+}
+
+#[test]
+fn what_is_compacted_is_gone_from_the_log_and_from_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
+    assert_eq!((store.oldest().unwrap(), store.log_bytes().unwrap()), (1, 0));
+    let all: Vec<Revision> =
+        (1..=20).map(|number| revision(number, Some(&format!("fd00::{number:x}")))).collect();
+    store.commit(&all).unwrap();
+    let (whole, bytes) = (store.load().unwrap(), store.log_bytes().unwrap());
+    assert!(bytes > 0);
+
+    store.compact(11, 7).unwrap();
+    assert_eq!(store.oldest().unwrap(), 8, "no more than asked at a time");
+    store.compact(11, 7).unwrap();
+    store.compact(5, 7).unwrap();
+    assert_eq!((store.oldest().unwrap(), store.log_after(0, 100).unwrap().len()), (11, 10));
+    assert!(store.log_bytes().unwrap() < bytes * 6 / 10);
+    assert_eq!(store.load().unwrap(), whole);
+    assert!(matches!(store.commit(&[revision(21, Some("fd00::1"))]), Err(StoreError::AddressUsed(_))));
+
+    store.compact(u64::MAX, 100).unwrap();
+    assert_eq!((store.oldest().unwrap(), store.log_bytes().unwrap()), (21, 0));
+    store.commit(&[revision(21, None)]).unwrap();
+    assert_eq!(store.oldest().unwrap(), 21);
+}
+
+/// A file of the first format held plain JSON and no count of its log.
+#[test]
+fn a_file_of_the_first_format_is_read_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let (first, second) = (revision(1, Some("fd00::1")), revision(2, None));
+    tables::make_first_format(&path, "e", &first);
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!((store.epoch(), store.oldest().unwrap()), ("e", 1));
+    assert!(store.log_bytes().unwrap() > 500);
+    store.commit(std::slice::from_ref(&second)).unwrap();
+    drop(store);
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!(store.log_after(0, 10).unwrap(), [first, second]);
+    assert_eq!(store.load().unwrap().1.len(), 2);
+    assert!(matches!(store.commit(&[revision(3, Some("fd00::1"))]), Err(StoreError::AddressUsed(_))));
+}
+
+#[test]
+fn a_backup_sees_one_revision_whatever_is_committed_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
+    let made: Vec<Revision> =
+        (1..=600).map(|number| revision(number, Some(&format!("fd00::{number:x}")))).collect();
+    store.commit(&made).unwrap();
+    store.compact(101, 100).unwrap();
+    let (mut items, mut next) = (vec![], 601);
+    store
+        .dump(&mut |item| {
+            items.push(item);
+            if items.len().is_multiple_of(100) {
+                store.commit(&[revision(next, None)])?;
+                next += 1;
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(items[0], Item::Last(600));
+    let count = |so: fn(&Item) -> bool| items.iter().filter(|item| so(item)).count();
+    assert_eq!(count(|item| matches!(item, Item::Value(..))), 600);
+    assert_eq!(count(|item| matches!(item, Item::Address(..))), 600);
+    let entries =
+        items.iter().filter_map(|item| if let Item::Entry(entry) = item { Some(entry) } else { None });
+    assert!(entries.eq(&made[100..]));
 }
 
 #[test]
