@@ -42,10 +42,16 @@ pub struct Token {
 pub enum Role {
     /// A machine that runs pods.
     Node,
-    /// A person, or a tool that acts for one.
+    /// A person, in tokens of servers that had no levels yet.
     User,
     /// A reader of the addresses of one selector.
     Lb,
+    /// A person, or a tool that acts for one, who may do everything.
+    Admin,
+    /// A person who runs jobs and looks after nodes.
+    Operator,
+    /// A person who looks.
+    Viewer,
 }
 
 /// SHA-256 of the DER of a certificate; prints as hex.
@@ -97,6 +103,9 @@ impl Role {
             Role::Node => "node",
             Role::User => "user",
             Role::Lb => "lb",
+            Role::Admin => "admin",
+            Role::Operator => "operator",
+            Role::Viewer => "viewer",
         }
     }
 
@@ -105,6 +114,9 @@ impl Role {
             Role::Node => 1,
             Role::User => 2,
             Role::Lb => 3,
+            Role::Admin => 4,
+            Role::Operator => 5,
+            Role::Viewer => 6,
         }
     }
 }
@@ -117,6 +129,9 @@ impl TryFrom<u8> for Role {
             1 => Ok(Role::Node),
             2 => Ok(Role::User),
             3 => Ok(Role::Lb),
+            4 => Ok(Role::Admin),
+            5 => Ok(Role::Operator),
+            6 => Ok(Role::Viewer),
             other => Err(TokenError::Role(other)),
         }
     }
@@ -286,7 +301,7 @@ mod tests {
 
     #[test]
     fn every_role_survives_text() {
-        for role in [Role::Node, Role::User, Role::Lb] {
+        for role in [Role::Node, Role::User, Role::Lb, Role::Admin, Role::Operator, Role::Viewer] {
             let token = Token { role, ..token() };
             assert_eq!(token.to_string().parse(), Ok(token));
         }

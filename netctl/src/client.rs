@@ -151,8 +151,8 @@ fn explain(server: &str, status: &Status) -> anyhow::Error {
     };
     let hint = match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => {
-            "use the socket as root on the server's machine, or log in: there, `netctl token --for user \
-             --name NAME` makes a token, and here `netctl login TOKEN` takes it"
+            "use the socket as root on the server's machine, or log in: there, `netctl token --for operator \
+             --name NAME` (or viewer, admin) makes a token, and here `netctl login TOKEN` takes it"
         }
         // What the transport says has a source, what the server answered has none.
         Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded
@@ -187,7 +187,7 @@ fn unreachable(error: ConnectError) -> anyhow::Error {
 
 fn unusable(error: CredentialsError) -> anyhow::Error {
     let hint =
-        "`netctl login TOKEN` writes credentials; `netctl token --for user --name NAME` on the server's \
+        "`netctl login TOKEN` writes credentials; `netctl token --for operator --name NAME` on the server's \
                 machine makes a token"
             .to_owned();
     Hinted { message: format!("{:#}", anyhow::Error::from(error)), hint }.into()

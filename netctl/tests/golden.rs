@@ -95,7 +95,7 @@ fn usage_errors() {
         &["token"],
         &["token", "--for", "root"],
         &["token", "--for", "lb"],
-        &["token", "--for", "user", "--select", "hello"],
+        &["token", "--for", "admin", "--select", "hello"],
         &["token", "--for", "node", "--valid", "soon"],
         &["token", "--for", "node", "--valid", "1ms"],
         &["login", "hello"],

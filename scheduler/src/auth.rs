@@ -10,17 +10,20 @@ use tonic::{
     Status,
     body::Body,
     codegen::http::{Request, Response},
-    transport::server::{TcpConnectInfo, TlsConnectInfo},
+    transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
 };
 use tower::{Layer, Service};
 use tracing::warn;
 
-use crate::identity::{self, Denied, Identity};
+use crate::{
+    access,
+    identity::{Denied, Identity},
+};
 
 /// Checks callers before they reach a service.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum AuthLayer {
-    /// Whoever can open the socket is root.
+    /// Root, and who runs the server.
     Socket,
     /// Whoever has a certificate is who it says.
     Tls,
@@ -58,8 +61,9 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let identity = self.layer.identify(&request);
         let path = request.uri().path();
-        if let Err(denied) = identity.check(identity::access(path)) {
-            warn!(caller = %identity.changer(), path, "refused");
+        let (access, _) = access::of_method(path);
+        if let Err(denied) = identity.check(access) {
+            warn!(caller = %identity, path, "refused");
             let status = refusal(&denied);
             return Box::pin(async move { Ok(status.into_http()) });
         }
@@ -70,17 +74,32 @@ where
 
 impl AuthLayer {
     fn identify<B>(self, request: &Request<B>) -> Identity {
-        let AuthLayer::Tls = self else { return Identity::Local };
-        let connection = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
-        let chain = connection.and_then(TlsConnectInfo::peer_certs);
-        let leaf = chain.as_ref().and_then(|chain| chain.first());
-        leaf.map_or(Identity::Nobody, |leaf| Identity::of_certificate(leaf))
+        match self {
+            AuthLayer::Socket => at_socket(request.extensions().get::<UdsConnectInfo>()),
+            AuthLayer::Tls => with_tls(request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()),
+        }
     }
+}
+
+/// The socket is its owner's alone; the kernel says who is at the other end all the same.
+fn at_socket(connection: Option<&UdsConnectInfo>) -> Identity {
+    let uid = connection.and_then(|connection| connection.peer_cred).map(|peer| peer.uid());
+    match uid {
+        Some(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Identity::Local,
+        Some(uid) => Identity::NotRoot(uid),
+        None => Identity::Nobody,
+    }
+}
+
+fn with_tls(connection: Option<&TlsConnectInfo<TcpConnectInfo>>) -> Identity {
+    let chain = connection.and_then(TlsConnectInfo::peer_certs);
+    let leaf = chain.as_ref().and_then(|chain| chain.first());
+    leaf.map_or(Identity::Nobody, |leaf| Identity::of_certificate(leaf))
 }
 
 fn refusal(denied: &Denied) -> Status {
     match denied {
-        Denied::NoCertificate => Status::unauthenticated(denied.to_string()),
+        Denied::NoCertificate { .. } | Denied::NotRoot { .. } => Status::unauthenticated(denied.to_string()),
         Denied::Role { .. } => Status::permission_denied(denied.to_string()),
     }
 }

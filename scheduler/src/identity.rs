@@ -1,23 +1,30 @@
-//! Who calls, and what they may do. The one place where that is decided.
+//! Who calls, and whether they have the role that a method needs.
 //!
 //! An identity comes from a certificate of the cluster's own CA, which names it as a URI, or from the Unix
 //! socket, which is root's. Nothing that a caller says in a message makes it somebody.
 
-use scheduler_core::{event::Enrolled, token::Role};
+use std::fmt;
+
+use scheduler_core::{
+    event::Enrolled,
+    token::{Level, Role},
+};
 use x509_parser::{
     extensions::GeneralName,
     prelude::{FromDer as _, X509Certificate},
 };
 
-use crate::pki;
+use crate::{access::Access, pki};
 
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
     /// A connection without a certificate.
     Nobody,
-    /// Root on the server's machine, through the Unix socket.
+    /// Root on the server's machine, through the Unix socket: an admin.
     Local,
+    /// Somebody else at the Unix socket, by the number of the user.
+    NotRoot(u32),
     /// The holder of a certificate.
     Enrolled {
         /// What the certificate says.
@@ -27,36 +34,21 @@ pub(crate) enum Identity {
     },
 }
 
-/// Who may call a method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    Anybody,
-    Node,
-    User,
-    UserOrLb,
-}
-
 /// Why a call is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denied {
     #[error(
-        "this needs a certificate: `netctl login TOKEN` gets one, or use the Unix socket on the server's machine"
+        "this needs the role {needed}, and the connection has no certificate: `netctl login TOKEN` gets one, or use \
+         the Unix socket on the server's machine"
     )]
-    NoCertificate,
-    #[error("this needs the role {needed}; this certificate is for {uri}")]
-    Role { needed: &'static str, uri: String },
-}
-
-/// Who may call the method with this path, `/package.Service/Method`. What is not listed, such as health and
-/// reflection, is for people.
-pub(crate) fn access(path: &str) -> Access {
-    let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    match service {
-        "hextet.v1.Enrollment" => Access::Anybody,
-        "hextet.v1.Agent" => Access::Node,
-        "hextet.v1.Endpoints" => Access::UserOrLb,
-        _ => Access::User,
-    }
+    NoCertificate { needed: String },
+    #[error("this needs the role {needed}; {who} has the role {held}")]
+    Role { needed: String, who: String, held: &'static str },
+    #[error(
+        "this needs the role {needed}, and the socket is root's; user {uid} is not root: run this as root, or log in \
+         with `netctl login TOKEN`"
+    )]
+    NotRoot { needed: String, uid: u32 },
 }
 
 impl Identity {
@@ -73,36 +65,55 @@ impl Identity {
     /// Whether this caller has the access.
     pub(crate) fn check(&self, access: Access) -> Result<(), Denied> {
         let role = match self {
-            Identity::Enrolled { enrolled, .. } => Some(&enrolled.role),
-            Identity::Local | Identity::Nobody => None,
+            _ if access == Access::Anybody => return Ok(()),
+            Identity::Local => &Role::Admin,
+            Identity::Enrolled { enrolled, .. } => &enrolled.role,
+            Identity::Nobody => return Err(Denied::NoCertificate { needed: access.needed() }),
+            Identity::NotRoot(uid) => return Err(Denied::NotRoot { needed: access.needed(), uid: *uid }),
         };
-        let needed = match (access, self, role) {
-            (Access::Anybody, _, _) => return Ok(()),
-            (Access::User | Access::UserOrLb, Identity::Local, _) => return Ok(()),
-            (_, Identity::Nobody, _) => return Err(Denied::NoCertificate),
-            (Access::User | Access::UserOrLb, _, Some(Role::User)) => return Ok(()),
-            (Access::UserOrLb, _, Some(Role::Lb(_))) | (Access::Node, _, Some(Role::Node)) => return Ok(()),
-            (Access::Node, _, _) => "node",
-            (Access::User, _, _) => "user",
-            (Access::UserOrLb, _, _) => "user or lb",
-        };
-        Err(Denied::Role { needed, uri: self.uri() })
+        if access.includes(role) {
+            return Ok(());
+        }
+        Err(Denied::Role { needed: access.needed(), who: self.to_string(), held: self.role_word() })
+    }
+
+    /// The word for the role in messages and in the audit.
+    pub(crate) fn role_word(&self) -> &'static str {
+        match self {
+            Identity::Nobody | Identity::NotRoot(_) => "none",
+            Identity::Local => "admin",
+            Identity::Enrolled { enrolled, .. } => enrolled.role.word(),
+        }
+    }
+
+    /// How much a person may do; none for machines and strangers.
+    pub(crate) fn level(&self) -> Option<Level> {
+        match self {
+            Identity::Local => Some(Level::Admin),
+            Identity::Enrolled { enrolled, .. } => enrolled.role.level(),
+            Identity::Nobody | Identity::NotRoot(_) => None,
+        }
     }
 
     /// The name under which changes are logged: `user:alice`.
     pub(crate) fn changer(&self) -> String {
         match self {
-            Identity::Nobody => "nobody".to_owned(),
+            Identity::Nobody | Identity::NotRoot(_) => "nobody".to_owned(),
             Identity::Local => "user:root".to_owned(),
-            Identity::Enrolled { enrolled, .. } => format!("{}:{}", enrolled.role.word(), enrolled.name),
+            Identity::Enrolled { enrolled, .. } => {
+                format!("{}:{}", enrolled.role.changer_word(), enrolled.name)
+            }
         }
     }
+}
 
-    fn uri(&self) -> String {
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Identity::Enrolled { enrolled, .. } => enrolled.uri(),
-            Identity::Local => "the Unix socket".to_owned(),
-            Identity::Nobody => "nobody".to_owned(),
+            Identity::Enrolled { enrolled, .. } => f.write_str(&enrolled.uri()),
+            Identity::Local => f.write_str("the Unix socket"),
+            Identity::NotRoot(uid) => write!(f, "user {uid} at the Unix socket"),
+            Identity::Nobody => f.write_str("nobody"),
         }
     }
 }
@@ -110,29 +121,66 @@ impl Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::of_method;
 
     #[test]
-    fn each_role_reaches_its_services_and_no_other() {
-        let paths = ["Enrollment/Enroll", "Agent/Attach", "Endpoints/Watch", "Cluster/ApplyJob", "Other/X"];
+    fn each_role_reaches_its_methods_and_no_other() {
+        let paths = [
+            "Enrollment/Enroll",
+            "Agent/Attach",
+            "Endpoints/Watch",
+            "Cluster/ListPods",
+            "Cluster/ApplyJob",
+            "Cluster/CreateToken",
+        ];
         let cases = [
-            (Identity::Nobody, [true, false, false, false, false]),
-            (Identity::Local, [true, false, true, true, true]),
-            (enrolled("hextet:node/n1"), [true, true, false, false, false]),
-            (enrolled("hextet:lb/edge?select=a"), [true, false, true, false, false]),
-            (enrolled("hextet:user/alice"), [true, false, true, true, true]),
+            (Identity::Nobody, [true, false, false, false, false, false]),
+            (Identity::NotRoot(1000), [true, false, false, false, false, false]),
+            (Identity::Local, [true, false, true, true, true, true]),
+            (enrolled("hextet:node/n1"), [true, true, false, false, false, false]),
+            (enrolled("hextet:lb/edge?select=a"), [true, false, true, false, false, false]),
+            (enrolled("hextet:viewer/v"), [true, false, true, true, false, false]),
+            (enrolled("hextet:operator/o"), [true, false, true, true, true, false]),
+            (enrolled("hextet:admin/a"), [true, false, true, true, true, true]),
+            (enrolled("hextet:user/alice"), [true, false, true, true, true, true]),
         ];
         for (identity, allowed) in cases {
-            let reached = paths.map(|path| identity.check(access(&format!("/hextet.v1.{path}"))).is_ok());
+            let access = |path| of_method(&format!("/hextet.v1.{path}")).0;
+            let reached = paths.map(|path| identity.check(access(path)).is_ok());
             assert_eq!(reached, allowed, "{identity:?}");
         }
-        assert_eq!(access("/grpc.health.v1.Health/Check"), Access::User);
-        assert_eq!(access(""), Access::User);
     }
 
     #[test]
-    fn a_refusal_names_the_role_that_is_needed() {
-        let refusal = enrolled("hextet:node/n1").check(Access::User).unwrap_err().to_string();
-        assert_eq!(refusal, "this needs the role user; this certificate is for hextet:node/n1");
+    fn a_refusal_names_the_role_that_is_needed_and_the_one_that_is_held() {
+        let refusal = |identity: Identity, access| identity.check(access).unwrap_err().to_string();
+        let operator = Access::Person(Level::Operator);
+        assert_eq!(
+            refusal(enrolled("hextet:viewer/bob"), operator),
+            "this needs the role operator; hextet:viewer/bob has the role viewer"
+        );
+        assert_eq!(
+            refusal(enrolled("hextet:node/n1"), Access::PersonOrLb(Level::Viewer)),
+            "this needs the role viewer or lb; hextet:node/n1 has the role node"
+        );
+        assert_eq!(
+            refusal(Identity::Local, Access::Node),
+            "this needs the role node; the Unix socket has the role admin"
+        );
+        assert!(
+            refusal(Identity::Nobody, operator)
+                .starts_with("this needs the role operator, and the connection")
+        );
+        let not_root = refusal(Identity::NotRoot(1000), operator);
+        assert!(not_root.contains("the role operator, and the socket is root's; user 1000"), "{not_root}");
+    }
+
+    #[test]
+    fn people_are_users_in_the_log_whatever_their_role() {
+        let changers = ["user", "admin", "operator", "viewer"]
+            .map(|role| enrolled(&format!("hextet:{role}/a")).changer());
+        assert_eq!(changers, ["user:a"; 4]);
+        assert_eq!(enrolled("hextet:lb/edge?select=a").changer(), "lb:edge");
     }
 
     #[test]

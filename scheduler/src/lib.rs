@@ -5,6 +5,7 @@
 //! before anybody sees it; everything else reads snapshots.
 #![forbid(unsafe_code)]
 
+mod access;
 mod auth;
 mod clock;
 pub mod convert;

@@ -135,7 +135,7 @@ async fn each_role_does_its_own_and_a_refusal_names_the_one_that_is_needed() {
     let node = FakeNode::join(&server, "n1", 1).await;
     let refused = status_of(&node.credentials).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    assert_eq!(refused.message(), "this needs the role user; this certificate is for hextet:node/n1");
+    assert_eq!(refused.message(), "this needs the role viewer; hextet:node/n1 has the role node");
 
     let token = server.token(v1::TokenRole::Lb, "edge", "hello/web").await;
     let lb = enroll(&token, "", 0).await;
@@ -180,6 +180,62 @@ async fn a_load_balancer_needs_a_selector_and_a_person_a_name() {
     assert_eq!(make(v1::TokenRole::Lb, "edge", "").await.0, Code::InvalidArgument);
     assert_eq!(make(v1::TokenRole::User, "", "").await.0, Code::InvalidArgument);
     assert_eq!(make(v1::TokenRole::Unspecified, "x", "").await.0, Code::InvalidArgument);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn each_level_of_people_may_what_it_says_and_not_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    server.apply("hello", 1, "one").await;
+    let mut people = vec![];
+    for role in [v1::TokenRole::Viewer, v1::TokenRole::Operator, v1::TokenRole::Admin, v1::TokenRole::User] {
+        let token = server.token(role, "alice", "").await;
+        let credentials = enroll(&token, "", 0).await;
+        people.push(ClusterClient::new(connect::mutual_tls(&credentials).await.unwrap()));
+    }
+    let [viewer, operator, admin, user] = &mut people[..] else { unreachable!() };
+
+    viewer.list_pods(v1::ListPodsRequest::default()).await.unwrap();
+    let delete = || v1::DeleteJobRequest { name: "hello".to_owned(), message: String::new() };
+    let (refused, message) = code(viewer.delete_job(delete()).await);
+    assert_eq!(refused, Code::PermissionDenied);
+    assert_eq!(message, "this needs the role operator; hextet:viewer/alice has the role viewer");
+    operator.delete_job(delete()).await.unwrap();
+
+    let token = || v1::CreateTokenRequest { role: v1::TokenRole::Node.into(), ..Default::default() };
+    let (refused, message) = code(operator.create_token(token()).await);
+    assert_eq!(refused, Code::PermissionDenied);
+    assert_eq!(message, "this needs the role admin; hextet:operator/alice has the role operator");
+    admin.create_token(token()).await.unwrap();
+    user.create_token(token()).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_viewer_sees_which_environment_variables_there_are_and_not_what_they_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let task = v1::Task {
+        name: "t".to_owned(),
+        exec: vec!["/bin/t".to_owned()],
+        env: [("PASSWORD".to_owned(), "open sesame".to_owned())].into(),
+        ..v1::Task::default()
+    };
+    let group = v1::Group { name: "g".to_owned(), count: 1, tasks: vec![task], ..v1::Group::default() };
+    let job = v1::Job { name: "j".to_owned(), groups: vec![group] };
+    let request = v1::ApplyJobRequest { job: Some(job), message: String::new() };
+    server.local().await.apply_job(request).await.unwrap();
+    for (role, sees) in [(v1::TokenRole::Viewer, "(hidden)"), (v1::TokenRole::Operator, "open sesame")] {
+        let credentials = enroll(&server.token(role, "bob", "").await, "", 0).await;
+        let mut client = ClusterClient::new(connect::mutual_tls(&credentials).await.unwrap());
+        let one = client.get_job(v1::GetJobRequest { name: "j".to_owned() }).await.unwrap().into_inner().job;
+        let all = client.list_jobs(v1::ListJobsRequest {}).await.unwrap().into_inner().jobs;
+        for status in one.into_iter().chain(all) {
+            let env = status.job.unwrap().groups[0].tasks[0].env.clone();
+            assert_eq!(env, [("PASSWORD".to_owned(), sees.to_owned())].into());
+        }
+    }
     server.stop().await;
 }
 

@@ -21,10 +21,10 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example, on the server's machine and then on yours:
-  netctl token --for user --name alice
+  netctl token --for operator --name alice
   netctl login hx1-AQIA...")]
 pub(super) struct Args {
-    /// What `netctl token --for user` printed, or - to read it from standard input
+    /// What `netctl token --for admin`, `operator` or `viewer` printed, or - to read it from standard input
     token: String,
     /// Where to write them instead
     #[arg(long, value_name = "FILE")]
@@ -53,7 +53,7 @@ fn read_token(given: &str) -> anyhow::Result<Token> {
     }
     let token: Token = text.parse().map_err(|error| WrongUse(format!("{error}")))?;
     match token.role {
-        Role::User => Ok(token),
+        Role::User | Role::Admin | Role::Operator | Role::Viewer => Ok(token),
         Role::Node => {
             Err(WrongUse("this token is for a node: run `netctl node --join TOKEN` there".into()).into())
         }
@@ -76,7 +76,7 @@ fn explain(error: EnrollError) -> anyhow::Error {
             ConnectError::Tcp { .. } | ConnectError::Timeout { .. } | ConnectError::All(_),
         ) => "is `netctl server` running there, and its port open to this machine?",
         EnrollError::Refused { status } if status.code() == tonic::Code::PermissionDenied => {
-            "`netctl token --for user --name NAME` on the server's machine makes a new token"
+            "`netctl token --for operator --name NAME` on the server's machine makes a new token"
         }
         _ => return error.into(),
     };

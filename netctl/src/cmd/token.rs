@@ -15,15 +15,16 @@ use crate::{
 
 /// Make a token with which a node, person or load balancer joins
 ///
-/// It is good for one use and a limited time. Keep it as you would a password until it is used.
+/// It is good for one use and a limited time. Keep it as you would a password until it is used. An admin may do
+/// everything; an operator runs jobs and looks after nodes; a viewer reads.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   netctl token --for node
-  netctl token --for user --name alice --valid 10m
+  netctl token --for operator --name alice --valid 10m
   netctl token --for lb --name edge --select hello/web")]
 pub(super) struct Args {
-    /// Who may use it: node, user or lb (a load balancer)
+    /// Who may use it: node, admin, operator, viewer or lb (a load balancer)
     #[arg(long = "for", value_name = "ROLE", hide_possible_values = true)]
     role: Role,
     /// For whom; a node may also name itself
@@ -42,7 +43,11 @@ pub(super) struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Role {
     Node,
-    User,
+    // The word of clusters that had no levels yet.
+    #[value(alias = "user")]
+    Admin,
+    Operator,
+    Viewer,
     Lb,
 }
 
@@ -63,7 +68,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let token = client.answer(client.cluster().create_token(request(message))).await?.token;
     match args.role {
         Role::Node => print::note(format!("on the node, as root: netctl node --join {token}")),
-        Role::User => print::note(format!("there: netctl login {token}")),
+        Role::Admin | Role::Operator | Role::Viewer => print::note(format!("there: netctl login {token}")),
         Role::Lb => print::note("lb-nginx, for one, takes it with --join"),
     }
     print::to_stdout(|out| print::one(out, format, &Made { token }))
@@ -77,7 +82,9 @@ fn message(args: &Args) -> Result<v1::CreateTokenRequest, WrongUse> {
     Ok(v1::CreateTokenRequest {
         role: match args.role {
             Role::Node => TokenRole::Node,
-            Role::User => TokenRole::User,
+            Role::Admin => TokenRole::Admin,
+            Role::Operator => TokenRole::Operator,
+            Role::Viewer => TokenRole::Viewer,
             Role::Lb => TokenRole::Lb,
         }
         .into(),

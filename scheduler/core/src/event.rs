@@ -203,10 +203,10 @@ impl Enrolled {
     /// The URI that its certificate names: `hextet:node/n1`.
     #[must_use]
     pub fn uri(&self) -> String {
+        let who = format!("hextet:{}/{}", self.role.word(), self.name);
         match &self.role {
-            Role::Node => format!("hextet:node/{}", self.name),
-            Role::User => format!("hextet:user/{}", self.name),
-            Role::Lb(selector) => format!("hextet:lb/{}?select={selector}", self.name),
+            Role::Lb(selector) => format!("{who}?select={selector}"),
+            _ => who,
         }
     }
 
@@ -217,6 +217,9 @@ impl Enrolled {
         let (role, name) = match word {
             "node" => (Role::Node, rest),
             "user" => (Role::User, rest),
+            "admin" => (Role::Admin, rest),
+            "operator" => (Role::Operator, rest),
+            "viewer" => (Role::Viewer, rest),
             "lb" => {
                 let (name, selector) = rest.split_once("?select=")?;
                 (Role::Lb(selector.parse::<Selector>().ok()?), name)
@@ -234,9 +237,15 @@ mod tests {
 
     #[test]
     fn identities_read_back_as_they_are_written() {
-        for uri in
-            ["hextet:node/n1", "hextet:user/alice", "hextet:lb/edge?select=a/b", "hextet:lb/edge?select=a"]
-        {
+        for uri in [
+            "hextet:node/n1",
+            "hextet:user/alice",
+            "hextet:admin/alice",
+            "hextet:operator/alice",
+            "hextet:viewer/alice",
+            "hextet:lb/edge?select=a/b",
+            "hextet:lb/edge?select=a",
+        ] {
             assert_eq!(Enrolled::from_uri(uri).unwrap().uri(), uri);
         }
         for uri in

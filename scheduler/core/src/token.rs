@@ -2,6 +2,8 @@
 //!
 //! The secret itself is deliberately never stored.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{endpoint::Selector, time::WallTime};
@@ -31,21 +33,68 @@ pub struct Token {
 pub enum Role {
     /// A machine that runs pods.
     Node,
-    /// A person, or a tool that acts for one.
+    /// A person of a cluster that had no levels yet, who could do everything: an admin.
     User,
+    /// A person, or a tool that acts for one, who may do everything.
+    Admin,
+    /// A person who runs jobs and looks after nodes.
+    Operator,
+    /// A person who looks.
+    Viewer,
     /// A reader of the addresses of one selector.
     Lb(Selector),
 }
 
+/// How much a person may do; each may do what those before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Reads.
+    Viewer,
+    /// Runs jobs and looks after nodes.
+    Operator,
+    /// Says who may do what, and what is lost for ever.
+    Admin,
+}
+
 impl Role {
-    /// The word for it in messages.
+    /// The word for it in messages and certificates.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
             Role::Node => "node",
             Role::User => "user",
+            Role::Admin => "admin",
+            Role::Operator => "operator",
+            Role::Viewer => "viewer",
             Role::Lb(_) => "lb",
         }
+    }
+
+    /// The word for it before the name of a changer: a person is a `user` on every level.
+    #[must_use]
+    pub fn changer_word(&self) -> &'static str {
+        if self.level().is_some() { "user" } else { self.word() }
+    }
+
+    /// How much a person of this role may do; none for machines.
+    #[must_use]
+    pub fn level(&self) -> Option<Level> {
+        match self {
+            Role::User | Role::Admin => Some(Level::Admin),
+            Role::Operator => Some(Level::Operator),
+            Role::Viewer => Some(Level::Viewer),
+            Role::Node | Role::Lb(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Level::Viewer => "viewer",
+            Level::Operator => "operator",
+            Level::Admin => "admin",
+        })
     }
 }
 
@@ -86,6 +135,21 @@ impl Token {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_of_before_is_an_admin_and_each_level_has_the_ones_before_it() {
+        assert_eq!(Role::User.level(), Role::Admin.level());
+        assert!(Level::Viewer < Level::Operator && Level::Operator < Level::Admin);
+        assert_eq!(Role::Node.level(), None);
+        assert_eq!([Role::User, Role::Viewer].map(|role| role.changer_word()), ["user", "user"]);
+    }
+
+    /// Tokens that were stored before there were levels.
+    #[test]
+    fn a_stored_user_token_is_read() {
+        let role: Role = serde_json::from_str("\"user\"").unwrap();
+        assert_eq!(role, Role::User);
+    }
 
     #[test]
     fn a_token_serves_one_key_until_it_is_too_old() {

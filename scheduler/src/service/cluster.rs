@@ -11,7 +11,7 @@ use scheduler_core::{
     endpoint::Selector,
     event::Event,
     pod::{Pod, PodId},
-    token::{Role, Token},
+    token::{Level, Role, Token},
     transition::Origin,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,6 +21,7 @@ use super::{malformed, status};
 use crate::{
     auth, convert,
     hub::Hub,
+    identity::Identity,
     logs,
     pki::sha256_hex,
     writer::{Committed, WriteError},
@@ -32,6 +33,8 @@ const TOKEN_VALID: Duration = Duration::from_secs(3600);
 const TOKEN_VALID_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The most bytes in the message of a revision.
 const MESSAGE_LEN_MAX: usize = 4096;
+/// What viewers see of the value of an environment variable.
+const HIDDEN: &str = "(hidden)";
 
 pub(crate) struct ClusterService(pub(crate) Arc<Hub>);
 
@@ -72,18 +75,21 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
+        let shown = shown_to(&auth::caller(&request));
         let name = request.into_inner().name;
-        let job = convert::job_status(&self.0.state(), &name);
+        let job = convert::job_status(&self.0.state(), &name).map(shown);
         let job = job.ok_or_else(|| status(scheduler_core::event::Refusal::NoJob(name).into()))?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
     }
 
     async fn list_jobs(
         &self,
-        _request: Request<v1::ListJobsRequest>,
+        request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let shown = shown_to(&auth::caller(&request));
         let state = self.0.state();
-        let jobs = state.jobs().filter_map(|(name, _)| convert::job_status(&state, name)).collect();
+        let jobs =
+            state.jobs().filter_map(|(name, _)| convert::job_status(&state, name).map(shown)).collect();
         Ok(Response::new(v1::ListJobsResponse { jobs }))
     }
 
@@ -206,17 +212,36 @@ impl ClusterService {
     }
 }
 
+/// What a caller is shown of a job: viewers see the names of environment variables and not their values, which are
+/// often secrets.
+fn shown_to(caller: &Identity) -> fn(v1::JobStatus) -> v1::JobStatus {
+    if caller.level() >= Some(Level::Operator) { |job| job } else { without_environment }
+}
+
+fn without_environment(mut status: v1::JobStatus) -> v1::JobStatus {
+    let groups = status.job.iter_mut().flat_map(|job| &mut job.groups);
+    for value in groups.flat_map(|group| &mut group.tasks).flat_map(|task| task.env.values_mut()) {
+        *value = HIDDEN.to_owned();
+    }
+    status
+}
+
 fn role(request: &v1::CreateTokenRequest) -> Result<Role, Status> {
     match request.role() {
         v1::TokenRole::Node => Ok(Role::Node),
-        v1::TokenRole::User => Ok(Role::User),
+        // Who asks for a user may do everything, and so could users.
+        v1::TokenRole::User | v1::TokenRole::Admin => Ok(Role::Admin),
+        v1::TokenRole::Operator => Ok(Role::Operator),
+        v1::TokenRole::Viewer => Ok(Role::Viewer),
         v1::TokenRole::Lb => {
             let selector: Selector = request.selector.parse().map_err(|error| {
                 Status::invalid_argument(format!("selector, `job` or `job/group`: {error}"))
             })?;
             Ok(Role::Lb(selector))
         }
-        v1::TokenRole::Unspecified => Err(Status::invalid_argument("role is missing: node, user or lb")),
+        v1::TokenRole::Unspecified => {
+            Err(Status::invalid_argument("role is missing: admin, operator, viewer, node or lb"))
+        }
     }
 }
 
@@ -233,6 +258,9 @@ pub(crate) async fn make_token(
     let word = match role {
         Role::Node => TokenRole::Node,
         Role::User => TokenRole::User,
+        Role::Admin => TokenRole::Admin,
+        Role::Operator => TokenRole::Operator,
+        Role::Viewer => TokenRole::Viewer,
         Role::Lb(_) => TokenRole::Lb,
     };
     let token = Token { role, name, expires: hub.clock.wall() + valid, used_by: None };
