@@ -1,7 +1,7 @@
 //! The agent's one loop: what the server, the kernel, the pods and root say in, reconciliation out.
 //!
-//! Everything that is decided is decided in pure modules ([`crate::assignment`], [`crate::pod_state`],
-//! [`crate::desired`]); here it is put in order: an assignment is durable before it is acted on, a pod's network
+//! Everything that is decided is decided in pure modules ([`crate::assignment`], [`crate::roster`],
+//! [`crate::pod_state`], [`crate::desired`]); here it is put in order: an assignment is durable before it is acted on, a pod's network
 //! is complete before its supervisor starts, and its supervisor is gone before its network goes, but for an
 //! address that turns out to be another machine's: that goes at once.
 
@@ -18,7 +18,7 @@ use dataplane::{
     announce::{Announcer, Conflict},
     plan, plan_teardown, repairs,
 };
-use dataplane_core::{Action, Desired, Mac};
+use dataplane_core::{Action as Operation, Desired, Mac};
 use hextet_api::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -39,10 +39,11 @@ use crate::{
     local::{Answer, Call, Request},
     log_sender::LogSender,
     lost_peers::LostPeers,
-    pod_state::{Event, Stage},
-    pods::{Duty, Pods},
+    pod_state::{Action, Event, Report, Stage},
+    pods::Pods,
     port_log::{PortLog, Reading},
     reports::Reports,
+    roster::{Duty, Pending, Roster},
     store::{Settings, Store},
     teardown,
     view::{NodeView, PodView},
@@ -81,7 +82,7 @@ pub(crate) struct Agent {
     pub(crate) lost_peers: LostPeers,
     pub(crate) backends: Backends,
     pub(crate) uplink: UplinkChoice,
-    pub(crate) assignment: Assignment,
+    pub(crate) roster: Roster,
     pub(crate) pods: Pods,
     pub(crate) hello: watch::Sender<Hello>,
     pub(crate) reports: Reports,
@@ -172,10 +173,9 @@ impl Schedule {
 impl Agent {
     /// Takes over what the store says is to run here, and ends what it does not know.
     pub(crate) async fn boot(&mut self) {
-        self.pods.clean_up(&self.assignment);
+        self.pods.clean_up(self.roster.assignment());
         self.follow_lost_peers();
-        let stored = self.assignment.clone();
-        let duties = self.pods.assign(&stored, &stored, true);
+        let duties = self.roster.boot(|pod| self.pods.is_supervised(pod));
         self.fulfil(duties).await;
         self.reconcile().await;
     }
@@ -189,7 +189,7 @@ impl Agent {
             let due = self.schedule.due;
             let ask_due = self.conflicts.next();
             let lost_due = self.lost_peers.next();
-            let room = self.reports.room();
+            let room = self.reports.room(!self.roster.news().is_empty());
             tokio::select! {
                 _ = &mut shutdown => {
                     info!("the agent ends; pods, routes and BPF programs stay and carry traffic");
@@ -208,7 +208,7 @@ impl Agent {
                 () = Schedule::wait(lost_due) => self.look_after_lost_peers().await,
                 () = changed(&mut inbox.changes) => self.schedule.changed(),
                 () = Schedule::wait(due) => self.reconcile().await,
-                permit = room => drop(permit.send(self.reports.take())),
+                permit = room => drop(permit.send(self.roster.take_news())),
                 _ = audit.tick() => self.schedule.soon(),
                 _ = sweep.tick() => self.sweep(),
             }
@@ -218,11 +218,12 @@ impl Agent {
     /// Who is lost by the server's word. What ends or begins with it changes routes.
     fn follow_lost_peers(&mut self) {
         let before = self.lost_peers.silent();
-        for name in self.lost_peers.follow(&self.assignment.peers, Instant::now()) {
+        for name in self.lost_peers.follow(&self.roster.assignment().peers, Instant::now()) {
             info!(name, "a peer is lost: asking whether it is there");
         }
         let now = self.lost_peers.silent();
-        for name in before.difference(&now).filter(|name| self.assignment.peers.contains_key(*name)) {
+        for name in before.difference(&now).filter(|name| self.roster.assignment().peers.contains_key(*name))
+        {
             self.events.happened(format!("node {name} reports again: its route is back"), None);
         }
         if now != before {
@@ -234,18 +235,23 @@ impl Agent {
     async fn hear_server(&mut self, message: FromServer) {
         match message {
             FromServer::Attached { reports, channel } => {
-                self.reports.attached(reports, channel, self.pods.reports());
+                self.reports.attached(reports, channel);
+                self.roster.attached();
                 // The server may not have heard of these.
                 let now = Instant::now();
-                let taken = self.assignment.pods.iter().filter(|(_, record)| record.taken_by.is_some());
+                let taken =
+                    self.roster.assignment().pods.iter().filter(|(_, record)| record.taken_by.is_some());
                 let pods = taken.map(|(pod, _)| pod.clone()).filter(|pod| self.conflicts.may_ask(pod, now));
-                pods.collect::<Vec<_>>().iter().for_each(|pod| self.ask_for_address(pod));
+                pods.collect::<Vec<_>>().iter().for_each(|pod| self.roster.ask_for_address(pod));
             }
-            FromServer::Detached { .. } => self.reports.detached(),
+            FromServer::Detached { .. } => {
+                self.reports.detached();
+                self.roster.detached();
+            }
             FromServer::Assignment(assignment) => self.assign(assignment).await,
             FromServer::ReadLogs(request) => {
                 if let Some(channel) = self.reports.channel() {
-                    self.logs.start(channel, &self.paths, &self.assignment, request);
+                    self.logs.start(channel, &self.paths, self.roster.assignment(), request);
                 }
             }
         }
@@ -253,25 +259,21 @@ impl Agent {
 
     /// Makes the server's word durable, then acts on it.
     async fn assign(&mut self, message: v1::Assignment) {
-        if !self.assignment.head.epoch.is_empty() && message.epoch != self.assignment.head.epoch {
+        let epoch = &self.roster.assignment().head.epoch;
+        if !epoch.is_empty() && message.epoch != *epoch {
             warn!(epoch = message.epoch, "the server has another store than before; its word is followed");
         }
-        let merged = assignment::merge(&self.identity, &self.assignment, message);
-        for complaint in &merged.complaints {
+        let (pending, complaints) = self.roster.told(message);
+        for complaint in &complaints {
             warn!(complaint, "a part of the assignment is not followed");
         }
-        let Some(old) = self.commit(merged.next).await else {
+        let Some(duties) = self.commit(pending).await else {
             // Only a whole assignment can be followed after one that is lost.
             self.hello.send_modify(|hello| hello.resets += 1);
             return;
         };
         self.follow_lost_peers();
-        let duties = self.pods.assign(&old, &self.assignment, false);
         self.fulfil(duties).await;
-        for pod in self.assignment.pods.keys() {
-            self.reports.pod(pod, self.pods.report(pod));
-        }
-        merged.unknown.iter().for_each(|pod| self.reports.gone(pod));
     }
 
     /// Peers whose lease has ended are asked whether they are there. One that does not answer is dead, as far as this
@@ -316,39 +318,38 @@ impl Agent {
 
     /// Hosts of the link that have a dead node's MAC address for its pods would trust it for half a minute.
     fn doubt_pods_of_the_dead(&mut self) {
-        let addresses = self.lost_peers.doubts(&self.assignment.peers);
+        let addresses = self.lost_peers.doubts(&self.roster.assignment().peers);
         if !addresses.is_empty() {
             self.announcer.doubt(&addresses);
         }
     }
 
-    /// Replaces the assignment in the store and then here; the one before, or none when the store cannot be
-    /// written.
-    async fn commit(&mut self, next: Assignment) -> Option<Assignment> {
-        let old = self.assignment.clone();
-        let store = self.store.clone();
+    /// Makes an assignment durable and follows it: what there is to do then, or none when the store cannot be
+    /// written and nothing has happened.
+    async fn commit(&mut self, pending: Pending) -> Option<Vec<Duty>> {
+        let (store, old) = (self.store.clone(), self.roster.assignment().clone());
         let written =
-            tokio::task::spawn_blocking(move || store.commit(&old, &next).map(|()| (old, next))).await;
-        let (old, next) = match written.context("the store's thread failed").and_then(|result| Ok(result?)) {
-            Ok(both) => both,
+            tokio::task::spawn_blocking(move || store.commit(&old, &pending.next).map(|()| pending));
+        let written = written.await.context("the store's thread failed").and_then(|result| Ok(result?));
+        let pending = match written {
+            Ok(pending) => pending,
             Err(error) => {
                 error!(error = format!("{error:#}"), "the assignment is not followed: it cannot be kept");
                 return None;
             }
         };
-        let head = next.head.clone();
+        let head = pending.next.head.clone();
         self.hello.send_modify(|hello| {
             (hello.rest.epoch, hello.rest.revision) = (head.epoch, head.revision);
         });
-        self.assignment = next;
-        Some(old)
+        Some(self.roster.durable(pending, |pod, before, now| self.pods.is_changed(pod, before, now)))
     }
 
     async fn hear_keeper(&mut self, pod: &str, news: News) {
-        let Some(record) = self.assignment.pods.get(pod) else { return };
-        let duties = self.pods.heard(pod, record, news);
-        self.fulfil(duties).await;
-        self.reports.pod(pod, self.pods.report(pod));
+        if self.roster.assignment().pods.contains_key(pod) {
+            let event = self.pods.heard(pod, news);
+            self.happen(vec![(pod.to_owned(), event)]).await;
+        }
     }
 
     /// Another machine claims an address. Anybody on a LAN can do that with one frame, so it is believed only when
@@ -367,7 +368,7 @@ impl Agent {
 
     /// The pod with this address stops using it, durably, and asks for another.
     async fn lose_address(&mut self, address: Ipv6Addr, mac: Mac) {
-        let mut pods = self.assignment.pods.iter();
+        let mut pods = self.roster.assignment().pods.iter();
         let found = pods.find(|(_, record)| record.address == address && record.taken_by.is_none());
         let Some(pod) = found.filter(|(_, record)| !record.removing).map(|(pod, _)| pod.clone()) else {
             return;
@@ -376,80 +377,67 @@ impl Agent {
         let why = conflict_words(address, mac, standing);
         debug!(pod, in_a_row = standing.in_a_row, wait = ?standing.wait, "address lost");
         self.events.happened(format!("pod {pod}: {why}"), Some(mac.to_string()));
-        let next = assignment::take_address(&self.assignment, &pod, mac.0, why);
-        if self.commit(next).await.is_none() {
-            return;
+        if let Some(duties) = self.commit(self.roster.displaced(&pod, mac.0, why)).await {
+            self.fulfil(duties).await;
         }
-        self.schedule.now();
-        self.happen(vec![(pod, Event::Displaced)]).await;
     }
 
+    /// Tells the server, if it is there, which pods need another address. It is told again by each new stream.
     fn ask_for_addresses(&mut self) {
         let due = self.conflicts.due(Instant::now());
-        due.iter().for_each(|pod| self.ask_for_address(pod));
-    }
-
-    /// Tells the server, if it is there, that a pod needs another address. It is told again by each new stream.
-    fn ask_for_address(&mut self, pod: &str) {
-        let Some(record) = self.assignment.pods.get(pod) else { return };
-        let Some(mac) = record.taken_by else { return };
-        let address = record.address.octets().to_vec();
-        let conflict = v1::AddressConflict { pod: pod.to_owned(), address, mac: mac.to_vec() };
-        self.reports.conflict(pod, conflict);
+        due.iter().for_each(|pod| self.roster.ask_for_address(pod));
     }
 
     async fn happen(&mut self, events: Vec<(String, Event)>) {
         let mut duties = Vec::new();
         for (pod, event) in events {
-            if let Some(record) = self.assignment.pods.get(&pod) {
-                duties.extend(self.pods.happen(&pod, record, event));
-                self.reports.pod(&pod, self.pods.report(&pod));
-            }
+            let before = self.roster.report(&pod);
+            duties.extend(self.roster.happen(&pod, event));
+            log_change(&pod, before.as_ref(), self.roster.report(&pod).as_ref());
         }
         self.fulfil(duties).await;
     }
 
     async fn fulfil(&mut self, duties: Vec<Duty>) {
-        if duties.contains(&Duty::Reconcile) {
-            self.schedule.now();
+        let mut finished = Vec::new();
+        for duty in duties {
+            match duty {
+                Duty::Reconcile => self.schedule.now(),
+                Duty::Act(pod, action) => self.act(&pod, action),
+                Duty::Finish(pod) => finished.push(pod),
+            }
         }
-        let finished = duties.into_iter().filter_map(|duty| match duty {
-            Duty::Finish(pod) => Some(pod),
-            Duty::Reconcile => None,
-        });
-        self.finish(finished.collect()).await;
+        self.finish(finished).await;
+    }
+
+    fn act(&mut self, pod: &str, action: Action) {
+        if let Some(record) = self.roster.assignment().pods.get(pod) {
+            self.pods.act(pod, record, self.roster.failures(pod), action);
+        }
     }
 
     /// Nothing of these pods runs and nothing is in the kernel: their folders and their records go, in this
     /// order, and they are reported gone. What fails is tried again with the next look at the kernel.
-    async fn finish(&mut self, pods: Vec<String>) {
-        let mut gone = Vec::new();
-        for pod in pods {
-            let again = self.assignment.pods.get(&pod).is_some_and(|record| !record.removing);
-            match self.pods.remove_folders(&pod) {
-                Err(error) => warn!(pod, %error, "the folder of a removed pod cannot be removed"),
-                Ok(()) if again => {
-                    self.pods.begin_anew(&pod);
-                    self.schedule.now();
-                }
-                Ok(()) => gone.push(pod),
+    async fn finish(&mut self, mut pods: Vec<String>) {
+        pods.retain(|pod| match self.pods.remove_folders(pod) {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(pod, %error, "the folder of a removed pod cannot be removed");
+                false
             }
-        }
-        if !gone.is_empty() {
-            self.forget(&gone).await;
-        }
-    }
-
-    async fn forget(&mut self, gone: &[String]) {
-        let next = assignment::forget(&self.identity, &self.assignment, gone);
-        let Some(old) = self.commit(next).await else { return };
-        if is_ipv4_given(&old, &self.assignment) {
+        });
+        let (duties, pending) = self.roster.finished(pods.clone());
+        if !duties.is_empty() {
             self.schedule.now();
         }
-        for pod in gone {
-            self.pods.forget(pod);
+        let Some(pending) = pending else { return };
+        let Some(duties) = self.commit(pending).await else { return };
+        if !duties.is_empty() {
+            self.schedule.now();
+        }
+        for pod in pods.iter().filter(|pod| !self.roster.assignment().pods.contains_key(*pod)) {
+            info!(pod, "pod removed");
             self.conflicts.forget(pod);
-            self.reports.gone(pod);
         }
     }
 
@@ -489,7 +477,9 @@ impl Agent {
         if reconciled.ops.iter().any(is_guard) {
             self.sweep();
         }
-        let mut events = self.network_events(&desired, &failures_by_pod(&reconciled.failures));
+        let failures = failures_by_pod(&reconciled.failures);
+        let is_desired = |pod: &str| desired.pods.contains_key(pod);
+        let mut events = self.roster.network_events(is_desired, |pod| failures.get(pod).cloned());
         events.extend(replaced(&reconciled.ops).map(|pod| (pod, Event::NetworkReplaced)));
         self.happen(events).await;
     }
@@ -509,33 +499,11 @@ impl Agent {
         self.traces.take();
     }
 
-    /// What the reconciliation means for each pod that waits for it.
-    fn network_events(&self, desired: &Desired, failures: &BTreeMap<String, String>) -> Vec<(String, Event)> {
-        let event = |id: &String| match self.pods.stage(id)? {
-            Stage::Networking(_) => Some(match (failures.get(id), desired.pods.contains_key(id)) {
-                (Some(why), _) => Event::NetworkFailed(why.clone()),
-                (None, true) => Event::NetworkReady,
-                (None, false) => Event::NetworkFailed(self.why_not_desired(id)),
-            }),
-            Stage::Unlinking(_) => Some(match failures.get(id) {
-                Some(why) => Event::NetworkFailed(why.clone()),
-                None => Event::NetworkGone,
-            }),
-            _ => None,
-        };
-        self.pods.ids().into_iter().filter_map(|id| event(&id).map(|event| (id, event))).collect()
-    }
-
-    fn why_not_desired(&self, pod: &str) -> String {
-        let problem = self.assignment.pods.get(pod).and_then(|record| record.problem.clone());
-        problem.unwrap_or_else(|| format!("no IPv4 address is free in {}", self.identity.pod_ipv4))
-    }
-
     fn desired(&self) -> Option<Desired> {
         let underlay = self.underlay.as_ref()?;
-        let absent = |pod: &str| self.pods.is_absent(pod);
+        let absent = |pod: &str| self.roster.is_absent(pod);
         let silent = self.lost_peers.silent();
-        Some(desired(&self.identity, &self.assignment, underlay, self.backends, absent, &silent))
+        Some(desired(&self.identity, self.roster.assignment(), underlay, self.backends, absent, &silent))
     }
 
     /// Looks for the uplink and its addresses; the server is told when they are others than before.
@@ -579,7 +547,8 @@ impl Agent {
 
     /// Writes down who has which outside ports, and says who was refused one.
     fn note_ports(&mut self, swept: &Swept) {
-        let named = self.assignment.pods.iter().filter_map(|(id, record)| Some((record.ipv4?, id.clone())));
+        let named =
+            self.roster.assignment().pods.iter().filter_map(|(id, record)| Some((record.ipv4?, id.clone())));
         let pods = named.collect();
         let now = (unix_s(), dataplane::monotonic_ns() / 1_000_000_000);
         if let Err(error) = self.ports.note(&Reading { blocks: &swept.blocks, pods: &pods, now }) {
@@ -663,18 +632,25 @@ impl Agent {
     }
 
     fn view(&self) -> NodeView {
-        let pods = self.assignment.pods.iter().map(|(id, record)| (id.clone(), self.pod_view(id, record)));
+        let pods =
+            self.roster.assignment().pods.iter().map(|(id, record)| (id.clone(), self.pod_view(id, record)));
         NodeView {
             agent_pid: Some(std::process::id()),
             attached: self.reports.channel().is_some(),
             pods: pods.collect(),
-            ..view(&self.identity, &self.assignment, self.backends, self.underlay.as_ref(), &self.dataplane)
+            ..view(
+                &self.identity,
+                self.roster.assignment(),
+                self.backends,
+                self.underlay.as_ref(),
+                &self.dataplane,
+            )
         }
     }
 
     fn pod_view(&self, id: &str, record: &assignment::PodRecord) -> PodView {
-        let report = self.pods.report(id);
-        let state = match (self.pods.stage(id), &report) {
+        let report = self.roster.report(id);
+        let state = match (self.roster.stage(id), &report) {
             (Some(Stage::Stopping | Stage::Unlinking(_)), _) => "ending".to_owned(),
             (_, Some(report)) => format!("{:?}", report.phase).to_lowercase(),
             _ => "unknown".to_owned(),
@@ -787,14 +763,9 @@ async fn changed(changes: &mut Option<Changes>) {
     }
 }
 
-/// Whether a pod that had to wait for an IPv4 address has one now.
-fn is_ipv4_given(old: &Assignment, new: &Assignment) -> bool {
-    new.pods.iter().any(|(id, pod)| pod.ipv4 != old.pods.get(id).and_then(|before| before.ipv4))
-}
-
 /// Whether a pod came to its ports, or lost them.
 fn is_guard(op: &Op) -> bool {
-    matches!(op.action, Action::GuardSet { .. } | Action::GuardDelete { .. })
+    matches!(op.action, Operation::GuardSet { .. } | Operation::GuardDelete { .. })
 }
 
 fn unix_s() -> u64 {
@@ -803,7 +774,7 @@ fn unix_s() -> u64 {
 
 /// Pods whose network namespace was made.
 fn replaced(ops: &[Op]) -> impl Iterator<Item = String> {
-    ops.iter().filter(|op| op.action == Action::NetnsAdd).filter_map(|op| op.pod.clone())
+    ops.iter().filter(|op| op.action == Operation::NetnsAdd).filter_map(|op| op.pod.clone())
 }
 
 /// The first failure of each pod.
@@ -815,6 +786,16 @@ fn failures_by_pod(failures: &[(Op, ApplyError)]) -> BTreeMap<String, String> {
         }
     }
     first
+}
+
+fn log_change(id: &str, before: Option<&Report>, after: Option<&Report>) {
+    let Some(after) = after.filter(|after| Some(*after) != before) else { return };
+    let phase = format!("{:?}", after.phase).to_lowercase();
+    if before.map(|before| before.phase) == Some(after.phase) {
+        debug!(pod = id, phase, restarts = after.restarts, message = after.message, "pod");
+    } else {
+        info!(pod = id, phase, restarts = after.restarts, message = after.message, "pod");
+    }
 }
 
 fn log_ops(ops: &[Op], failures: &[(Op, ApplyError)]) {

@@ -1,4 +1,4 @@
-//! The pods of this node while the agent runs: their states, their keepers, and the actions that follow.
+//! The processes of this node's pods: the keepers of their supervisors, and their folders.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use crate::{
     desired, files,
     identity::Identity,
     keeper::{self, News, Place, Wanted},
-    pod_state::{Action, Event, PodState, Report, Stage},
+    pod_state::{Action, Event},
     supervisor::{spec::PodSpec, status::SOCKET_FILE},
 };
 
@@ -31,27 +31,15 @@ pub(crate) const NETNS_DIR: &str = "/run/netns";
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// What the agent has to do for a pod that [`Pods`] cannot do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Duty {
-    Reconcile,
-    Finish(String),
-}
-
-/// The pods and what drives them.
+/// What drives the pods.
 pub(crate) struct Pods {
     paths: NodePaths,
     identity: Identity,
     program: PathBuf,
-    all: BTreeMap<String, LocalPod>,
+    all: BTreeMap<String, watch::Sender<Wanted>>,
     keepers: JoinSet<()>,
     news: mpsc::Sender<(String, News)>,
     retries: mpsc::Sender<String>,
-}
-
-struct LocalPod {
-    state: PodState,
-    keeper: Option<watch::Sender<Wanted>>,
 }
 
 impl Pods {
@@ -65,90 +53,36 @@ impl Pods {
         Pods { paths, identity, program, all: BTreeMap::new(), keepers: JoinSet::new(), news, retries }
     }
 
-    /// Whether nothing of the pod may be in the kernel.
-    pub(crate) fn is_absent(&self, pod: &str) -> bool {
-        self.all.get(pod).is_some_and(|pod| pod.state.is_absent())
+    /// Whether a supervisor has been here for the pod.
+    pub(crate) fn is_supervised(&self, pod: &str) -> bool {
+        self.paths.pod_run_dir(pod).join(SOCKET_FILE).exists()
     }
 
-    pub(crate) fn stage(&self, pod: &str) -> Option<&Stage> {
-        self.all.get(pod).map(|pod| pod.state.stage())
+    /// Whether a pod's supervisor must be told of its new record.
+    pub(crate) fn is_changed(&self, id: &str, before: &PodRecord, now: &PodRecord) -> bool {
+        self.spec(id, before) != self.spec(id, now)
     }
 
-    pub(crate) fn report(&self, pod: &str) -> Option<Report> {
-        self.all.get(pod)?.state.report()
-    }
-
-    pub(crate) fn reports(&self) -> BTreeMap<String, Report> {
-        self.all.iter().filter_map(|(id, pod)| Some((id.clone(), pod.state.report()?))).collect()
-    }
-
-    pub(crate) fn ids(&self) -> Vec<String> {
-        self.all.keys().cloned().collect()
-    }
-
-    /// Takes over what the node must run: new pods begin, changed ones are told, removed ones end.
-    pub(crate) fn assign(&mut self, old: &Assignment, new: &Assignment, from_store: bool) -> Vec<Duty> {
-        let mut duties = vec![Duty::Reconcile];
-        for (id, record) in &new.pods {
-            self.all.entry(id.clone()).or_insert_with(|| {
-                let supervised = self.paths.pod_run_dir(id).join(SOCKET_FILE).exists();
-                LocalPod { state: PodState::new(from_store && supervised), keeper: None }
-            });
-            let before = old.pods.get(id);
-            let moved = before.is_some_and(|before| before.address != record.address);
-            let changed = before.is_some_and(|before| self.spec(id, before) != self.spec(id, record));
-            if record.removing {
-                duties.extend(self.happen(id, record, Event::Remove));
-            } else if moved {
-                duties.extend(self.happen(id, record, Event::Displaced));
-            } else if changed {
-                duties.extend(self.happen(id, record, Event::Changed));
-            }
-        }
-        duties
-    }
-
-    /// What a keeper said.
-    pub(crate) fn heard(&mut self, id: &str, record: &PodRecord, news: News) -> Vec<Duty> {
-        let event = match news {
+    /// What a keeper's news mean for its pod.
+    pub(crate) fn heard(&mut self, id: &str, news: News) -> Event {
+        match news {
             News::Status(status) => Event::Status(status),
             News::Lost(why) => {
-                self.drop_keeper(id);
+                self.all.remove(id);
                 warn!(pod = id, why, "a pod has no supervisor");
                 Event::SupervisorLost(why)
             }
             News::Stopped => {
-                self.drop_keeper(id);
+                self.all.remove(id);
                 Event::SupervisorStopped
             }
-        };
-        self.happen(id, record, event)
-    }
-
-    /// Steps the pod's state and acts on it.
-    pub(crate) fn happen(&mut self, id: &str, record: &PodRecord, event: Event) -> Vec<Duty> {
-        let Some(pod) = self.all.get_mut(id) else { return Vec::new() };
-        let before = pod.state.report();
-        let actions = pod.state.step(event);
-        log_change(id, before.as_ref(), pod.state.report().as_ref());
-        actions.into_iter().filter_map(|action| self.act(id, record, action)).collect()
+        }
     }
 
     /// Removes what a pod left on disk.
     pub(crate) fn remove_folders(&self, id: &str) -> std::io::Result<()> {
         files::remove_folder(&self.paths.pod_run_dir(id))?;
         files::remove_folder(&self.paths.pod_state_dir(id))
-    }
-
-    /// Nothing is left of the pod.
-    pub(crate) fn forget(&mut self, id: &str) {
-        info!(pod = id, "pod removed");
-        self.all.remove(id);
-    }
-
-    /// Nothing is left of the pod, and it is wanted again.
-    pub(crate) fn begin_anew(&mut self, id: &str) {
-        self.all.insert(id.to_owned(), LocalPod { state: PodState::new(false), keeper: None });
     }
 
     /// Ends supervisors and removes folders of pods that nobody assigned, as a removed store leaves them.
@@ -174,25 +108,23 @@ impl Pods {
 
     /// Lets go of every keeper and waits until none starts anything any more.
     pub(crate) async fn release(&mut self) {
-        for pod in self.all.values_mut() {
-            if let Some(keeper) = pod.keeper.take() {
-                keeper.send_modify(|wanted| wanted.stop = true);
-            }
+        for keeper in std::mem::take(&mut self.all).into_values() {
+            keeper.send_modify(|wanted| wanted.stop = true);
         }
         while self.keepers.join_next().await.is_some() {}
     }
 
-    fn act(&mut self, id: &str, record: &PodRecord, action: Action) -> Option<Duty> {
+    /// Does something for the processes of a pod, of whose supervisors so many failed in a row.
+    pub(crate) fn act(&mut self, id: &str, record: &PodRecord, failures: u32, action: Action) {
         match action {
-            Action::Reconcile => return Some(Duty::Reconcile),
-            Action::Finish => return Some(Duty::Finish(id.to_owned())),
             Action::Supervise => self.supervise(id, record),
             Action::Update => self.update(id, record),
             Action::Check => self.check(id),
             Action::Stop => self.stop(id),
-            Action::RetryLater => self.retry_later(id),
+            Action::RetryLater => self.retry_later(id, failures),
+            // The agent's own.
+            Action::Reconcile | Action::Finish => {}
         }
-        None
     }
 
     fn supervise(&mut self, id: &str, record: &PodRecord) {
@@ -200,28 +132,26 @@ impl Pods {
         let (keeper, wanted) = watch::channel(Wanted { spec, stop: false });
         self.reap();
         self.keepers.spawn(keeper::keep(self.place(id), wanted, self.news.clone()));
-        if let Some(pod) = self.all.get_mut(id) {
-            pod.keeper = Some(keeper);
-        }
+        self.all.insert(id.to_owned(), keeper);
     }
 
     fn update(&mut self, id: &str, record: &PodRecord) {
         let spec = self.spec(id, record);
-        if let (Some(spec), Some(keeper)) = (spec, self.all.get(id).and_then(|pod| pod.keeper.as_ref())) {
+        if let (Some(spec), Some(keeper)) = (spec, self.all.get(id)) {
             info!(pod = id, "pod changed");
             keeper.send_modify(|wanted| wanted.spec = spec);
         }
     }
 
     fn check(&self, id: &str) {
-        if let Some(keeper) = self.all.get(id).and_then(|pod| pod.keeper.as_ref()) {
+        if let Some(keeper) = self.all.get(id) {
             keeper.send_modify(|_| {});
         }
     }
 
     fn stop(&mut self, id: &str) {
         info!(pod = id, "stopping pod");
-        if let Some(keeper) = self.all.get(id).and_then(|pod| pod.keeper.as_ref()) {
+        if let Some(keeper) = self.all.get(id) {
             keeper.send_modify(|wanted| wanted.stop = true);
             return;
         }
@@ -240,8 +170,7 @@ impl Pods {
         });
     }
 
-    fn retry_later(&self, id: &str) {
-        let failures = self.all.get(id).map_or(0, |pod| pod.state.failures());
+    fn retry_later(&self, id: &str, failures: u32) {
         let wait = Backoff::after(RETRY_FIRST, RETRY_MAX, failures).next(&mut rand::rng());
         let (id, retries) = (id.to_owned(), self.retries.clone());
         debug!(pod = id, ?wait, "the next supervisor is tried later");
@@ -250,12 +179,6 @@ impl Pods {
             // The agent may be ending.
             let _ = retries.send(id).await;
         });
-    }
-
-    fn drop_keeper(&mut self, id: &str) {
-        if let Some(pod) = self.all.get_mut(id) {
-            pod.keeper = None;
-        }
     }
 
     /// Forgets the tasks of keepers that have ended.
@@ -269,16 +192,6 @@ impl Pods {
 
     fn place(&self, id: &str) -> Place {
         Place { pod: id.to_owned(), run_dir: self.paths.pod_run_dir(id), program: self.program.clone() }
-    }
-}
-
-fn log_change(id: &str, before: Option<&Report>, after: Option<&Report>) {
-    let Some(after) = after.filter(|after| Some(*after) != before) else { return };
-    let phase = format!("{:?}", after.phase).to_lowercase();
-    if before.map(|before| before.phase) == Some(after.phase) {
-        debug!(pod = id, phase, restarts = after.restarts, message = after.message, "pod");
-    } else {
-        info!(pod = id, phase, restarts = after.restarts, message = after.message, "pod");
     }
 }
 

@@ -36,6 +36,7 @@ use crate::{
     pods::{NETNS_DIR, Pods},
     port_log::PortLog,
     reports::Reports,
+    roster::Roster,
     store::{Settings, Store},
 };
 
@@ -98,6 +99,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     info!(node = identity.name, prefix = %identity.prefix, pods = assignment.pods.len(), "node starts");
     let mut agent = Agent {
         pods: Pods::new(paths.clone(), identity.clone(), supervisor_program(), news, retry),
+        roster: Roster::new(identity.clone(), assignment),
         identity,
         paths,
         store,
@@ -107,7 +109,6 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         lost_peers: LostPeers::default(),
         backends,
         uplink,
-        assignment,
         hello,
         reports: Reports::default(),
         logs: LogSender::new(),

@@ -1,0 +1,177 @@
+//! What the server still has to be told of this node's pods: the last word per pod, never a queue of words. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hextet_api::v1::{AddressConflict, NodeReport, PodPhase, PodReport, PodReports, node_report};
+
+use crate::pod_state::{Phase, Report};
+
+/// Pods in one message.
+const PODS_PER_MESSAGE: usize = 500;
+
+/// What is new since the present stream was told last. Without a stream nothing is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    attached: bool,
+    sent: BTreeMap<String, Report>,
+    news: BTreeMap<String, Report>,
+    gone: BTreeSet<String>,
+    conflicts: BTreeMap<String, AddressConflict>,
+}
+
+impl News {
+    /// A new stream knows nothing: `all` is news.
+    pub(crate) fn attached(&mut self, all: BTreeMap<String, Report>) {
+        *self = News { attached: true, news: all, ..News::default() };
+    }
+
+    pub(crate) fn detached(&mut self) {
+        *self = News::default();
+    }
+
+    /// The state of `pod`; said only when it is another than the one that was said last.
+    pub(crate) fn pod(&mut self, pod: &str, now: Option<Report>) {
+        let Some(now) = now.filter(|_| self.attached) else { return };
+        if self.sent.get(pod) == Some(&now) {
+            self.news.remove(pod);
+        } else {
+            self.news.insert(pod.to_owned(), now);
+        }
+    }
+
+    /// Nothing is left of `pod`. The server asks again on each new stream until it has heard it.
+    pub(crate) fn gone(&mut self, pod: &str) {
+        self.sent.remove(pod);
+        self.news.remove(pod);
+        self.conflicts.remove(pod);
+        if self.attached {
+            self.gone.insert(pod.to_owned());
+        }
+    }
+
+    /// Another machine has the address of `pod`. The answer is another address.
+    pub(crate) fn conflict(&mut self, pod: &str, conflict: AddressConflict) {
+        if self.attached {
+            self.conflicts.insert(pod.to_owned(), conflict);
+        }
+    }
+
+    /// Whether there is nothing to say.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.news.is_empty() && self.gone.is_empty() && self.conflicts.is_empty()
+    }
+
+    /// The next message, whose pods then count as told.
+    pub(crate) fn take(&mut self) -> NodeReport {
+        if let Some((_, conflict)) = self.conflicts.pop_first() {
+            return NodeReport { report: Some(node_report::Report::Conflict(conflict)) };
+        }
+        let gone = take_some(&mut self.gone, PODS_PER_MESSAGE, |set| set.pop_first());
+        let news = take_some(&mut self.news, PODS_PER_MESSAGE - gone.len(), |map| map.pop_first());
+        let gone = gone.into_iter().map(|id| PodReport { id, gone: true, ..PodReport::default() });
+        let mut pods: Vec<PodReport> = gone.collect();
+        for (id, now) in news {
+            pods.push(message(&id, &now));
+            self.sent.insert(id, now);
+        }
+        NodeReport { report: Some(node_report::Report::Pods(PodReports { pods })) }
+    }
+}
+
+fn take_some<From, Item>(
+    from: &mut From,
+    count: usize,
+    mut pop: impl FnMut(&mut From) -> Option<Item>,
+) -> Vec<Item> {
+    std::iter::from_fn(|| pop(from)).take(count).collect()
+}
+
+fn message(id: &str, report: &Report) -> PodReport {
+    let phase = match report.phase {
+        Phase::Starting => PodPhase::Starting,
+        Phase::Running => PodPhase::Running,
+        Phase::Failed => PodPhase::Failed,
+    };
+    PodReport {
+        id: id.to_owned(),
+        phase: phase.into(),
+        message: report.message.clone(),
+        restarts: report.restarts,
+        gone: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(phase: Phase) -> Report {
+        Report { phase, message: String::new(), restarts: 0 }
+    }
+
+    fn attached(all: BTreeMap<String, Report>) -> News {
+        let mut news = News::default();
+        news.attached(all);
+        news
+    }
+
+    fn ids(report: NodeReport) -> Vec<(String, bool)> {
+        let Some(node_report::Report::Pods(reports)) = report.report else { panic!("not of pods") };
+        reports.pods.into_iter().map(|pod| (pod.id, pod.gone)).collect()
+    }
+
+    #[test]
+    fn a_new_stream_is_told_everything_once() {
+        let mut news = attached(BTreeMap::from([("a".into(), state(Phase::Running))]));
+        assert_eq!(ids(news.take()), [("a".into(), false)]);
+        news.pod("a", Some(state(Phase::Running)));
+        assert!(news.is_empty());
+    }
+
+    #[test]
+    fn only_the_last_word_is_said() {
+        let mut news = attached(BTreeMap::new());
+        news.pod("a", Some(state(Phase::Starting)));
+        news.pod("a", Some(state(Phase::Failed)));
+        assert_eq!(ids(news.take()).len(), 1);
+        news.pod("a", Some(state(Phase::Running)));
+        news.pod("a", Some(state(Phase::Failed)));
+        assert!(news.is_empty(), "it was failed before and is failed now");
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_is_said_to_be_gone_and_nothing_else() {
+        let mut news = attached(BTreeMap::new());
+        news.pod("a", Some(state(Phase::Running)));
+        news.gone("a");
+        assert_eq!(ids(news.take()), [("a".into(), true)]);
+    }
+
+    #[test]
+    fn without_a_stream_nothing_is_kept() {
+        let mut news = News::default();
+        news.pod("a", Some(state(Phase::Running)));
+        news.gone("b");
+        news.conflict("a", AddressConflict::default());
+        assert_eq!(news, News::default());
+    }
+
+    #[test]
+    fn a_conflict_is_said_once_to_a_stream() {
+        let mut news = attached(BTreeMap::new());
+        let conflict = AddressConflict { pod: "a".into(), ..AddressConflict::default() };
+        news.conflict("a", conflict.clone());
+        assert!(!news.is_empty());
+        assert_eq!(news.take().report, Some(node_report::Report::Conflict(conflict)));
+        assert!(news.is_empty());
+    }
+
+    #[test]
+    fn a_message_is_bounded() {
+        let many = (0..PODS_PER_MESSAGE + 7).map(|n| (format!("p{n}"), state(Phase::Running))).collect();
+        let mut news = attached(many);
+        news.gone("x");
+        assert_eq!(ids(news.take()).len(), PODS_PER_MESSAGE);
+        assert_eq!(ids(news.take()).len(), 8);
+    }
+}
