@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 /// Packages that compute and never touch the world.
-const PURE: [&str; 3] = ["dataplane-core", "hextet-address", "scheduler-core"];
+const PURE: [&str; 4] = ["dataplane-core", "hextet-address", "hextet-lifecycle", "scheduler-core"];
 
 /// What a pure package must not reach, not even through another. A name that ends in `-` is a beginning.
 const BANNED: [&str; 10] =
     ["aya", "hyper", "mio", "netlink-", "nftables", "nix", "redb", "rtnetlink", "tokio", "tonic"];
 
 /// What each package may use of this workspace; `*` is everything but itself.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("dataplane", &["dataplane-common", "dataplane-core", "hextet-address"]),
     ("dataplane-common", &[]),
     ("dataplane-core", &["dataplane-common", "hextet-address"]),
@@ -20,6 +20,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     ("hextet-address", &[]),
     ("hextet-api", &["hextet-address"]),
     ("hextet-conformance", &["dataplane", "hextet-properties", "hextet-tests"]),
+    ("hextet-lifecycle", &[]),
     ("hextet-properties", &["dataplane-common", "scheduler-core"]),
     ("hextet-tests", &["*"]),
     ("lb-nginx", &["hextet-api"]),
@@ -30,14 +31,15 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "dataplane-core",
             "hextet-address",
             "hextet-api",
+            "hextet-lifecycle",
             "node",
             "scheduler",
             "scheduler-core",
         ],
     ),
-    ("node", &["dataplane", "dataplane-core", "hextet-address", "hextet-api"]),
-    ("scheduler", &["hextet-address", "hextet-api", "scheduler-core"]),
-    ("scheduler-core", &["hextet-address"]),
+    ("node", &["dataplane", "dataplane-core", "hextet-address", "hextet-api", "hextet-lifecycle"]),
+    ("scheduler", &["hextet-address", "hextet-api", "hextet-lifecycle", "scheduler-core"]),
+    ("scheduler-core", &["hextet-address", "hextet-lifecycle"]),
     ("xtask", &[]),
 ];
 

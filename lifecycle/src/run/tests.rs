@@ -1,0 +1,209 @@
+//! Walks over small graphs, told event by event.
+
+use super::*;
+use crate::step::{Owner, Step};
+
+const S: Duration = Duration::from_secs(1);
+
+fn step(name: &str) -> Step {
+    Step::new(name, Owner::Node, "").undo()
+}
+
+/// `a` and `b` at a time, then `c`, then the target `up`.
+fn diamond(change: impl FnOnce(&mut Vec<Step>)) -> Run {
+    let mut steps = vec![
+        step("a"),
+        step("b"),
+        step("c").requires("a").requires("b"),
+        Step::target("up", Owner::Node, "").requires("c"),
+    ];
+    change(&mut steps);
+    Run::new(Arc::new(Graph::new(steps).unwrap()))
+}
+
+fn start(names: &[&str]) -> Vec<Command> {
+    names.iter().map(|name| Command::Start((*name).to_owned())).collect()
+}
+
+fn stop(names: &[&str]) -> Vec<Command> {
+    names.iter().map(|name| Command::Stop((*name).to_owned())).collect()
+}
+
+fn up(run: &mut Run) {
+    run.handle(Event::Up, S);
+    for name in ["a", "b", "c"] {
+        run.handle(Event::Done(name), S);
+    }
+    assert!(run.is_done("up"));
+}
+
+#[test]
+fn steps_run_at_the_same_time_as_far_as_the_graph_allows() {
+    let mut run = diamond(|_| ());
+    assert_eq!(run.handle(Event::Up, S), start(&["a", "b"]));
+    assert_eq!(run.handle(Event::Done("b"), S), []);
+    assert_eq!(run.handle(Event::Done("a"), S), start(&["c"]));
+    assert!(!run.is_done("up"));
+    assert_eq!(run.handle(Event::Done("c"), S), []);
+    assert!(run.is_done("up"));
+}
+
+#[test]
+fn the_way_down_is_the_way_up_backwards() {
+    let mut run = diamond(|_| ());
+    up(&mut run);
+    assert_eq!(run.handle(Event::Down, S), stop(&["c"]));
+    assert_eq!(run.handle(Event::Done("c"), S), stop(&["b", "a"]));
+    assert_eq!(run.handle(Event::Done("a"), S), []);
+    assert!(!run.is_down());
+    run.handle(Event::Done("b"), S);
+    assert!(run.is_down());
+    assert_eq!(run.handle(Event::Up, S), start(&["a", "b"]));
+}
+
+#[test]
+fn what_never_began_is_not_undone_and_what_is_under_way_is_ended() {
+    let mut run = diamond(|steps| steps[1].undo = false);
+    run.handle(Event::Up, S);
+    run.handle(Event::Done("a"), S);
+    assert_eq!(run.handle(Event::Down, S), stop(&["b", "a"]));
+    // Its program ended before it heard of that.
+    run.handle(Event::Failed("b", "killed"), S);
+    assert_eq!(run.handle(Event::Done("a"), S), []);
+    assert_eq!(run.handle(Event::Tick, S * 2), stop(&["b"]), "whether it has ended is looked at again");
+    run.handle(Event::Done("b"), S * 2);
+    assert!(run.is_down());
+}
+
+#[test]
+fn a_failed_step_blocks_its_dependants_alone_and_says_so() {
+    let mut run = diamond(|steps| {
+        steps[0] = step("a").attempts(2);
+        steps.push(step("d").requires("b"));
+    });
+    assert_eq!(run.handle(Event::Up, S), start(&["a", "b"]));
+    assert_eq!(run.handle(Event::Failed("a", "no"), S), []);
+    assert_eq!(run.due(), Some(S + Duration::from_millis(250)));
+    assert_eq!(run.handle(Event::Tick, S * 2), start(&["a"]));
+    run.handle(Event::Failed("a", "no again"), S * 2);
+    assert_eq!(run.handle(Event::Done("b"), S * 2), start(&["d"]));
+    assert_eq!(run.due(), None);
+    assert_eq!(run.failed_for_good().collect::<Vec<_>>(), [("a", "no again")]);
+    let phases: Vec<(String, String)> =
+        run.status(S * 2).into_iter().map(|step| (step.name, step.phase.to_string())).collect();
+    let phases: Vec<(&str, &str)> =
+        phases.iter().map(|(name, phase)| (name.as_str(), phase.as_str())).collect();
+    assert_eq!(
+        phases,
+        [("a", "failed"), ("b", "done"), ("c", "blocked"), ("up", "blocked"), ("d", "running")]
+    );
+    // What made it fail is mended.
+    assert_eq!(run.handle(Event::Again("a"), S * 3), start(&["a"]));
+    assert_eq!(run.handle(Event::Done("a"), S * 3), start(&["c"]));
+}
+
+#[test]
+fn a_failed_optional_step_does_not_block_not_even_those_that_require_it() {
+    let mut run = diamond(|steps| steps[0] = step("a").attempts(1).optional());
+    run.handle(Event::Up, S);
+    run.handle(Event::Done("b"), S);
+    assert_eq!(run.handle(Event::Failed("a", "no"), S), start(&["c"]));
+}
+
+#[test]
+fn order_alone_waits_for_the_end_and_not_for_success() {
+    let mut run = diamond(|steps| {
+        steps[0] = step("a").attempts(1);
+        steps.push(step("e").after("a").after("c"));
+    });
+    run.handle(Event::Up, S);
+    run.handle(Event::Done("b"), S);
+    // `c` will never run: there is nothing to wait for.
+    assert_eq!(run.handle(Event::Failed("a", "no"), S), start(&["e"]));
+}
+
+#[test]
+fn a_step_that_takes_too_long_is_given_up_and_tried_again() {
+    let mut run = diamond(|steps| steps[0] = step("a").deadline(S));
+    run.handle(Event::Up, S);
+    assert_eq!(run.due(), Some(S * 2));
+    assert_eq!(run.handle(Event::Tick, S * 2), [Command::TimedOut("a".to_owned())]);
+    assert_eq!(run.error("a"), Some("it was not done within 1 s"));
+    assert_eq!(run.handle(Event::Tick, S * 3), start(&["a"]));
+}
+
+#[test]
+fn what_is_lost_takes_with_it_what_was_done_on_top() {
+    let mut run = diamond(|steps| steps.push(step("d").after("a")));
+    up(&mut run);
+    run.handle(Event::Done("d"), S);
+    assert_eq!(run.handle(Event::Lost("a", "gone"), S), []);
+    assert!(!run.is_done("c") && !run.is_done("up") && run.is_done("d"), "`d` only came after it");
+    assert_eq!(run.handle(Event::Tick, S * 2), start(&["a"]));
+    assert_eq!(run.handle(Event::Done("a"), S * 2), start(&["c"]));
+}
+
+#[test]
+fn the_end_of_what_leaned_on_something_lost_counts_for_nothing() {
+    let mut run = diamond(|_| ());
+    run.handle(Event::Up, S);
+    run.handle(Event::Done("a"), S);
+    assert_eq!(run.handle(Event::Done("b"), S), start(&["c"]));
+    run.handle(Event::Lost("a", "gone"), S);
+    assert_eq!(run.handle(Event::Done("c"), S), []);
+    assert!(!run.is_done("c"));
+    assert_eq!(run.handle(Event::Tick, S * 2), start(&["a"]));
+    assert_eq!(run.handle(Event::Done("a"), S * 2), start(&["c"]));
+}
+
+#[test]
+fn a_part_goes_down_and_comes_back() {
+    let mut run = diamond(|_| ());
+    up(&mut run);
+    assert_eq!(run.handle(Event::DownFrom("a"), S), stop(&["c"]));
+    assert_eq!(run.handle(Event::Done("c"), S), stop(&["a"]));
+    assert!(!run.is_down_from("a"));
+    run.handle(Event::Done("a"), S);
+    assert!(run.is_down_from("a") && run.is_done("b"));
+    assert_eq!(run.handle(Event::Up, S), start(&["a"]));
+}
+
+#[test]
+fn what_cannot_be_undone_is_given_up_after_its_attempts() {
+    let mut run = diamond(|steps| steps[2] = step("c").requires("a").requires("b").attempts(2));
+    up(&mut run);
+    run.handle(Event::Down, S);
+    assert_eq!(run.handle(Event::Failed("c", "no"), S), []);
+    assert_eq!(run.handle(Event::Tick, S * 2), stop(&["c"]));
+    assert_eq!(run.handle(Event::Failed("c", "no"), S * 2), stop(&["b", "a"]), "the way down goes on");
+}
+
+#[test]
+fn what_may_be_there_already_is_undone_although_it_never_began() {
+    let mut run = diamond(|steps| steps[0] = step("a").requires("b"));
+    run.handle(Event::Up, S);
+    run.assume(&["c"]);
+    assert_eq!(run.handle(Event::Down, S), stop(&["c"]));
+    assert_eq!(run.handle(Event::Done("c"), S), stop(&["b"]));
+}
+
+#[test]
+fn what_was_lost_is_undone_on_the_way_down() {
+    let mut run = diamond(|_| ());
+    up(&mut run);
+    run.handle(Event::Lost("a", "gone"), S);
+    assert_eq!(run.handle(Event::Down, S), stop(&["c"]));
+}
+
+#[test]
+fn another_graph_keeps_what_is_done_and_runs_what_is_new() {
+    let mut run = diamond(|_| ());
+    up(&mut run);
+    let steps =
+        vec![step("a"), step("b"), step("new").requires("a"), step("c").requires("new").requires("b")];
+    run.replace(Arc::new(Graph::new(steps).unwrap()));
+    assert_eq!(run.handle(Event::Tick, S), start(&["new"]));
+    assert!(run.is_done("c"), "what runs is not stopped for it");
+    run.handle(Event::Done("new"), S);
+    assert_eq!(run.handle(Event::Down, S), stop(&["c"]));
+}
