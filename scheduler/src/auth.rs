@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -16,13 +17,21 @@ use tower::{Layer, Service};
 use tracing::warn;
 
 use crate::{
-    access,
+    access::{self, Effect},
+    audit::{self, Audit, Call},
     identity::{Denied, Identity},
 };
 
-/// Checks callers before they reach a service.
+/// Checks callers before they reach a service, and writes down what they change.
+#[derive(Clone)]
+pub(crate) struct AuthLayer {
+    pub(crate) door: Door,
+    pub(crate) audit: Arc<Audit>,
+}
+
+/// By which way a caller comes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum AuthLayer {
+pub(crate) enum Door {
     /// Root, and who runs the server.
     Socket,
     /// Whoever has a certificate is who it says.
@@ -30,7 +39,7 @@ pub(crate) enum AuthLayer {
 }
 
 /// A service that only callers who may do so reach.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Auth<S> {
     inner: S,
     layer: AuthLayer,
@@ -40,7 +49,7 @@ impl<S> Layer<S> for AuthLayer {
     type Service = Auth<S>;
 
     fn layer(&self, inner: S) -> Auth<S> {
-        Auth { inner, layer: *self }
+        Auth { inner, layer: self.clone() }
     }
 }
 
@@ -59,42 +68,64 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let identity = self.layer.identify(&request);
-        let path = request.uri().path();
-        let (access, _) = access::of_method(path);
-        if let Err(denied) = identity.check(access) {
-            warn!(caller = %identity, path, "refused");
+        let (caller, from) = self.layer.door.identify(&request);
+        let call = Call { caller: caller.clone(), from, path: request.uri().path().to_owned() };
+        let (access, effect) = access::of_method(&call.path);
+        if let Err(denied) = caller.check(access) {
+            warn!(%caller, path = call.path, "refused");
+            self.layer.audit.refused(&call, &denied.to_string());
             let status = refusal(&denied);
             return Box::pin(async move { Ok(status.into_http()) });
         }
-        request.extensions_mut().insert(identity);
-        Box::pin(self.inner.call(request))
+        request.extensions_mut().insert(caller);
+        let answer = self.inner.call(request);
+        if effect == Effect::Reads {
+            return Box::pin(answer);
+        }
+        let audit = self.layer.audit.clone();
+        Box::pin(async move { audit.follow(call, answer, outcome).await })
     }
 }
 
-impl AuthLayer {
-    fn identify<B>(self, request: &Request<B>) -> Identity {
+/// How a call ended. An answer without a status in its head is one.
+fn outcome<E>(answer: &Result<Response<Body>, E>) -> Status {
+    match answer {
+        Ok(response) => Status::from_header_map(response.headers()).unwrap_or_else(|| Status::ok("")),
+        Err(_) => Status::internal("the service has failed"),
+    }
+}
+
+impl Door {
+    /// Who calls, and from where.
+    fn identify<B>(self, request: &Request<B>) -> (Identity, String) {
         match self {
-            AuthLayer::Socket => at_socket(request.extensions().get::<UdsConnectInfo>()),
-            AuthLayer::Tls => with_tls(request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()),
+            Door::Socket => at_socket(request.extensions().get::<UdsConnectInfo>()),
+            Door::Tls => with_tls(request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()),
         }
     }
 }
 
 /// The socket is its owner's alone; the kernel says who is at the other end all the same.
-fn at_socket(connection: Option<&UdsConnectInfo>) -> Identity {
-    let uid = connection.and_then(|connection| connection.peer_cred).map(|peer| peer.uid());
-    match uid {
+fn at_socket(connection: Option<&UdsConnectInfo>) -> (Identity, String) {
+    let peer = connection.and_then(|connection| connection.peer_cred);
+    let from = match peer.and_then(|peer| peer.pid()) {
+        Some(pid) => format!("process {pid}"),
+        None => "the socket".to_owned(),
+    };
+    let identity = match peer.map(|peer| peer.uid()) {
         Some(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Identity::Local,
         Some(uid) => Identity::NotRoot(uid),
         None => Identity::Nobody,
-    }
+    };
+    (identity, from)
 }
 
-fn with_tls(connection: Option<&TlsConnectInfo<TcpConnectInfo>>) -> Identity {
+fn with_tls(connection: Option<&TlsConnectInfo<TcpConnectInfo>>) -> (Identity, String) {
     let chain = connection.and_then(TlsConnectInfo::peer_certs);
     let leaf = chain.as_ref().and_then(|chain| chain.first());
-    leaf.map_or(Identity::Nobody, |leaf| Identity::of_certificate(leaf))
+    let identity = leaf.map_or(Identity::Nobody, |leaf| Identity::of_certificate(leaf));
+    let remote = connection.and_then(|connection| connection.get_ref().remote_addr());
+    (identity, audit::from_tcp(remote))
 }
 
 fn refusal(denied: &Denied) -> Status {

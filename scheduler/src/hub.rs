@@ -12,6 +12,7 @@ use scheduler_core::{
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use crate::{
+    audit,
     clock::Clock,
     logs::Relays,
     pki::Pki,
@@ -97,6 +98,13 @@ impl Hub {
 
     /// Asks the writer to bring `event` about. When this returns a revision, it is durable.
     pub(crate) async fn write(&self, origin: Origin, event: Event) -> Result<Committed, WriteError> {
+        audit::asked(&event);
+        let result = self.ask_writer(origin, event).await;
+        audit::answered(&result);
+        result
+    }
+
+    async fn ask_writer(&self, origin: Origin, event: Event) -> Result<Committed, WriteError> {
         let (reply, answer) = oneshot::channel();
         let request = Request { event, origin, reply };
         self.writer.send(Command::Write(request)).await.map_err(|_| WriteError::Closed)?;

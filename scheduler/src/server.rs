@@ -24,7 +24,8 @@ use tonic::{
 use tracing::{info, warn};
 
 use crate::{
-    auth::AuthLayer,
+    audit::Audit,
+    auth::{AuthLayer, Door},
     clock::Clock,
     founding::{self, Opened},
     hub::{Hub, Parts},
@@ -102,7 +103,8 @@ pub async fn run(
     let (writer, mut writer_ended) = start_writer(&hub, state, queue)?;
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let mut servers = serve(&hub, listeners, socket, &stopped)?;
+    let audit = Arc::new(Audit::open(&config.state_dir, clock));
+    let mut servers = serve(&hub, &audit, listeners, socket, &stopped)?;
     let mut timers = JoinSet::new();
     timers.spawn(timers::end_leases(hub.clone()));
     timers.spawn(timers::finish_drains(hub.clone()));
@@ -188,6 +190,7 @@ async fn first_token(hub: &Hub) -> Option<String> {
 
 fn serve(
     hub: &Arc<Hub>,
+    audit: &Arc<Audit>,
     listeners: Vec<(TcpListener, SocketAddr)>,
     socket: UnixListener,
     stopped: &tokio::sync::watch::Receiver<bool>,
@@ -199,12 +202,15 @@ fn serve(
     for (listener, _) in listeners {
         let server =
             limits(Server::builder()).tls_config(tls.clone()).context("cannot use the certificates")?;
-        let router = server.layer(AuthLayer::Tls).add_routes(routes.clone());
+        let router =
+            server.layer(AuthLayer { door: Door::Tls, audit: audit.clone() }).add_routes(routes.clone());
         let incoming = net::accept(listener, bound.clone());
         let stop = until(stopped.clone());
         servers.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stop).await?) });
     }
-    let router = limits(Server::builder()).layer(AuthLayer::Socket).add_routes(routes);
+    let router = limits(Server::builder())
+        .layer(AuthLayer { door: Door::Socket, audit: audit.clone() })
+        .add_routes(routes);
     let incoming = net::accept(socket, Arc::new(Semaphore::new(net::SOCKET_CONNECTIONS_MAX)));
     let stop = until(stopped.clone());
     servers.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stop).await?) });

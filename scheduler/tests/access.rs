@@ -213,6 +213,54 @@ async fn each_level_of_people_may_what_it_says_and_not_the_next() {
 }
 
 #[tokio::test]
+async fn changes_and_refusals_are_in_the_audit_and_secrets_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    server.apply("hello", 1, "hush-hush").await;
+    let token = server.token(v1::TokenRole::Viewer, "bob", "").await;
+    let bob = enroll(&token, "", 0).await;
+    let mut client = ClusterClient::new(connect::mutual_tls(&bob).await.unwrap());
+    client.list_pods(v1::ListPodsRequest::default()).await.unwrap();
+    let delete = v1::DeleteJobRequest { name: "hello".to_owned(), message: String::new() };
+    client.delete_job(delete).await.unwrap_err();
+    try_enroll(&token, &Key::generate().unwrap(), "", 0).await.unwrap_err();
+    server.stop().await;
+
+    let text = std::fs::read_to_string(dir.path().join("state/audit.log")).unwrap();
+    assert!(!text.contains("hush-hush") && !text.contains(&token.to_string()), "{text}");
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<String> = lines
+        .iter()
+        .map(|line| {
+            let word = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+            let subject = line["subjects"][0].as_str().unwrap_or_default();
+            format!(
+                "{} {} {} {}",
+                word("caller"),
+                word("method").replace("hextet.v1.", ""),
+                subject,
+                word("outcome")
+            )
+        })
+        .collect();
+    let key = |line: &serde_json::Value| line["subjects"][0].as_str().unwrap().to_owned();
+    assert_eq!(
+        told,
+        [
+            "the Unix socket Cluster/ApplyJob job/hello done".to_owned(),
+            "the Unix socket Cluster/CreateToken token for viewer bob done".to_owned(),
+            format!("nobody Enrollment/Enroll {} done", key(&lines[2])),
+            "hextet:viewer/bob Cluster/DeleteJob  refused".to_owned(),
+            format!("nobody Enrollment/Enroll {} refused", key(&lines[4])),
+        ]
+    );
+    assert!(lines[3]["from"].as_str().unwrap().starts_with("[::1]:"), "{}", lines[3]);
+    assert!(lines[0]["from"].as_str().unwrap().starts_with("process "), "{}", lines[0]);
+    assert!(lines[0]["revision"].as_u64().is_some());
+}
+
+#[tokio::test]
 async fn a_viewer_sees_which_environment_variables_there_are_and_not_what_they_hold() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start(dir.path()).await;
