@@ -3,7 +3,9 @@
 mod apply;
 mod cluster;
 mod completions;
+mod diff;
 mod flows;
+mod history;
 mod jobs;
 mod login;
 mod logs;
@@ -11,6 +13,7 @@ mod node;
 mod nodes;
 mod pods;
 mod rm;
+mod rollback;
 mod routes;
 mod server;
 mod supervise;
@@ -57,6 +60,9 @@ enum Command {
     Node(Box<node::Args>),
     Apply(apply::Args),
     Rm(rm::Args),
+    Rollback(rollback::Args),
+    History(history::Args),
+    Diff(diff::Args),
     Jobs(jobs::Args),
     Pods(pods::Args),
     Nodes(nodes::Args),
@@ -87,6 +93,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Node(args) => node::run(*args, format),
         Command::Apply(args) => block_on(apply::run(args, format)),
         Command::Rm(args) => block_on(rm::run(args, format)),
+        Command::Rollback(args) => block_on(rollback::run(args, format)),
+        Command::History(args) => block_on(history::run(args, format)),
+        Command::Diff(args) => block_on(diff::run(args, format)),
         Command::Jobs(args) => block_on(jobs::run(args, format)),
         Command::Pods(args) => block_on(pods::run(args, chosen)),
         Command::Nodes(args) => block_on(nodes::run(args, format)),

@@ -9,6 +9,7 @@ mod client;
 mod cmd;
 mod duration;
 mod job_file;
+mod line_diff;
 mod print;
 mod progress;
 mod selector;

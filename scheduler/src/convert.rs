@@ -147,6 +147,7 @@ pub fn job_status(state: &State, name: &str) -> Option<v1::JobStatus> {
         pods_running: u32::try_from(running).unwrap_or(u32::MAX),
         applied_unix_ms: record.applied.0,
         changer: record.changer.clone(),
+        equals: record.equals.unwrap_or_default(),
     })
 }
 

@@ -11,6 +11,7 @@ mod auth;
 mod clock;
 pub mod convert;
 pub mod founding;
+mod history;
 mod hub;
 mod identity;
 mod logs;

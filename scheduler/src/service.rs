@@ -12,6 +12,7 @@ mod agent;
 mod cluster;
 mod endpoints;
 mod enrollment;
+mod history;
 
 pub(crate) use self::{
     agent::AgentService,

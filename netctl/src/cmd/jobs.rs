@@ -3,7 +3,7 @@
 use hextet_api::v1;
 use serde::Serialize;
 
-use super::{age, now_unix_ms};
+use super::{age, history::version_and_equal, now_unix_ms};
 use crate::{
     client::{Client, ServerArgs, request},
     print::{self, Format, Row},
@@ -21,6 +21,8 @@ pub(super) struct Args {
 struct JobRow {
     job: String,
     version: u32,
+    /// The version whose text it has by a rollback.
+    equals: Option<u32>,
     pods_running: u32,
     pods_wanted: u32,
     groups: Vec<GroupRow>,
@@ -43,7 +45,7 @@ impl Row for JobRow {
         let groups: Vec<&str> = self.groups.iter().map(|group| group.name.as_str()).collect();
         vec![
             self.job.clone(),
-            self.version.to_string(),
+            version_and_equal(self.version, self.equals.unwrap_or_default()),
             format!("{}/{}", self.pods_running, self.pods_wanted),
             groups.join(","),
             self.age.clone(),
@@ -59,6 +61,7 @@ impl JobRow {
         JobRow {
             job: job.name,
             version: status.version,
+            equals: Some(status.equals).filter(|equals| *equals > 0),
             pods_running: status.pods_running,
             pods_wanted: status.pods_wanted,
             groups: job.groups.into_iter().map(group).collect(),
@@ -95,13 +98,14 @@ mod tests {
             pods_running: 4,
             applied_unix_ms: 1_000,
             changer: "user:root".into(),
+            equals: 1,
         };
         let mut out = Vec::new();
         print::rows(&mut out, Format::Table, &[JobRow::new(status, 66_000)]).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "JOB    VERSION  RUNNING  GROUPS  AGE   CHANGER\n\
-             hello  2        4/6      web,db  1m5s  user:root\n"
+             hello  2 = 1    4/6      web,db  1m5s  user:root\n"
         );
     }
 }

@@ -62,6 +62,9 @@ pub struct JobRecord {
     pub applied: WallTime,
     /// Who applied it.
     pub changer: String,
+    /// The older version whose text it was made of, when somebody went back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equals: Option<u32>,
 }
 
 /// A key with its value before and after; `None` is absence.

@@ -21,6 +21,8 @@ pub enum Event {
     ClusterCreated(Cluster),
     /// Somebody wants a job to be so.
     ApplyJob(Job),
+    /// Somebody wants a job to be as this older version of it was.
+    RollbackJob(Job, u32),
     /// Somebody wants a job to be gone.
     DeleteJob(String),
     /// Somebody wants a token.

@@ -14,6 +14,7 @@ mod draft;
 pub mod drain;
 pub mod endpoint;
 pub mod event;
+pub mod history;
 pub mod job;
 pub mod lease;
 pub mod name;

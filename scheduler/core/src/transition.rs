@@ -86,6 +86,7 @@ fn dispatch(
     match event {
         Event::ClusterCreated(cluster) => create_cluster(draft, cluster),
         Event::ApplyJob(job) => job::apply(draft, job, &origin.changer, context),
+        Event::RollbackJob(job, to) => job::rollback(draft, job, *to, &origin.changer, context),
         Event::DeleteJob(name) => job::delete(draft, name, &origin.changer, context),
         Event::CreateToken(id, token) => enroll::create_token(draft, id, token, context.wall),
         Event::Enroll(enroll) => enroll::enroll(draft, enroll, context.wall),

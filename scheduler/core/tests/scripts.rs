@@ -66,6 +66,10 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
             let job: Job = serde_norway::from_str(body).unwrap();
             told(world, "user:alice", Event::ApplyJob(job))
         }
+        ["rollback", to] => {
+            let job: Job = serde_norway::from_str(body).unwrap();
+            told(world, "user:alice", Event::RollbackJob(job, to.parse().unwrap()))
+        }
         ["delete", job] => told(world, "user:alice", Event::DeleteJob((*job).to_owned())),
         ["delete-node", node] => told(world, "user:alice", Event::DeleteNode((*node).to_owned())),
         ["report", node, which, how] => report(world, node, which, how),
@@ -163,8 +167,9 @@ fn change_line(change: &Change) -> String {
         Some(Value::Job(job)) => {
             let versions: Vec<_> = job.versions.keys().collect();
             format!(
-                "version {} kept {versions:?}{}\n",
+                "version {}{} kept {versions:?}{}\n",
                 job.version,
+                job.equals.map(|equals| format!(" = {equals}")).unwrap_or_default(),
                 if job.removed { " removed" } else { "" }
             )
         }

@@ -17,7 +17,7 @@ use scheduler_core::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{malformed, status};
+use super::{history, malformed, status};
 use crate::{
     auth, convert,
     hub::Hub,
@@ -103,6 +103,52 @@ impl Cluster for ClusterService {
         Ok(Response::new(v1::DeleteJobResponse { revision }))
     }
 
+    async fn rollback_job(
+        &self,
+        request: Request<v1::RollbackJobRequest>,
+    ) -> Result<Response<v1::RollbackJobResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let request = request.into_inner();
+        let origin = origin(changer, request.message.clone())?;
+        Ok(Response::new(history::rollback(&self.0, origin, request).await?))
+    }
+
+    async fn get_job_version(
+        &self,
+        request: Request<v1::GetJobVersionRequest>,
+    ) -> Result<Response<v1::GetJobVersionResponse>, Status> {
+        let sees_all = sees_environment(&auth::caller(&request));
+        let mut answer = history::version(&self.0, request.into_inner()).await?;
+        if !sees_all {
+            answer.job.iter_mut().for_each(hide_environment);
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn list_revisions(
+        &self,
+        request: Request<v1::ListRevisionsRequest>,
+    ) -> Result<Response<v1::ListRevisionsResponse>, Status> {
+        let sees_all = sees_environment(&auth::caller(&request));
+        let mut answer = history::list(&self.0, request.into_inner()).await?;
+        if !sees_all {
+            answer.revisions.iter_mut().flat_map(|revision| &mut revision.objects).for_each(hide_fields);
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn diff_revisions(
+        &self,
+        request: Request<v1::DiffRevisionsRequest>,
+    ) -> Result<Response<v1::DiffRevisionsResponse>, Status> {
+        let sees_all = sees_environment(&auth::caller(&request));
+        let mut answer = history::diff(&self.0, request.into_inner()).await?;
+        if !sees_all {
+            answer.objects.iter_mut().for_each(hide_fields);
+        }
+        Ok(Response::new(answer))
+    }
+
     async fn list_pods(
         &self,
         request: Request<v1::ListPodsRequest>,
@@ -179,10 +225,7 @@ impl Cluster for ClusterService {
 
 impl ClusterService {
     async fn write(&self, changer: String, message: String, event: Event) -> Result<Committed, Status> {
-        if message.len() > MESSAGE_LEN_MAX {
-            return Err(Status::invalid_argument(format!("a message has at most {MESSAGE_LEN_MAX} bytes")));
-        }
-        self.0.write(Origin { changer, message }, event).await.map_err(status)
+        self.0.write(origin(changer, message)?, event).await.map_err(status)
     }
 
     /// The node of a pod and the name of the task that is meant.
@@ -215,15 +258,40 @@ impl ClusterService {
 /// What a caller is shown of a job: viewers see the names of environment variables and not their values, which are
 /// often secrets.
 fn shown_to(caller: &Identity) -> fn(v1::JobStatus) -> v1::JobStatus {
-    if caller.level() >= Some(Level::Operator) { |job| job } else { without_environment }
+    if sees_environment(caller) { |job| job } else { without_environment }
+}
+
+fn sees_environment(caller: &Identity) -> bool {
+    caller.level() >= Some(Level::Operator)
 }
 
 fn without_environment(mut status: v1::JobStatus) -> v1::JobStatus {
-    let groups = status.job.iter_mut().flat_map(|job| &mut job.groups);
-    for value in groups.flat_map(|group| &mut group.tasks).flat_map(|task| task.env.values_mut()) {
+    status.job.iter_mut().for_each(hide_environment);
+    status
+}
+
+fn hide_environment(job: &mut v1::Job) {
+    let tasks = job.groups.iter_mut().flat_map(|group| &mut group.tasks);
+    for value in tasks.flat_map(|task| task.env.values_mut()) {
         *value = HIDDEN.to_owned();
     }
-    status
+}
+
+/// The same for `groups.GROUP.tasks.TASK.env.VARIABLE`: that it changed is shown, and not how.
+fn hide_fields(object: &mut v1::ObjectChange) {
+    for field in &mut object.fields {
+        if field.field.split('.').nth(4) == Some("env") {
+            let shown = [&mut field.old, &mut field.new];
+            shown.into_iter().flatten().for_each(|value| *value = HIDDEN.to_owned());
+        }
+    }
+}
+
+fn origin(changer: String, message: String) -> Result<Origin, Status> {
+    if message.len() > MESSAGE_LEN_MAX {
+        return Err(Status::invalid_argument(format!("a message has at most {MESSAGE_LEN_MAX} bytes")));
+    }
+    Ok(Origin { changer, message })
 }
 
 fn role(request: &v1::CreateTokenRequest) -> Result<Role, Status> {

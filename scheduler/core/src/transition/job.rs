@@ -21,11 +21,36 @@ pub(super) fn apply(
         return Ok(Step { message: String::new(), replan: false });
     }
     check_total(draft, job)?;
-    let version = put_version(draft, job, changer, context);
+    let version = bring_about(draft, job, None, changer, context);
+    Ok(Step { message: format!("job {} version {version} applied", job.job), replan: true })
+}
+
+/// Always makes a version, also of the text in force: it says that somebody wanted it.
+pub(super) fn rollback(
+    draft: &mut Draft<'_>,
+    job: &Job,
+    to: u32,
+    changer: &str,
+    context: &mut Context<'_>,
+) -> Result<Step, Refusal> {
+    job.validate()?;
+    check_total(draft, job)?;
+    let version = bring_about(draft, job, Some(to), changer, context);
+    Ok(Step { message: format!("job {} version {version} = {to}", job.job), replan: true })
+}
+
+fn bring_about(
+    draft: &mut Draft<'_>,
+    job: &Job,
+    equals: Option<u32>,
+    changer: &str,
+    context: &mut Context<'_>,
+) -> u32 {
+    let version = put_version(draft, job, equals, changer, context);
     for name in groups(draft, job) {
         group::reconcile(draft, &job.job, &name, job.groups.get(&name), context);
     }
-    Ok(Step { message: format!("job {} version {version} applied", job.job), replan: true })
+    version
 }
 
 pub(super) fn delete(
@@ -54,14 +79,20 @@ fn check_total(draft: &Draft<'_>, job: &Job) -> Result<(), Refusal> {
 }
 
 /// Makes the text the next version; older ones stay as long as a pod runs them.
-fn put_version(draft: &mut Draft<'_>, job: &Job, changer: &str, context: &Context<'_>) -> u32 {
+fn put_version(
+    draft: &mut Draft<'_>,
+    job: &Job,
+    equals: Option<u32>,
+    changer: &str,
+    context: &Context<'_>,
+) -> u32 {
     let old = draft.job_record(&job.job).cloned();
     let version = old.as_ref().map_or(1, |record| record.version.saturating_add(1));
     let mut versions = old.map(|record| record.versions.clone()).unwrap_or_default();
     versions.retain(|version, _| draft.runs_version(&job.job, *version));
     versions.insert(version, Arc::new(job.clone()));
     let (applied, changer) = (context.wall, changer.to_owned());
-    draft.put_job(&job.job, JobRecord { version, versions, removed: false, applied, changer });
+    draft.put_job(&job.job, JobRecord { version, versions, removed: false, applied, changer, equals });
     version
 }
 

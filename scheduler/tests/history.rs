@@ -1,0 +1,162 @@
+//! What was changed, by whom, and the way back, over the Unix socket.
+
+mod support;
+
+use hextet_api::v1;
+use support::{FakeNode, TestServer, code};
+use tonic::Code;
+
+async fn revisions(server: &TestServer, request: v1::ListRevisionsRequest) -> v1::ListRevisionsResponse {
+    server.local().await.list_revisions(request).await.unwrap().into_inner()
+}
+
+fn of(key: &str) -> v1::ListRevisionsRequest {
+    v1::ListRevisionsRequest { key: key.to_owned(), ..Default::default() }
+}
+
+fn by(by: &[&str], not_by: &[&str]) -> Option<v1::ChangerFilter> {
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    Some(v1::ChangerFilter { by: texts(by), not_by: texts(not_by) })
+}
+
+async fn version(
+    server: &TestServer,
+    job: &str,
+    version: u32,
+) -> Result<v1::GetJobVersionResponse, tonic::Status> {
+    let request = v1::GetJobVersionRequest { name: job.to_owned(), version };
+    Ok(server.local().await.get_job_version(request).await?.into_inner())
+}
+
+async fn rollback(server: &TestServer, job: &str, to: u32) -> Result<v1::RollbackJobResponse, tonic::Status> {
+    let request = v1::RollbackJobRequest { name: job.to_owned(), to, message: "back".to_owned() };
+    Ok(server.local().await.rollback_job(request).await?.into_inner())
+}
+
+#[tokio::test]
+async fn every_version_is_listed_compared_and_brought_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let _n1 = FakeNode::join(&server, "n1", 1).await;
+    for (count, argument) in [(2, "one"), (2, "two"), (1, "two")] {
+        server.apply("blog", count, argument).await;
+        server.running(count as usize).await;
+    }
+    // No pod runs versions 1 and 2 any more: their texts are in the log alone.
+    let listed = revisions(&server, of("job/blog")).await;
+    let told: Vec<(u32, &str, bool)> = listed
+        .revisions
+        .iter()
+        .map(|revision| (revision.objects[0].version, revision.message.as_str(), revision.external))
+        .collect();
+    assert_eq!(told, [(3, "a test", true), (2, "a test", true), (1, "a test", true)]);
+    assert_eq!((listed.next_before, listed.oldest), (0, 1));
+    let fields = &listed.revisions[0].objects[0].fields;
+    assert_eq!(fields.iter().map(|field| field.field.as_str()).collect::<Vec<_>>(), ["groups.web.count"]);
+
+    let first = version(&server, "blog", 1).await.unwrap();
+    assert_eq!(first.job.unwrap().groups[0].tasks[0].exec[1], "one");
+    assert_eq!(first.version.unwrap().changer, "user:root");
+    let (status, text) = code(version(&server, "blog", 9).await);
+    assert_eq!(status, Code::NotFound);
+    assert_eq!(text, "job `blog` has no version 9 yet; it has versions 1 to 3");
+    assert!(code(version(&server, "blag", 1).await).1.contains("there never was a job `blag`"));
+
+    // Back to 1; again, though it is in force; and after it was deleted.
+    let (back, again) =
+        (rollback(&server, "blog", 1).await.unwrap(), rollback(&server, "blog", 1).await.unwrap());
+    assert_eq!((back.version, again.version), (4, 5));
+    assert!(again.revision > back.revision);
+    server.running(2).await;
+    server.delete("blog").await;
+    server.pods_when("gone", |pods| pods.is_empty()).await;
+    assert!(code(version(&server, "blog", 0).await).1.contains("is deleted"));
+    assert_eq!(rollback(&server, "blog", 3).await.unwrap().version, 6);
+    server.running(1).await;
+    let listed = revisions(&server, of("job/blog")).await.revisions;
+    let told: Vec<(u32, u32, i32)> = listed
+        .iter()
+        .map(|revision| &revision.objects[0])
+        .map(|object| (object.version, object.equals, object.fate))
+        .collect();
+    let (created, changed, removed) = (1, 2, 3);
+    assert_eq!(told[..4], [(6, 3, created), (0, 0, removed), (5, 1, changed), (4, 1, changed)]);
+    let jobs = server.local().await.list_jobs(v1::ListJobsRequest {}).await.unwrap().into_inner().jobs;
+    assert_eq!((jobs[0].version, jobs[0].equals), (6, 3));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn people_and_the_cluster_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let _n1 = FakeNode::join(&server, "n1", 1).await;
+    let before = server.revision().await;
+    server.apply("blog", 2, "one").await;
+    let pods = server.running(2).await;
+    server.apply("blog", 3, "one").await;
+    server.running(3).await;
+
+    let all = revisions(&server, v1::ListRevisionsRequest { limit: 1000, ..of("") }).await.revisions;
+    let request = v1::ListRevisionsRequest { changers: by(&["user:*"], &[]), ..of("") };
+    let people = revisions(&server, request).await.revisions;
+    assert!(people.iter().all(|revision| revision.external) && people.len() < all.len());
+    let request = v1::ListRevisionsRequest { changers: by(&[], &["user:*"]), ..of("") };
+    let others = revisions(&server, request).await.revisions;
+    assert_eq!(others.len() + people.len(), all.len());
+    let pod = revisions(&server, of(&format!("pod/{}", pods[0].id))).await.revisions;
+    let changers: Vec<&str> = pod.iter().map(|revision| revision.changer.as_str()).collect();
+    assert_eq!(changers, ["node:n1", "user:root"]);
+
+    // Page by page it is the same.
+    let (mut paged, mut next) = (vec![], 0);
+    loop {
+        let request = v1::ListRevisionsRequest { limit: 2, before: next, ..of("") };
+        let page = revisions(&server, request).await;
+        paged.extend(page.revisions);
+        next = page.next_before;
+        if next == 0 {
+            break;
+        }
+    }
+    assert_eq!(paged, all);
+
+    let diff = |changers| v1::DiffRevisionsRequest { since_unix_ms: 0, changers, since_revision: before };
+    let mut client = server.local().await;
+    let whole = client.diff_revisions(diff(None)).await.unwrap().into_inner();
+    assert!(whole.complete);
+    assert_eq!((whole.first_revision, whole.last_revision), (before + 1, server.revision().await));
+    let keys: Vec<&str> = whole.objects.iter().map(|object| object.key.as_str()).collect();
+    assert_eq!((keys[0], keys.len()), ("job/blog", 4));
+    let nodes = client.diff_revisions(diff(by(&["node:*"], &[]))).await.unwrap().into_inner();
+    let fields = |object: &v1::ObjectChange| -> Vec<String> {
+        object.fields.iter().map(|field| field.field.clone()).collect()
+    };
+    assert!(nodes.objects.iter().all(|object| fields(object) == ["message", "phase"]), "{:?}", nodes.objects);
+    let (status, _) = code(client.list_revisions(of("pods/x")).await);
+    assert_eq!(status, Code::InvalidArgument);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_of_a_hundred_pods_is_placed_by_one_revision_and_reported_by_few() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let _nodes = (FakeNode::join(&server, "n1", 1).await, FakeNode::join(&server, "n2", 2).await);
+    let before = server.revision().await;
+    let placed = server.apply("blog", 100, "one").await;
+    assert_eq!(placed.revision, before + 1);
+    server.running(100).await;
+    let after = server.revision().await;
+    assert!(
+        after - placed.revision <= 4,
+        "{} revisions for the reports of two nodes",
+        after - placed.revision
+    );
+    let revision =
+        &revisions(&server, v1::ListRevisionsRequest { before: placed.revision + 1, limit: 1, ..of("") })
+            .await
+            .revisions[0];
+    assert_eq!((revision.objects.len(), revision.objects_total), (50, 101));
+    server.stop().await;
+}
