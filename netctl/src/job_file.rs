@@ -139,11 +139,12 @@ mod tests {
 
     #[test]
     fn one_bad_document_refuses_the_file() {
-        assert_eq!(
-            error(&format!("{HELLO}---\n{}", HELLO.replace("count", "cuont"))),
-            "hello.yaml:12:5: unknown field `cuont`, expected one of `count`, `availability`, `spread`, \
-             `constraints`, `tasks`; did you mean `count`?"
+        let text = error(&format!("{HELLO}---\n{}", HELLO.replace("count", "cuont")));
+        assert!(
+            text.starts_with("hello.yaml:12:5: unknown field `cuont`, expected one of `count`, "),
+            "{text}"
         );
+        assert!(text.ends_with("; did you mean `count`?"), "{text}");
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct NodeConfig {
     pub cpu_millis: Option<u32>,
     /// What pods may use in all; none: what the machine has.
     pub memory_bytes: Option<u64>,
+    /// What pods may take of what the user counts, such as `gpu`.
+    pub countables: BTreeMap<String, u32>,
 }
 
 /// Which /64 the pods of a node get their addresses in.

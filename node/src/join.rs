@@ -269,6 +269,7 @@ mod tests {
             filtering: dataplane_core::Filtering::default(),
             ipv6_exit: dataplane_core::Ipv6Exit::default(),
             labels: BTreeMap::new(),
+            countables: BTreeMap::new(),
             cpu_millis: None,
             memory_bytes: None,
         }

@@ -262,6 +262,7 @@ fn hello(config: &NodeConfig, head: &Head) -> Hello {
     let capacity = Resources {
         cpu_millis: config.cpu_millis.unwrap_or_else(machine_cpu_millis),
         memory_bytes: config.memory_bytes.unwrap_or_else(machine_memory_bytes),
+        countables: config.countables.clone(),
     };
     Hello {
         rest: NodeHello {

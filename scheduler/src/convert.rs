@@ -7,14 +7,17 @@ use std::collections::BTreeMap;
 use hextet_api::{address, v1};
 use scheduler_core::{
     assignment::{Assigned, Diff},
+    countable::Countables,
     endpoint::{Endpoint, EndpointState},
     event::{Conflict, Mac, PodReport},
-    job::{Availability, Group, Job, Spread, Task},
+    job::{Availability, Group, Job, Task},
     node::{Hello, Node, NodePhase},
     pod::{Pod, PodId, PodPhase},
     quantity::{Cpu, Memory, Resources},
     state::State,
 };
+
+mod placement;
 
 /// Why a message cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +53,13 @@ pub enum ConvertError {
 #[must_use]
 pub fn job_to_message(job: &Job) -> v1::Job {
     let groups = job.groups.iter().map(|(name, group)| group_to_message(name, group));
-    v1::Job { name: job.job.clone(), groups: groups.collect() }
+    v1::Job {
+        name: job.job.clone(),
+        groups: groups.collect(),
+        priority: job.priority,
+        preempts: job.preempts,
+        preemptible: job.preemptible,
+    }
 }
 
 /// A job from a message.
@@ -66,7 +75,8 @@ pub fn job_from_message(message: v1::Job) -> Result<Job, ConvertError> {
         }
         groups.insert(name, group);
     }
-    Ok(Job { job: message.name, groups })
+    let v1::Job { name: job, priority, preempts, preemptible, .. } = message;
+    Ok(Job { job, priority, preempts, preemptible, groups })
 }
 
 fn group_to_message(name: &str, group: &Group) -> v1::Group {
@@ -75,16 +85,18 @@ fn group_to_message(name: &str, group: &Group) -> v1::Group {
         Some(Availability::Ha) => v1::Availability::Ha,
         Some(Availability::Pet) => v1::Availability::Pet,
     };
-    let spread = match group.spread {
-        Spread::Node => v1::Spread::Node,
-        Spread::Pack => v1::Spread::Pack,
-    };
+    let (spread, spread_label) = placement::spread_to_message(&group.spread);
+    let (constraints, rules) = placement::constraints_to_message(&group.constraints);
     v1::Group {
         name: name.to_owned(),
         count: group.count,
         availability: availability.into(),
         spread: spread.into(),
-        constraints: group.constraints.clone(),
+        spread_label,
+        constraints,
+        rules,
+        apart: group.apart.iter().map(placement::apart_to_message).collect(),
+        countables: group.resources.0.clone(),
         tasks: group.tasks.iter().map(|(name, task)| task_to_message(name, task)).collect(),
     }
 }
@@ -97,11 +109,8 @@ fn group_from_message(message: v1::Group) -> Result<(String, Group), ConvertErro
         Ok(v1::Availability::Pet) => Some(Availability::Pet),
         Err(_) => return Err(unknown("availability", message.availability)),
     };
-    let spread = match v1::Spread::try_from(message.spread) {
-        Ok(v1::Spread::Unspecified | v1::Spread::Node) => Spread::Node,
-        Ok(v1::Spread::Pack) => Spread::Pack,
-        Err(_) => return Err(unknown("spread", message.spread)),
-    };
+    let spread = placement::spread_from_message(message.spread, message.spread_label)?;
+    let constraints = placement::constraints_from_message(message.constraints, message.rules)?;
     let mut tasks = BTreeMap::new();
     for task in message.tasks {
         if tasks.contains_key(&task.name) {
@@ -109,29 +118,37 @@ fn group_from_message(message: v1::Group) -> Result<(String, Group), ConvertErro
         }
         tasks.insert(task.name.clone(), task_from_message(task));
     }
-    let (count, constraints) = (message.count, message.constraints);
-    Ok((message.name, Group { count, availability, spread, constraints, tasks }))
+    let apart = message.apart.into_iter().map(placement::apart_from_message).collect();
+    let (count, resources) = (message.count, Countables(message.countables));
+    Ok((message.name, Group { count, availability, spread, constraints, apart, resources, tasks }))
 }
 
 fn task_to_message(name: &str, task: &Task) -> v1::Task {
     let resources = Resources { cpu: task.cpu, memory: task.memory };
     let (exec, env) = (task.exec.clone(), task.env.clone());
-    v1::Task { name: name.to_owned(), exec, env, resources: Some(resources_to_message(resources)) }
+    let resources = Some(resources_to_message(resources, &task.resources));
+    v1::Task { name: name.to_owned(), exec, env, resources }
 }
 
 /// A task that asks for nothing gets what one in a file gets.
 fn task_from_message(message: v1::Task) -> Task {
     let default = Resources { cpu: Cpu(100), memory: Memory(64 << 20) };
-    let resources = message.resources.map_or(default, resources_from_message);
-    Task { exec: message.exec, env: message.env, cpu: resources.cpu, memory: resources.memory }
+    let none = || (default, Countables::default());
+    let (Resources { cpu, memory }, resources) = message.resources.map_or_else(none, resources_from_message);
+    Task { exec: message.exec, env: message.env, cpu, memory, resources }
 }
 
-fn resources_to_message(resources: Resources) -> v1::Resources {
-    v1::Resources { cpu_millis: resources.cpu.0, memory_bytes: resources.memory.0 }
+fn resources_to_message(resources: Resources, countables: &Countables) -> v1::Resources {
+    v1::Resources {
+        cpu_millis: resources.cpu.0,
+        memory_bytes: resources.memory.0,
+        countables: countables.0.clone(),
+    }
 }
 
-fn resources_from_message(message: v1::Resources) -> Resources {
-    Resources { cpu: Cpu(message.cpu_millis), memory: Memory(message.memory_bytes) }
+fn resources_from_message(message: v1::Resources) -> (Resources, Countables) {
+    let resources = Resources { cpu: Cpu(message.cpu_millis), memory: Memory(message.memory_bytes) };
+    (resources, Countables(message.countables))
 }
 
 /// A job and how far it is.
@@ -192,10 +209,11 @@ pub fn node(state: &State, node: &Node) -> v1::Node {
         underlay_v4: node.underlay_v4.map(|address| address.octets().to_vec()).unwrap_or_default(),
         group_id: node.group_id.bits(),
         labels: node.labels.clone(),
-        capacity: Some(resources_to_message(node.capacity)),
+        capacity: Some(resources_to_message(node.capacity, &node.countables)),
         used: Some(v1::Resources {
             cpu_millis: u32::try_from(usage.cpu_millis).unwrap_or(u32::MAX),
             memory_bytes: usage.memory_bytes,
+            countables: usage.countables.0,
         }),
         phase: phase.into(),
         pods: usage.pods,
@@ -217,11 +235,13 @@ pub fn hello(message: v1::NodeHello) -> Result<Hello, ConvertError> {
         .transpose()
         .map_err(|source| ConvertError::Address { field: "underlay_v4", source })?;
     let capacity = message.capacity.ok_or(ConvertError::Missing("capacity"))?;
+    let (capacity, countables) = resources_from_message(capacity);
     Ok(Hello {
         underlay,
         underlay_v4,
         labels: message.labels,
-        capacity: resources_from_message(capacity),
+        capacity,
+        countables,
         agent_version: message.agent_version,
     })
 }
@@ -311,9 +331,12 @@ mod tests {
 
     const JOB: &str = "
 job: hello
+priority: -3
+preempts: true
+preemptible: true
 groups:
-  web: {count: 3, availability: pet, spread: pack, constraints: {disk: fast}, tasks: {a: {exec: [/bin/a, b], env: {K: v}, cpu: 2, memory: 1Gi}}}
-  db: {tasks: {a: {exec: [/bin/a]}}}
+  web: {count: 3, availability: pet, spread: pack, constraints: {disk: fast, rack: [a, b], cores: {at-least: 4, not: [5]}}, resources: {gpu: 1}, apart: [{by: rack}, {from: other/db}], tasks: {a: {exec: [/bin/a, b], env: {K: v}, cpu: 2, memory: 1Gi, resources: {gpu: 2}}}}
+  db: {spread: rack, tasks: {a: {exec: [/bin/a]}}}
 ";
 
     #[test]

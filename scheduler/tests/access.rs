@@ -271,7 +271,7 @@ async fn a_viewer_sees_which_environment_variables_there_are_and_not_what_they_h
         ..v1::Task::default()
     };
     let group = v1::Group { name: "g".to_owned(), count: 1, tasks: vec![task], ..v1::Group::default() };
-    let job = v1::Job { name: "j".to_owned(), groups: vec![group] };
+    let job = v1::Job { name: "j".to_owned(), groups: vec![group], ..v1::Job::default() };
     let request = v1::ApplyJobRequest { job: Some(job), message: String::new() };
     server.local().await.apply_job(request).await.unwrap();
     for (role, sees) in [(v1::TokenRole::Viewer, "(hidden)"), (v1::TokenRole::Operator, "open sesame")] {

@@ -92,7 +92,11 @@ mod tests {
     fn a_job_is_one_line() {
         let group = |name: &str| v1::Group { name: name.into(), count: 3, ..Default::default() };
         let status = v1::JobStatus {
-            job: Some(v1::Job { name: "hello".into(), groups: vec![group("web"), group("db")] }),
+            job: Some(v1::Job {
+                name: "hello".into(),
+                groups: vec![group("web"), group("db")],
+                ..v1::Job::default()
+            }),
             version: 2,
             pods_wanted: 6,
             pods_running: 4,

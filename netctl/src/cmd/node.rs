@@ -86,6 +86,9 @@ struct RunArgs {
     /// What pods may use in all, such as 8Gi [default: what the machine has]
     #[arg(long, value_name = "BYTES")]
     memory: Option<Memory>,
+    /// What pods may take, such as gpu=4; may be repeated
+    #[arg(long = "resource", value_name = "NAME=NUMBER", value_parser = resource)]
+    resources: Vec<(String, u32)>,
 }
 
 /// Where an agent keeps its files.
@@ -159,6 +162,7 @@ impl Args {
             labels,
             cpu,
             memory,
+            resources,
         } = self.run;
         NodeConfig {
             paths: self.paths.paths(),
@@ -174,6 +178,7 @@ impl Args {
             labels: labels.into_iter().collect(),
             cpu_millis: cpu.map(|Cpu(millis)| millis),
             memory_bytes: memory.map(|Memory(bytes)| bytes),
+            countables: resources.into_iter().collect(),
         }
     }
 }
@@ -279,6 +284,17 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn resource(text: &str) -> Result<(String, u32), String> {
+    let (name, number) = text.split_once('=').ok_or("give NAME=NUMBER, such as gpu=4")?;
+    let number = number.parse().map_err(|_| format!("`{number}` is not a number"))?;
+    match name {
+        "cpu" | "memory" => Err(format!("give it with --{name}")),
+        _ => job::check_countable(name, number)
+            .map(|()| (name.to_owned(), number))
+            .map_err(|error| error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +305,14 @@ mod tests {
         assert_eq!(label("a=b=c"), Ok(("a".into(), "b=c".into())));
         for wrong in ["disk", "=ssd", "disk=", "node=n2"] {
             assert!(label(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn resources_are_name_and_number() {
+        assert_eq!(resource("gpu=4"), Ok(("gpu".into(), 4)));
+        for wrong in ["gpu", "gpu=", "gpu=x", "=4", "gpu=0", "cpu=4", "Gpu=1", "gpu=9999999"] {
+            assert!(resource(wrong).is_err(), "{wrong}");
         }
     }
 

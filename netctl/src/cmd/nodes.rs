@@ -10,7 +10,10 @@ use hextet_api::{
     v1::{self, NodePhase},
 };
 use ipnetwork::Ipv6Network;
-use scheduler_core::quantity::{Cpu, Memory, Resources};
+use scheduler_core::{
+    countable::Countables,
+    quantity::{Cpu, Memory, Resources},
+};
 use serde::Serialize;
 
 use super::{age, now_unix_ms};
@@ -38,6 +41,10 @@ struct NodeRow {
     pods: u32,
     capacity: Resources,
     used: Resources,
+    #[serde(skip_serializing_if = "Countables::is_empty")]
+    resources: Countables,
+    #[serde(skip_serializing_if = "Countables::is_empty")]
+    resources_used: Countables,
     labels: BTreeMap<String, String>,
     joined_unix_ms: u64,
     agent_version: String,
@@ -47,7 +54,7 @@ struct NodeRow {
 
 impl Row for NodeRow {
     const HEADER: &'static [&'static str] =
-        &["NODE", "STATE", "PREFIX", "UNDERLAY", "PODS", "CPU", "MEMORY", "AGE", "AGENT"];
+        &["NODE", "STATE", "PREFIX", "UNDERLAY", "PODS", "CPU", "MEMORY", "RESOURCES", "AGE", "AGENT"];
 
     fn cells(&self) -> Vec<String> {
         let memory = |amount: Memory| amount.rounded();
@@ -59,6 +66,7 @@ impl Row for NodeRow {
             self.pods.to_string(),
             format!("{}/{}", self.used.cpu, self.capacity.cpu),
             format!("{}/{}", memory(self.used.memory), memory(self.capacity.memory)),
+            self.used_of_resources(),
             self.age.clone(),
             self.agent_version.clone(),
         ]
@@ -66,12 +74,21 @@ impl Row for NodeRow {
 }
 
 impl NodeRow {
+    /// `gpu=1/4`.
+    fn used_of_resources(&self) -> String {
+        let all = self.resources.0.iter();
+        let all = all.map(|(name, has)| format!("{name}={}/{has}", self.resources_used.get(name)));
+        all.collect::<Vec<_>>().join(",")
+    }
+
     fn new(node: v1::Node, now_unix_ms: u64) -> anyhow::Result<NodeRow> {
         Ok(NodeRow {
             state: state(node.phase()),
             prefix: node.prefix.as_ref().map(Ipv6Network::try_from).transpose()?,
             underlay: filled(&node.underlay).map(address::ipv6).transpose()?,
             underlay_v4: filled(&node.underlay_v4).map(address::ipv4).transpose()?,
+            resources: countables(&node.capacity),
+            resources_used: countables(&node.used),
             capacity: resources(node.capacity),
             used: resources(node.used),
             age: age(node.joined_unix_ms, now_unix_ms),
@@ -104,6 +121,10 @@ fn resources(message: Option<v1::Resources>) -> Resources {
     Resources { cpu: Cpu(message.cpu_millis), memory: Memory(message.memory_bytes) }
 }
 
+fn countables(message: &Option<v1::Resources>) -> Countables {
+    Countables(message.as_ref().map(|message| message.countables.clone()).unwrap_or_default())
+}
+
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
     let nodes = client.answer(client.cluster().list_nodes(request(v1::ListNodesRequest {}))).await?.nodes;
@@ -128,8 +149,16 @@ mod tests {
             name: "n1".into(),
             prefix: Some(prefix.into()),
             underlay: "2001:db8:1::11".parse::<Ipv6Addr>().unwrap().octets().to_vec(),
-            capacity: Some(v1::Resources { cpu_millis: 4_000, memory_bytes: (8 << 30) + 12_345 }),
-            used: Some(v1::Resources { cpu_millis: 300, memory_bytes: 192 << 20 }),
+            capacity: Some(v1::Resources {
+                cpu_millis: 4_000,
+                memory_bytes: (8 << 30) + 12_345,
+                countables: [("gpu".to_owned(), 4)].into(),
+            }),
+            used: Some(v1::Resources {
+                cpu_millis: 300,
+                memory_bytes: 192 << 20,
+                countables: [("gpu".to_owned(), 1)].into(),
+            }),
             phase: NodePhase::Ready.into(),
             pods: 3,
             joined_unix_ms: 0,
@@ -141,9 +170,9 @@ mod tests {
         let mut out = Vec::new();
         print::rows(&mut out, Format::Table, &rows).unwrap();
         expect_test::expect![[r"
-            NODE  STATE   PREFIX                 UNDERLAY        PODS  CPU         MEMORY     AGE  AGENT
-            n1    ready   fd12:3456:789a:1::/64  2001:db8:1::11  3     300m/4000m  192Mi/8Gi  5s   0.1.0
-            n2    joined  -                      -               0     0m/0m       0/0        5s   -
+            NODE  STATE   PREFIX                 UNDERLAY        PODS  CPU         MEMORY     RESOURCES  AGE  AGENT
+            n1    ready   fd12:3456:789a:1::/64  2001:db8:1::11  3     300m/4000m  192Mi/8Gi  gpu=1/4    5s   0.1.0
+            n2    joined  -                      -               0     0m/0m       0/0        -          5s   -
         "]]
         .assert_eq(&String::from_utf8(out).unwrap());
     }

@@ -70,6 +70,7 @@ async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> R
         filtering: dataplane_core::Filtering::default(),
         ipv6_exit: dataplane_core::Ipv6Exit::default(),
         labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
+        countables: BTreeMap::new(),
         cpu_millis: None,
         memory_bytes: None,
     };

@@ -210,7 +210,7 @@ mod tests {
     }
 
     fn pod(id: &str, job_version: u32) -> (PodId, Assigned) {
-        let job = Arc::new(Job { job: "j".into(), groups: BTreeMap::new() });
+        let job = Arc::new(Job { job: "j".into(), ..Job::default() });
         let address = "fd00:1:2:3::9".parse().unwrap();
         (PodId(id.to_owned()), Assigned { address, job, group: "g".into(), job_version })
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
     cluster::{Cluster, Counters},
+    failure::Failures,
     job::Job,
     node::Node,
     pod::{Pod, PodId},
@@ -26,6 +27,8 @@ pub enum Key {
     Node(String),
     /// A pod by its id.
     Pod(PodId),
+    /// Where pods of a group have failed, by `job/group`.
+    Failures(String),
     /// A token by the hash of its secret.
     Token(TokenId),
 }
@@ -44,6 +47,8 @@ pub enum Value {
     Node(Arc<Node>),
     /// At [`Key::Pod`].
     Pod(Arc<Pod>),
+    /// At [`Key::Failures`].
+    Failures(Arc<Failures>),
     /// At [`Key::Token`].
     Token(Arc<Token>),
 }
@@ -118,6 +123,7 @@ impl FromStr for Key {
             Some(("job", name)) => Ok(Key::Job(name.to_owned())),
             Some(("node", name)) => Ok(Key::Node(name.to_owned())),
             Some(("pod", id)) => Ok(Key::Pod(PodId(id.to_owned()))),
+            Some(("failures", group)) => Ok(Key::Failures(group.to_owned())),
             Some(("token", id)) => Ok(Key::Token(id.to_owned())),
             _ => Err(KeyError(text.to_owned())),
         }
@@ -132,6 +138,7 @@ impl fmt::Display for Key {
             Key::Job(name) => write!(f, "job/{name}"),
             Key::Node(name) => write!(f, "node/{name}"),
             Key::Pod(id) => write!(f, "pod/{id}"),
+            Key::Failures(group) => write!(f, "failures/{group}"),
             Key::Token(id) => write!(f, "token/{id}"),
         }
     }
@@ -155,7 +162,7 @@ mod tests {
 
     #[test]
     fn keys_read_back_as_they_print() {
-        let keys = ["cluster", "counters", "job/a", "node/n1", "pod/a-b-00000", "token/ff"];
+        let keys = ["cluster", "counters", "job/a", "node/n1", "pod/a-b-00000", "failures/a/b", "token/ff"];
         for text in keys {
             assert_eq!(text.parse::<Key>().unwrap().to_string(), text);
         }

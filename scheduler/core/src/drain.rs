@@ -182,6 +182,7 @@ mod tests {
             job_version: 1,
             serial: 0,
             resources: Resources::default(),
+            countables: Default::default(),
             node: Some("n1".to_owned()),
             address: None,
             phase: PodPhase::Terminating,

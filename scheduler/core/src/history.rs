@@ -84,7 +84,7 @@ pub fn fields(value: &Value) -> Option<Fields> {
     match value {
         Value::Cluster(cluster) => Some(flat(cluster)),
         // They tell people nothing that the pods do not.
-        Value::Counters(_) => None,
+        Value::Counters(_) | Value::Failures(_) => None,
         Value::Job(record) => record.current().map(|job| job_fields(job)),
         Value::Node(node) => Some(flat(node)),
         Value::Pod(pod) => Some(flat(pod)),

@@ -7,10 +7,18 @@ use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+pub use self::{
+    constraint::{Conditions, Constraint},
+    spread::{Apart, Spread},
+};
 use crate::{
+    countable::{COUNTABLE_MAX, COUNTABLES_MAX, Countables},
     name::{self, JOB_NAME_LEN_MAX, NameError},
     quantity::{Cpu, Memory, Resources},
 };
+
+mod constraint;
+mod spread;
 
 /// The most groups in a job.
 pub const GROUPS_MAX: usize = 64;
@@ -28,6 +36,10 @@ pub const ENV_ENTRIES_MAX: usize = 256;
 pub const ENV_BYTES_MAX: usize = 64 * 1024;
 /// The most constraints of a group.
 pub const CONSTRAINTS_MAX: usize = 64;
+/// The most rules of a group on what it keeps apart from.
+pub const APART_MAX: usize = 16;
+/// The highest priority of a job, and with a minus sign the lowest.
+pub const PRIORITY_MAX: i32 = 1_000;
 /// The most bytes in a label of a node, its key or its value.
 pub const LABEL_LEN_MAX: usize = 128;
 /// The most memory of a task or a node: sums of it never overflow.
@@ -36,11 +48,20 @@ pub const MEMORY_MAX: Memory = Memory(1 << 50);
 pub const RESERVED_ENV: &str = "HEXTET_";
 
 /// A name and its groups.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
     /// The job's name.
     pub job: String,
+    /// Whose pods are placed first: the higher number's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub priority: i32,
+    /// Whether pods of `preemptible` jobs of a lower priority are stopped when no node has room for one of its own.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub preempts: bool,
+    /// Whether its pods may be stopped for those of a job of a higher priority that `preempts`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub preemptible: bool,
     /// Its groups by name.
     #[serde(deserialize_with = "unique")]
     pub groups: BTreeMap<String, Group>,
@@ -59,9 +80,15 @@ pub struct Group {
     /// How its pods are laid over the nodes.
     #[serde(default)]
     pub spread: Spread,
-    /// Labels that a node must have; `node` is its name.
+    /// What is asked of a node's labels; `node` is its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
-    pub constraints: BTreeMap<String, String>,
+    pub constraints: BTreeMap<String, Constraint>,
+    /// Pods that its own are never put beside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub apart: Vec<Apart>,
+    /// What a pod takes besides what its tasks take of what nodes have a number of.
+    #[serde(default, skip_serializing_if = "Countables::is_empty")]
+    pub resources: Countables,
     /// Its processes by name.
     #[serde(deserialize_with = "unique")]
     pub tasks: BTreeMap<String, Task>,
@@ -82,6 +109,9 @@ pub struct Task {
     /// The memory that is kept free for it.
     #[serde(default = "default_memory")]
     pub memory: Memory,
+    /// What it takes of what nodes have a number of, such as `gpu`.
+    #[serde(default, skip_serializing_if = "Countables::is_empty")]
+    pub resources: Countables,
 }
 
 /// What happens to a pod when its node's lease ends.
@@ -92,17 +122,6 @@ pub enum Availability {
     Ha,
     /// It waits for its node.
     Pet,
-}
-
-/// How a group's pods are laid over the nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Spread {
-    /// As few pods of the group on each node as can be.
-    #[default]
-    Node,
-    /// As few nodes as can be.
-    Pack,
 }
 
 /// A field of a job that is wrong, and why: `groups.web.count: 20000 is more than 10000`.
@@ -149,6 +168,25 @@ pub enum JobProblem {
     /// A key or value that no label of a node can equal.
     #[error("a label's key and value have 1 to {LABEL_LEN_MAX} characters, none of them a control character")]
     Label,
+    /// A constraint that asks for nothing.
+    #[error("a value, a list of values, or at least one of `not`, `exists`, `at-least`, `at-most` is needed")]
+    NoConstraint,
+    /// A number below or above what a priority can be.
+    #[error("{0} is not from -{PRIORITY_MAX} to {PRIORITY_MAX}")]
+    Priority(i32),
+    /// A countable that has a field of its own.
+    #[error("`{0}` is a field of its own, beside `resources`")]
+    OwnField(String),
+    /// None of a countable is asked for.
+    #[error("it has to be at least 1: leave it out to ask for none")]
+    Zero,
+    /// What pods keep apart from is neither a job nor a group.
+    #[error("`{0}` is neither JOB nor JOB/GROUP")]
+    NotGroup(String),
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn one() -> u32 {
@@ -170,6 +208,7 @@ impl Job {
     /// The first field that is wrong.
     pub fn validate(&self) -> Result<(), JobError> {
         at("job", check_name(&self.job))?;
+        at("priority", check_priority(self.priority))?;
         at("groups", check_len(self.groups.len(), GROUPS_MAX, ""))?;
         for (name, group) in &self.groups {
             let path = format!("groups.{name}");
@@ -177,6 +216,12 @@ impl Job {
             group.validate(&path)?;
         }
         Ok(())
+    }
+
+    /// Whether one of its groups has rules on what it keeps apart from.
+    #[must_use]
+    pub fn keeps_apart(&self) -> bool {
+        self.groups.values().any(|group| !group.apart.is_empty())
     }
 
     /// How many pods it asks for.
@@ -203,14 +248,18 @@ impl Group {
         })
     }
 
+    /// What one pod of it takes of what nodes have a number of.
+    #[must_use]
+    pub fn countables(&self) -> Countables {
+        let mut sum = self.resources.clone();
+        self.tasks.values().for_each(|task| sum.add(&task.resources));
+        sum
+    }
+
     fn validate(&self, path: &str) -> Result<(), JobError> {
         let within = |name: &str| format!("{path}.{name}");
         at(&within("count"), check_max(u64::from(self.count), u64::from(COUNT_MAX), ""))?;
-        let constraints = within("constraints");
-        at(&constraints, check_max(self.constraints.len() as u64, CONSTRAINTS_MAX as u64, " entries"))?;
-        for (key, value) in &self.constraints {
-            at(&format!("{constraints}.{key}"), check_label(key, value))?;
-        }
+        self.validate_placement(path)?;
         at(&within("tasks"), check_len(self.tasks.len(), TASKS_MAX, ""))?;
         for (name, task) in &self.tasks {
             let path = format!("{path}.tasks.{name}");
@@ -219,12 +268,30 @@ impl Group {
         }
         Ok(())
     }
+
+    fn validate_placement(&self, path: &str) -> Result<(), JobError> {
+        let constraints = format!("{path}.constraints");
+        at(&constraints, check_max(self.constraints.len() as u64, CONSTRAINTS_MAX as u64, " entries"))?;
+        for (key, constraint) in &self.constraints {
+            at(&format!("{constraints}.{key}"), check_constraint(key, constraint))?;
+        }
+        if let Spread::Label(label) = &self.spread {
+            at(&format!("{path}.spread"), check_label(label, "any"))?;
+        }
+        at(&format!("{path}.apart"), check_max(self.apart.len() as u64, APART_MAX as u64, " entries"))?;
+        for (place, apart) in self.apart.iter().enumerate() {
+            at(&format!("{path}.apart[{place}].by"), check_label(&apart.by, "any"))?;
+            at(&format!("{path}.apart[{place}].from"), check_from(apart.from.as_deref()))?;
+        }
+        check_countables(&format!("{path}.resources"), &self.resources)
+    }
 }
 
 impl Task {
     fn validate(&self, path: &str) -> Result<(), JobError> {
         at(&format!("{path}.exec"), self.check_exec())?;
         at(&format!("{path}.memory"), check_max(self.memory.0, MEMORY_MAX.0, " bytes"))?;
+        check_countables(&format!("{path}.resources"), &self.resources)?;
         let env = format!("{path}.env");
         at(&env, check_max(self.env.len() as u64, ENV_ENTRIES_MAX as u64, " entries"))?;
         let bytes: usize = self.env.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
@@ -253,6 +320,47 @@ impl Task {
 pub fn check_label(key: &str, value: &str) -> Result<(), JobProblem> {
     let good = |text: &str| (1..=LABEL_LEN_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
     if good(key) && good(value) { Ok(()) } else { Err(JobProblem::Label) }
+}
+
+/// Checks the name and number of something that a node has a number of, or a pod takes some of.
+///
+/// # Errors
+/// The name is none, or that of a field; the number is zero or too large.
+pub fn check_countable(name: &str, number: u32) -> Result<(), JobProblem> {
+    check_name(name)?;
+    match (name, number) {
+        ("cpu" | "memory", _) => Err(JobProblem::OwnField(name.to_owned())),
+        (_, 0) => Err(JobProblem::Zero),
+        _ => check_max(u64::from(number), u64::from(COUNTABLE_MAX), ""),
+    }
+}
+
+fn check_countables(path: &str, countables: &Countables) -> Result<(), JobError> {
+    at(path, check_max(countables.0.len() as u64, COUNTABLES_MAX as u64, " entries"))?;
+    let mut all = countables.0.iter();
+    all.try_for_each(|(name, number)| at(&format!("{path}.{name}"), check_countable(name, *number)))
+}
+
+fn check_constraint(key: &str, constraint: &Constraint) -> Result<(), JobProblem> {
+    if constraint.is_empty() {
+        return Err(JobProblem::NoConstraint);
+    }
+    check_label(key, "any")?;
+    let values = constraint.values().count() as u64;
+    check_max(values, constraint::VALUES_MAX as u64, " values")?;
+    constraint.values().try_for_each(|value| check_label(key, value))
+}
+
+fn check_from(from: Option<&str>) -> Result<(), JobProblem> {
+    let Some(from) = from else { return Ok(()) };
+    let (job, group) = from.split_once('/').unwrap_or((from, "any"));
+    let good = check_name(job).and_then(|()| check_name(group));
+    good.map_err(|_| JobProblem::NotGroup(from.chars().take(LABEL_LEN_MAX).collect()))
+}
+
+fn check_priority(priority: i32) -> Result<(), JobProblem> {
+    let good = (-PRIORITY_MAX..=PRIORITY_MAX).contains(&priority);
+    if good { Ok(()) } else { Err(JobProblem::Priority(priority)) }
 }
 
 fn at(field: &str, result: Result<(), JobProblem>) -> Result<(), JobError> {
@@ -331,9 +439,18 @@ groups:
         let job = read(HELLO).unwrap();
         assert_eq!(job.validate(), Ok(()));
         let web = &job.groups["web"];
-        assert_eq!((web.count, web.availability(), web.spread), (3, Availability::Ha, Spread::Node));
+        assert_eq!((web.count, web.availability(), &web.spread), (3, Availability::Ha, &Spread::Node));
         assert_eq!(web.resources(), Resources { cpu: Cpu(250), memory: Memory(64 << 20) });
         assert_eq!(job.pods_wanted(), 3);
+    }
+
+    #[test]
+    fn a_task_and_its_group_may_both_take_countables() {
+        let both =
+            HELLO.replace("cpu: 250m", "resources: {gpu: 2}").replace("count: 3", "resources: {gpu: 1}");
+        let job = read(&both).unwrap();
+        assert_eq!(job.validate(), Ok(()));
+        assert_eq!(job.groups["web"].countables().to_string(), "gpu=3");
     }
 
     #[test]
@@ -370,6 +487,16 @@ groups:
             ("'sleep 1'", "\"a\\0b\"", "groups.web.tasks.server.exec: holds a zero byte"),
             ("KEY:", "HEXTET_POD:", "groups.web.tasks.server.env.HEXTET_POD: variables that start"),
             ("cpu: 250m", "memory: 2000Ti", "groups.web.tasks.server.memory: 2199023255552000 is more"),
+            ("job: hello", "job: hello\npriority: 1001", "priority: 1001 is not from -1000 to 1000"),
+            ("count: 3", "resources: {cpu: 1}", "groups.web.resources.cpu: `cpu` is a field of its own"),
+            ("count: 3", "resources: {gpu: 0}", "groups.web.resources.gpu: it has to be at least 1"),
+            ("cpu: 250m", "resources: {Gpu: 1}", "groups.web.tasks.server.resources.Gpu: the name"),
+            ("count: 3", "apart: [{by: ''}]", "groups.web.apart[0].by: a label's key"),
+            ("count: 3", "apart: [{from: a/b/c}]", "groups.web.apart[0].from: `a/b/c` is neither JOB"),
+            ("count: 3", "spread: ''", "groups.web.spread: a label's key"),
+            ("{node: n1}", "{node: []}", "groups.web.constraints.node: a value, a list"),
+            ("{node: n1}", "{node: {}}", "groups.web.constraints.node: a value, a list"),
+            ("{node: n1}", "{node: {not: ''}}", "groups.web.constraints.node: a label's key"),
             ("KEY:", "A=B:", "groups.web.tasks.server.env.A=B: `A=B` is not a variable's name"),
         ];
         for (from, to, expected) in cases {

@@ -10,6 +10,7 @@ use hextet_address::{GroupId, NodePrefix};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    countable::{COUNTABLES_MAX, Countables},
     job::{self, LABEL_LEN_MAX, MEMORY_MAX},
     quantity::Resources,
     time::WallTime,
@@ -43,6 +44,9 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// What it has for pods.
     pub capacity: Resources,
+    /// What it has for pods besides, such as `gpu`.
+    #[serde(default, skip_serializing_if = "Countables::is_empty")]
+    pub countables: Countables,
     /// The version of its agent.
     pub agent_version: String,
     /// Whether it can be used.
@@ -77,6 +81,8 @@ pub struct Hello {
     pub labels: BTreeMap<String, String>,
     /// What it has for pods.
     pub capacity: Resources,
+    /// What it has for pods besides, such as `gpu`.
+    pub countables: Countables,
     /// The version of its agent.
     pub agent_version: String,
 }
@@ -94,6 +100,17 @@ pub enum HelloError {
     Label {
         /// The label's key.
         key: String,
+    },
+    /// More kinds of countables than fit.
+    #[error("{0} kinds of resources are more than {COUNTABLES_MAX}")]
+    TooManyCountables(usize),
+    /// A countable that no pod can ask for.
+    #[error("resource `{name}`: {problem}")]
+    Countable {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        problem: job::JobProblem,
     },
     /// A label that is not the node's to set.
     #[error("the label `node` is the node's name and cannot be set")]
@@ -119,6 +136,15 @@ impl Hello {
             job::check_label(key, value)
                 .map_err(|_| HelloError::Label { key: key.chars().take(LABEL_LEN_MAX).collect() })?;
         }
+        if self.countables.0.len() > COUNTABLES_MAX {
+            return Err(HelloError::TooManyCountables(self.countables.0.len()));
+        }
+        for (name, number) in &self.countables.0 {
+            job::check_countable(name, *number).map_err(|problem| HelloError::Countable {
+                name: name.chars().take(LABEL_LEN_MAX).collect(),
+                problem,
+            })?;
+        }
         let underlay = self.underlay;
         if underlay.is_unspecified() || underlay.is_multicast() || underlay.is_loopback() {
             return Err(HelloError::Underlay(underlay));
@@ -142,6 +168,7 @@ impl Node {
             underlay_v4: hello.underlay_v4,
             labels: hello.labels.clone(),
             capacity: Resources { memory: hello.capacity.memory.min(MEMORY_MAX), ..hello.capacity },
+            countables: hello.countables.clone(),
             agent_version: hello.agent_version.chars().take(LABEL_LEN_MAX).collect(),
             phase: NodePhase::Ready,
             left: Vec::new(),

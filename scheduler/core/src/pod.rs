@@ -4,7 +4,7 @@ use std::{fmt, net::Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{quantity::Resources, time::WallTime};
+use crate::{countable::Countables, quantity::Resources, time::WallTime};
 
 /// The most bytes kept of what a node says about a pod.
 pub const MESSAGE_LEN_MAX: usize = 512;
@@ -29,6 +29,9 @@ pub struct Pod {
     pub serial: u64,
     /// What it asks for.
     pub resources: Resources,
+    /// What it takes of what nodes have a number of.
+    #[serde(default, skip_serializing_if = "Countables::is_empty")]
+    pub countables: Countables,
     /// Where it runs; none while pending.
     pub node: Option<String>,
     /// Its address, for ever its own; none while pending.

@@ -46,6 +46,12 @@ const MEMORY_UNITS: [(&str, u64); 8] = [
 ];
 
 impl Memory {
+    /// A reading for people of what is missing: rounded up to whole mebibytes.
+    #[must_use]
+    pub fn rounded_up(self) -> Memory {
+        Memory(self.0.div_ceil(1 << 20) << 20)
+    }
+
     /// A reading for people: rounded down to whole mebibytes where there is one.
     #[must_use]
     pub fn rounded(self) -> Memory {

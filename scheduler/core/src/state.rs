@@ -2,20 +2,24 @@
 //!
 //! `State::set` is the only way in, so that an index can never disagree with what it was made from.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv6Addr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::Ipv6Addr, sync::Arc};
+
+pub use self::seat::{Seat, Usage};
 
 use crate::{
     change::{Change, JobRecord, Key, Revision, Value},
     cluster::{Cluster, Counters},
+    failure::Failures,
     job::Job,
     node::Node,
-    pod::{Pod, PodId, PodPhase},
+    pod::{Pod, PodId},
     token::{Token, TokenId},
 };
+
+mod index;
+mod seat;
+
+use index::Index;
 
 /// Everything that is stored, and indexes of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,34 +30,10 @@ pub struct State {
     jobs: BTreeMap<String, Arc<JobRecord>>,
     nodes: BTreeMap<String, Arc<Node>>,
     pods: BTreeMap<PodId, Arc<Pod>>,
+    failures: BTreeMap<String, Arc<Failures>>,
     tokens: BTreeMap<TokenId, Arc<Token>>,
     index: Index,
 }
-
-/// What is asked of a node's capacity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Thousandths of a CPU.
-    pub cpu_millis: u64,
-    /// Bytes.
-    pub memory_bytes: u64,
-    /// Pods.
-    pub pods: u32,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Index {
-    usage: BTreeMap<String, Usage>,
-    on_node: BTreeMap<String, BTreeSet<PodId>>,
-    groups: Groups,
-    /// The pods of `groups` that have no node or a lost one.
-    unplaced: Groups,
-    addresses: BTreeSet<Ipv6Addr>,
-    versions: BTreeMap<(String, u32), usize>,
-}
-
-/// Job, group, serial number: pods in the order in which they were made.
-type Groups = BTreeMap<String, BTreeMap<String, BTreeMap<u64, PodId>>>;
 
 impl State {
     /// The state that these values make.
@@ -128,51 +108,76 @@ impl State {
     /// What is asked of a node.
     #[must_use]
     pub fn usage(&self, node: &str) -> Usage {
-        self.index.usage.get(node).copied().unwrap_or_default()
+        self.index.usage(node).cloned().unwrap_or_default()
     }
 
-    /// The pods that have this node, by id.
+    /// Nodes and what is asked of them, the least used first; nodes that are used alike by name.
+    pub fn seats(&self) -> impl DoubleEndedIterator<Item = &Seat> {
+        self.index.seats()
+    }
+
+    /// A node and what is asked of it.
+    #[must_use]
+    pub fn seat(&self, node: &str) -> Option<&Seat> {
+        self.index.seat(self.nodes.get(node)?)
+    }
+
+    /// How many pods the jobs that are not deleted ask for.
+    #[must_use]
+    pub fn pods_wanted(&self) -> u64 {
+        self.index.pods_wanted
+    }
+
+    /// Jobs that have rules on what their pods keep apart from.
+    pub fn jobs_that_keep_apart(&self) -> impl Iterator<Item = &Arc<Job>> {
+        self.index.keep_apart.iter().filter_map(|name| self.job(name))
+    }
+
+    /// Where pods of a group have failed.
+    #[must_use]
+    pub fn failures(&self, job: &str, group: &str) -> Option<&Arc<Failures>> {
+        if self.failures.is_empty() {
+            return None;
+        }
+        self.failures.get(&format!("{job}/{group}"))
+    }
+
+    /// The pods that have this node, in the order in which they were made.
     pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &Arc<Pod>> {
-        self.index.on_node.get(node).into_iter().flatten().filter_map(|id| self.pods.get(id))
+        self.index.pods_on(node)
     }
 
     /// The pods of a job, by group and then in the order in which they were made.
     pub fn pods_of_job(&self, job: &str) -> impl Iterator<Item = &Arc<Pod>> {
-        let groups = self.index.groups.get(job).into_iter().flat_map(BTreeMap::values);
-        groups.flat_map(BTreeMap::values).filter_map(|id| self.pods.get(id))
+        self.index.groups.job(job)
     }
 
     /// The pods of a group in the order in which they were made.
     pub fn pods_of_group(&self, job: &str, group: &str) -> impl Iterator<Item = &Arc<Pod>> {
-        let ids = self.index.groups.get(job).and_then(|groups| groups.get(group));
-        ids.into_iter().flat_map(BTreeMap::values).filter_map(|id| self.pods.get(id))
+        self.index.groups.group(job, group)
     }
 
     /// The pods of a group that are pending or lost, in the order in which they were made.
     pub fn unplaced_of_group(&self, job: &str, group: &str) -> impl Iterator<Item = &Arc<Pod>> {
-        let ids = self.index.unplaced.get(job).and_then(|groups| groups.get(group));
-        ids.into_iter().flat_map(BTreeMap::values).filter_map(|id| self.pods.get(id))
+        self.index.unplaced.group(job, group)
     }
 
     /// Groups that have a pod that is pending or lost.
     #[must_use]
     pub fn unplaced_groups(&self) -> Vec<(String, String)> {
-        let pairs = |(job, groups): (&String, &BTreeMap<String, _>)| {
-            groups.keys().map(|group| (job.clone(), group.clone())).collect::<Vec<_>>()
-        };
-        self.index.unplaced.iter().flat_map(pairs).collect()
+        self.index.unplaced.names()
     }
 
     /// Whether a pod has this address now.
     #[must_use]
     pub fn has_address(&self, address: &Ipv6Addr) -> bool {
-        self.index.addresses.contains(address)
+        self.index.has_address(address)
     }
 
     /// Whether a pod runs this version of the job.
     #[must_use]
     pub fn runs_version(&self, job: &str, version: u32) -> bool {
-        self.index.versions.contains_key(&(job.to_owned(), version))
+        self.index.runs_version(job, version)
     }
 
     /// The value at a key.
@@ -185,6 +190,7 @@ impl State {
             Key::Job(name) => self.jobs.get(name).cloned().map(Value::Job),
             Key::Node(name) => self.nodes.get(name).cloned().map(Value::Node),
             Key::Pod(id) => self.pods.get(id).cloned().map(Value::Pod),
+            Key::Failures(group) => self.failures.get(group).cloned().map(Value::Failures),
             Key::Token(id) => self.tokens.get(id).cloned().map(Value::Token),
         }
     }
@@ -197,9 +203,12 @@ impl State {
         let nodes =
             self.nodes.iter().map(|(name, node)| (Key::Node(name.clone()), Value::Node(node.clone())));
         let pods = self.pods.iter().map(|(id, pod)| (Key::Pod(id.clone()), Value::Pod(pod.clone())));
+        let failures = self.failures.iter();
+        let failures = failures
+            .map(|(group, failures)| (Key::Failures(group.clone()), Value::Failures(failures.clone())));
         let tokens =
             self.tokens.iter().map(|(id, token)| (Key::Token(id.clone()), Value::Token(token.clone())));
-        cluster.chain(counters).chain(jobs).chain(nodes).chain(pods).chain(tokens)
+        cluster.chain(counters).chain(jobs).chain(nodes).chain(pods).chain(failures).chain(tokens)
     }
 
     /// Takes over a revision that is one more than this state's.
@@ -239,110 +248,43 @@ impl State {
             (Key::Cluster, _) => self.cluster = None,
             (Key::Counters, Some(Value::Counters(counters))) => self.counters = counters,
             (Key::Counters, _) => self.counters = Counters::default(),
-            (Key::Job(name), Some(Value::Job(job))) => drop(self.jobs.insert(name.clone(), job)),
-            (Key::Job(name), _) => drop(self.jobs.remove(name)),
-            (Key::Node(name), Some(Value::Node(node))) => drop(self.nodes.insert(name.clone(), node)),
-            (Key::Node(name), _) => drop(self.nodes.remove(name)),
+            (Key::Job(name), Some(Value::Job(job))) => self.set_job(name, Some(job)),
+            (Key::Job(name), _) => self.set_job(name, None),
+            (Key::Node(name), Some(Value::Node(node))) => self.set_node(name, Some(node)),
+            (Key::Node(name), _) => self.set_node(name, None),
             (Key::Pod(id), Some(Value::Pod(pod))) => self.set_pod(id, Some(pod)),
             (Key::Pod(id), _) => self.set_pod(id, None),
+            (Key::Failures(group), Some(Value::Failures(failures))) => {
+                drop(self.failures.insert(group.clone(), failures));
+            }
+            (Key::Failures(group), _) => drop(self.failures.remove(group)),
             (Key::Token(id), Some(Value::Token(token))) => drop(self.tokens.insert(id.clone(), token)),
             (Key::Token(id), _) => drop(self.tokens.remove(id)),
         }
     }
 
+    fn set_job(&mut self, name: &str, record: Option<Arc<JobRecord>>) {
+        let old = match record.clone() {
+            Some(record) => self.jobs.insert(name.to_owned(), record),
+            None => self.jobs.remove(name),
+        };
+        let text = |record: &Option<Arc<JobRecord>>| record.as_ref().and_then(|one| one.current().cloned());
+        self.index.change_job(name, text(&old).as_deref(), text(&record).as_deref());
+    }
+
+    fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {
+        let old = match node.clone() {
+            Some(node) => self.nodes.insert(name.to_owned(), node),
+            None => self.nodes.remove(name),
+        };
+        self.index.change_node(old.as_ref(), node.as_ref());
+    }
+
     fn set_pod(&mut self, id: &PodId, pod: Option<Arc<Pod>>) {
-        if let Some(new) = &pod {
-            self.index.add(new);
-        }
-        let old = match pod {
+        let old = match pod.clone() {
             Some(pod) => self.pods.insert(id.clone(), pod),
             None => self.pods.remove(id),
         };
-        if let Some(old) = old {
-            self.index.take_away(&old, self.pods.get(id).map(Arc::as_ref));
-        }
-    }
-}
-
-impl Index {
-    fn add(&mut self, pod: &Pod) {
-        insert(&mut self.groups, pod);
-        if is_unplaced(pod) {
-            insert(&mut self.unplaced, pod);
-        }
-        *self.versions.entry((pod.job.clone(), pod.job_version)).or_default() += 1;
-        self.addresses.extend(pod.address);
-        if let Some(node) = &pod.node {
-            self.on_node.entry(node.clone()).or_default().insert(pod.id.clone());
-            let usage = self.usage.entry(node.clone()).or_default();
-            usage.cpu_millis += u64::from(pod.resources.cpu.0);
-            usage.memory_bytes = usage.memory_bytes.saturating_add(pod.resources.memory.0);
-            usage.pods += 1;
-        }
-    }
-
-    /// Takes away what `old` added and `new`, which was added before, does not hold.
-    fn take_away(&mut self, old: &Pod, new: Option<&Pod>) {
-        if new.is_none() {
-            remove(&mut self.groups, old);
-        }
-        if is_unplaced(old) && !new.is_some_and(is_unplaced) {
-            remove(&mut self.unplaced, old);
-        }
-        let version = (old.job.clone(), old.job_version);
-        if let Some(count) = self.versions.get_mut(&version) {
-            *count -= 1;
-            if *count == 0 {
-                self.versions.remove(&version);
-            }
-        }
-        if let Some(address) = old.address.filter(|_| new.and_then(|new| new.address) != old.address) {
-            self.addresses.remove(&address);
-        }
-        if let Some(node) = &old.node {
-            self.leave_node(node, old, new.is_some_and(|new| new.node == old.node));
-        }
-    }
-
-    fn leave_node(&mut self, node: &str, old: &Pod, stays: bool) {
-        if let Some(usage) = self.usage.get_mut(node) {
-            usage.cpu_millis -= u64::from(old.resources.cpu.0);
-            usage.memory_bytes = usage.memory_bytes.saturating_sub(old.resources.memory.0);
-            usage.pods -= 1;
-            if usage.pods == 0 {
-                self.usage.remove(node);
-            }
-        }
-        if stays {
-            return;
-        }
-        if let Some(ids) = self.on_node.get_mut(node) {
-            ids.remove(&old.id);
-            if ids.is_empty() {
-                self.on_node.remove(node);
-            }
-        }
-    }
-}
-
-fn is_unplaced(pod: &Pod) -> bool {
-    matches!(pod.phase, PodPhase::Pending | PodPhase::Lost)
-}
-
-fn insert(groups: &mut Groups, pod: &Pod) {
-    let group = groups.entry(pod.job.clone()).or_default().entry(pod.group.clone()).or_default();
-    group.insert(pod.serial, pod.id.clone());
-}
-
-fn remove(groups: &mut Groups, pod: &Pod) {
-    let Some(job) = groups.get_mut(&pod.job) else { return };
-    if let Some(group) = job.get_mut(&pod.group) {
-        group.remove(&pod.serial);
-        if group.is_empty() {
-            job.remove(&pod.group);
-        }
-    }
-    if job.is_empty() {
-        groups.remove(&pod.job);
+        self.index.change_pod(&self.nodes, old.as_ref(), pod.as_ref());
     }
 }

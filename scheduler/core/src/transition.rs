@@ -21,9 +21,10 @@ mod group;
 mod job;
 mod node;
 mod place;
+mod preempt;
 
 /// The most pods of all jobs together.
-pub const PODS_MAX: u64 = 200_000;
+pub const PODS_MAX: u64 = 2_000_000;
 
 /// What a transition needs to know besides the state.
 pub struct Context<'a> {

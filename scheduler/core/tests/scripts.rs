@@ -14,6 +14,7 @@ use scheduler_core::{
     event::{Conflict, Event, Mac, PodReport, PrefixChoice, Refusal},
     job::Job,
     node::Node,
+    placement,
     pod::{Pod, PodId, PodPhase},
     quantity::Resources,
 };
@@ -89,6 +90,11 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
             world.watched = *on == "on";
             String::new()
         }
+        ["wait", minutes] => {
+            world.wall.0 += minutes.parse::<u64>().unwrap() * 60_000;
+            String::new()
+        }
+        ["why", pod] => why_lines(world, &PodId((*pod).to_owned())),
         ["pods"] => world.state.pods().values().map(|pod| pod_line(pod, true)).collect(),
         ["nodes"] => world.state.nodes().values().map(|node| node_line(world, node)).collect(),
         ["assignment", node] => assignment_lines(world, node),
@@ -107,6 +113,7 @@ fn join(world: &mut World, name: &str, settings: &[&str]) -> String {
             "memory" => memory = value,
             "pods" if value == "auto" => claim.prefix = world.next_claim().prefix,
             "pods" => claim.prefix = PrefixChoice::Lan(value.parse().unwrap()),
+            "gpu" => drop(world.countables.0.insert(key.to_owned(), value.parse().unwrap())),
             "subnet" => claim.subnet = value.parse().unwrap(),
             "group" => claim.group_id = value.parse().unwrap(),
             _ => drop(labels.insert(key.to_owned(), value.to_owned())),
@@ -118,7 +125,8 @@ fn join(world: &mut World, name: &str, settings: &[&str]) -> String {
 
 /// `which` is `all` or a number: the first, second, .. pod of the node by id.
 fn report(world: &mut World, node: &str, which: &str, how: &str) -> String {
-    let all: Vec<PodId> = world.state.pods_on(node).map(|pod| pod.id.clone()).collect();
+    let mut all: Vec<PodId> = world.state.pods_on(node).map(|pod| pod.id.clone()).collect();
+    all.sort();
     let chosen = match which.parse::<usize>() {
         Ok(number) => vec![all[number - 1].clone()],
         Err(_) => all,
@@ -133,7 +141,11 @@ fn report(world: &mut World, node: &str, which: &str, how: &str) -> String {
 /// Another machine has the address of the node's first, second, .. pod, or an address that is no longer its.
 fn conflict(world: &mut World, node: &str, which: &str, other: Option<Ipv6Addr>) -> String {
     let number: usize = which.parse().unwrap();
-    let pod = world.state.pods_on(node).nth(number - 1).unwrap();
+    let pod = {
+        let mut all: Vec<_> = world.state.pods_on(node).collect();
+        all.sort_by_key(|pod| &pod.id);
+        all[number - 1]
+    };
     let address = other.or(pod.address).unwrap();
     let conflict = Conflict { pod: pod.id.clone(), address, mac: Mac([2, 0, 0, 0, 1, 0]) };
     told(world, &format!("node:{node}"), Event::AddressConflict(node.to_owned(), conflict))
@@ -187,12 +199,29 @@ fn pod_line(pod: &Pod, with_address: bool) -> String {
     format!("{} v{version} {phase}{stop} on {node}{address}: {}\n", pod.id, pod.message)
 }
 
+fn why_lines(world: &World, pod: &PodId) -> String {
+    let why = placement::why_not(&world.state, &world.state.pods()[pod], world.wall);
+    let smallest = why.smallest_change().map(|change| format!("smallest change: {change}\n"));
+    let nodes = why.nodes.iter();
+    let nodes =
+        nodes.map(|node| format!("{}: {}; would fit if: {}\n", node.node, node.reason, node.change()));
+    smallest.into_iter().chain(nodes).collect()
+}
+
 fn node_line(world: &World, node: &Node) -> String {
     let usage = world.state.usage(&node.name);
     let (cpu, pods) = (usage.cpu_millis, usage.pods);
+    let counted = if node.countables.is_empty() {
+        String::new()
+    } else {
+        format!(", {} of {}", usage.countables, node.countables)
+    };
     let lan = world.state.cluster().is_some_and(|cluster| !cluster.prefix.has_subnet(node.prefix));
     let lan = if lan { format!(", pods in {}", node.prefix) } else { String::new() };
-    format!("{} {} {cpu}m of {} used by {pods} pods{lan}\n", node.name, node.phase, node.capacity.cpu)
+    format!(
+        "{} {} {cpu}m of {} used by {pods} pods{counted}{lan}\n",
+        node.name, node.phase, node.capacity.cpu
+    )
 }
 
 fn assignment_lines(world: &World, node: &str) -> String {

@@ -14,9 +14,10 @@ use rand::{Rng as _, seq::IteratorRandom as _};
 use scheduler_core::{
     assignment,
     change::{Revision, Value},
+    countable::Countables,
     endpoint,
     event::{Claim, Conflict, Event, Mac, PodReport, PrefixChoice},
-    job::{Availability, Group, Job, Spread, Task},
+    job::{Availability, Constraint, Group, Job, Spread, Task},
     node::NodePhase,
     pod::{Pod, PodId, PodPhase},
     quantity::{Cpu, Memory, Resources},
@@ -138,6 +139,9 @@ impl Simulation {
         for node in state.nodes().values() {
             let usage = state.usage(&node.name);
             assert!(usage.cpu_millis <= u64::from(node.capacity.cpu.0), "{} is over-committed", node.name);
+            for (name, used) in &usage.countables.0 {
+                assert!(*used <= node.countables.get(name), "{} is over-committed", node.name);
+            }
             assert!(usage.memory_bytes <= node.capacity.memory.0, "{} is over-committed", node.name);
             for assigned in assignment::view(state, &node.name).pods.values() {
                 assert!(assigned.spec().is_some(), "the text of every pod that runs is kept");
@@ -164,6 +168,8 @@ impl Simulation {
         let labels = BTreeMap::from([("disk".to_owned(), ["fast", "slow"][number as usize % 2].to_owned())]);
         let before = self.world.state.revision();
         // Three events in one: the replica takes over what they made.
+        self.world.countables = Countables(BTreeMap::from([("gpu".to_owned(), number % 4)]));
+        self.world.countables.0.retain(|_, number| *number > 0);
         let claim = self.world.next_claim();
         // Some on the LAN, some with a /64 of their own.
         let claim = if number % 2 == 0 { claim } else { Claim { prefix: PrefixChoice::Own, ..claim } };
@@ -183,21 +189,37 @@ impl Simulation {
             env: BTreeMap::new(),
             cpu: Cpu(100 * rng.random_range(1..8)),
             memory: Memory(1 << 26),
+            resources: Countables::default(),
         };
         let constraints = match rng.random_bool(0.3) {
-            true => BTreeMap::from([("disk".to_owned(), "fast".to_owned())]),
+            true => BTreeMap::from([("disk".to_owned(), Constraint::from("fast"))]),
             false => BTreeMap::new(),
         };
+        let gpus = match rng.random_bool(0.3) {
+            true => BTreeMap::from([("gpu".to_owned(), rng.random_range(1..3))]),
+            false => BTreeMap::new(),
+        };
+        let (priority, preempts, preemptible) =
+            (rng.random_range(-1..2), rng.random_bool(0.3), rng.random_bool(0.5));
         let group = Group {
             count: rng.random_range(0..6),
             availability: [None, Some(Availability::Ha), Some(Availability::Pet)][rng.random_range(0..3)],
-            spread: [Spread::Node, Spread::Pack][rng.random_range(0..2)],
+            spread: [Spread::Node, Spread::Pack, Spread::Label("disk".to_owned())][rng.random_range(0..3)]
+                .clone(),
             constraints,
+            apart: Vec::new(),
+            resources: Countables(gpus),
             tasks: BTreeMap::from([("t".to_owned(), task)]),
         };
         let name = format!("g{}", rng.random_range(0..2));
         let job = format!("j{}", rng.random_range(0..3));
-        self.event(Event::ApplyJob(Job { job, groups: BTreeMap::from([(name, group)]) }));
+        self.event(Event::ApplyJob(Job {
+            job,
+            priority,
+            preempts,
+            preemptible,
+            groups: BTreeMap::from([(name, group)]),
+        }));
     }
 
     fn lose(&mut self) {
@@ -295,8 +317,9 @@ fn fits_somewhere(state: &State, pod: &Pod) -> bool {
     let needs = wanted.resources();
     state.nodes().values().filter(|node| node.phase == NodePhase::Ready).any(|node| {
         let usage = state.usage(&node.name);
-        let labels = wanted.constraints.iter().all(|(key, value)| node.labels.get(key) == Some(value));
+        let labels = wanted.constraints.iter().all(|(key, wanted)| wanted.is_met(node.label(key)));
+        let gpus = usage.countables.get("gpu") + wanted.countables().get("gpu") <= node.countables.get("gpu");
         let cpu = usage.cpu_millis + u64::from(needs.cpu.0) <= u64::from(node.capacity.cpu.0);
-        labels && cpu && usage.memory_bytes + needs.memory.0 <= node.capacity.memory.0
+        labels && gpus && cpu && usage.memory_bytes + needs.memory.0 <= node.capacity.memory.0
     })
 }

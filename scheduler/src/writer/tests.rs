@@ -297,8 +297,16 @@ pub(crate) fn hub() -> (Arc<Hub>, Arc<FakeStore>) {
 }
 
 pub(crate) async fn apply(hub: &Hub, name: &str) -> Result<Committed, WriteError> {
-    let task = Task { exec: vec!["/x".to_owned()], env: BTreeMap::new(), cpu: Cpu(1), memory: Memory(1) };
+    let task = Task {
+        exec: vec!["/x".to_owned()],
+        env: BTreeMap::new(),
+        cpu: Cpu(1),
+        memory: Memory(1),
+        resources: Default::default(),
+    };
     let group = Group {
+        apart: Vec::new(),
+        resources: Default::default(),
         count: 1,
         availability: None,
         spread: Default::default(),
@@ -306,7 +314,7 @@ pub(crate) async fn apply(hub: &Hub, name: &str) -> Result<Committed, WriteError
         tasks: BTreeMap::from([("t".to_owned(), task)]),
     };
     let groups = BTreeMap::from([("g".to_owned(), group)]);
-    hub.write(scheduler(), Event::ApplyJob(Job { job: name.to_owned(), groups })).await
+    hub.write(scheduler(), Event::ApplyJob(Job { job: name.to_owned(), groups, ..Job::default() })).await
 }
 
 pub(crate) async fn join(hub: &Hub) {
@@ -319,6 +327,7 @@ pub(crate) async fn join(hub: &Hub) {
     let enroll = Enroll { token, name, key: "k".to_owned(), node: Some(claim) };
     hub.write(scheduler(), Event::Enroll(enroll)).await.unwrap();
     let hello = Hello {
+        countables: Default::default(),
         underlay: "2001:db8::1".parse().unwrap(),
         underlay_v4: None,
         labels: BTreeMap::new(),

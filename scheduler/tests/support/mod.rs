@@ -261,7 +261,7 @@ fn report(report: Report) -> v1::NodeReport {
 pub(crate) fn hello() -> v1::NodeHello {
     v1::NodeHello {
         underlay: "2001:db8:1::11".parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec(),
-        capacity: Some(v1::Resources { cpu_millis: 4000, memory_bytes: 8 << 30 }),
+        capacity: Some(v1::Resources { cpu_millis: 4000, memory_bytes: 8 << 30, ..v1::Resources::default() }),
         agent_version: "test".to_owned(),
         ..v1::NodeHello::default()
     }

@@ -7,6 +7,7 @@ use hextet_address::{ClusterPrefix, GroupId, NodePrefix};
 use crate::{
     change::{Key, Value},
     cluster::Cluster,
+    countable::Countables,
     draft::Draft,
     event::{Claim, Enroll, PrefixChoice, Refusal},
     name::{self, NODE_NAME_LEN_MAX, NameError},
@@ -80,6 +81,7 @@ fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTi
         underlay_v4: None,
         labels: BTreeMap::new(),
         capacity: Resources::default(),
+        countables: Countables::default(),
         agent_version: String::new(),
         phase: NodePhase::Joined,
         left: Vec::new(),

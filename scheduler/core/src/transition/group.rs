@@ -56,7 +56,7 @@ fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
         return Fate::IsReplaced(format!("its node no longer fits: {reason}"));
     }
     let now = draft.job_of(pod).and_then(|job| job.groups.get(&pod.group));
-    if now.is_some_and(|now| now.tasks == wanted.tasks) {
+    if now.is_some_and(|now| now.tasks == wanted.tasks && now.resources == wanted.resources) {
         return Fate::Stays;
     }
     match node {
@@ -82,11 +82,16 @@ fn same_programs(now: &Group, wanted: &Group) -> bool {
 fn fits(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> bool {
     let Some(node) = pod.node.as_deref().and_then(|name| draft.nodes().get(name)) else { return true };
     let (usage, needs, has) = (draft.usage(&node.name), wanted.resources(), pod.resources);
+    let countables = wanted.countables();
+    let counted = countables.0.iter().all(|(name, number)| {
+        let others = usage.countables.get(name) - pod.countables.get(name);
+        *number <= pod.countables.get(name) || others.saturating_add(*number) <= node.countables.get(name)
+    });
     let cpu = usage.cpu_millis - u64::from(has.cpu.0) + u64::from(needs.cpu.0);
     let memory = usage.memory_bytes.saturating_sub(has.memory.0).saturating_add(needs.memory.0);
     // Less of both always fits, also on a node that has shrunk.
     let no_more = needs.cpu <= has.cpu && needs.memory <= has.memory;
-    no_more || (cpu <= u64::from(node.capacity.cpu.0) && memory <= node.capacity.memory.0)
+    counted && (no_more || (cpu <= u64::from(node.capacity.cpu.0) && memory <= node.capacity.memory.0))
 }
 
 fn renew(draft: &mut Draft<'_>, pod: Pod, wanted: &Group, on: On) {
@@ -97,7 +102,8 @@ fn renew(draft: &mut Draft<'_>, pod: Pod, wanted: &Group, on: On) {
         true => (PodPhase::Starting, format!("its tasks are of version {version} now")),
         false => (pod.phase, pod.message.clone()),
     };
-    draft.put_pod(Pod { job_version: version, resources: wanted.resources(), phase, message, ..pod });
+    let (resources, countables) = (wanted.resources(), wanted.countables());
+    draft.put_pod(Pod { job_version: version, resources, countables, phase, message, ..pod });
 }
 
 /// Makes as many pods as are missing, or stops those that are too many: pending ones first, then lost ones,
@@ -138,6 +144,7 @@ pub(super) fn create(
         job_version: draft.job_record(job).map_or(0, |record| record.version),
         serial,
         resources: wanted.resources(),
+        countables: wanted.countables(),
         node: None,
         address: None,
         phase: PodPhase::Pending,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    change::JobRecord,
+    change::{JobRecord, Key},
     draft::Draft,
     event::Refusal,
     job::Job,
@@ -68,12 +68,13 @@ pub(super) fn delete(
     record.versions.retain(|version, _| draft.runs_version(name, *version));
     let (applied, changer) = (context.wall, changer.to_owned());
     draft.put_job(name, JobRecord { removed: true, applied, changer, ..record });
+    job.groups.keys().for_each(|group| draft.put(Key::Failures(format!("{name}/{group}")), None));
     Ok(Step { message: format!("job {name} deleted"), replan: true })
 }
 
 fn check_total(draft: &Draft<'_>, job: &Job) -> Result<(), Refusal> {
-    let others = draft.jobs().filter(|(name, _)| **name != job.job);
-    let others: u64 = others.filter_map(|(_, record)| Some(record.current()?.pods_wanted())).sum();
+    let old = draft.job(&job.job).map_or(0, |old| old.pods_wanted());
+    let others = draft.pods_wanted() - old;
     let wanted = others + job.pods_wanted();
     if wanted > PODS_MAX { Err(Refusal::TooManyPods { wanted, max: PODS_MAX }) } else { Ok(()) }
 }

@@ -3,9 +3,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    change::Key,
+    change::{Key, Value},
     draft::Draft,
     event::{PodReport, Refusal},
+    failure::Failures,
     node::{Hello, LEFT_MAX, Node, NodePhase},
     pod::{MESSAGE_LEN_MAX, Pod, PodPhase},
     transition::{Context, Step, group},
@@ -66,14 +67,14 @@ pub(super) fn reports(
     for report in reports {
         let Some(pod) = draft.pods().get(&report.id).map(|pod| Pod::clone(pod)) else { continue };
         if pod.node.as_deref() == Some(name) {
-            replan |= take_report(draft, pod, report);
+            replan |= take_report(draft, pod, report, context);
         }
     }
     Ok(Step { message: format!("node {name} reported"), replan })
 }
 
 /// Says whether room has become free.
-fn take_report(draft: &mut Draft<'_>, pod: Pod, report: &PodReport) -> bool {
+fn take_report(draft: &mut Draft<'_>, pod: Pod, report: &PodReport, context: &Context<'_>) -> bool {
     if pod.phase == PodPhase::Terminating {
         if report.gone {
             group::forget(draft, &pod);
@@ -82,10 +83,23 @@ fn take_report(draft: &mut Draft<'_>, pod: Pod, report: &PodReport) -> bool {
     }
     let known = matches!(report.phase, PodPhase::Starting | PodPhase::Running | PodPhase::Failed);
     if known && !report.gone {
+        if report.phase == PodPhase::Failed && pod.phase != PodPhase::Failed {
+            note_failure(draft, &pod, context);
+        }
         let message = cut(&report.message);
         draft.put_pod(Pod { phase: report.phase, message, restarts: report.restarts, ..pod });
     }
     false
+}
+
+/// For the next choice of a node for its group.
+fn note_failure(draft: &mut Draft<'_>, pod: &Pod, context: &Context<'_>) {
+    let Some(node) = pod.node.as_deref().filter(|_| draft.job(&pod.job).is_some()) else { return };
+    let mut failures =
+        draft.failures(&pod.job, &pod.group).map_or_else(Failures::default, |all| Failures::clone(all));
+    failures.note(node, context.wall);
+    let key = Key::Failures(format!("{}/{}", pod.job, pod.group));
+    draft.put(key, Some(Value::Failures(Arc::new(failures))));
 }
 
 fn cut(message: &str) -> String {

@@ -1,73 +1,103 @@
 //! Gives pods without a place a node and an address, or the reason why they have none.
 //!
-//! A pod that is lost with its node and whose group is `ha` gives way to a new pod once that has a place
-//! elsewhere, and not before: when no other node can take it, it is still there if its node returns.
+//! Groups take turns by the priority of their job, and among equals the one that has waited longest is first. A pod
+//! that is lost with its node and whose group is `ha` gives way to a new pod once that has a place elsewhere, and
+//! not before: when no other node can take it, it is still there if its node returns.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, sync::Arc};
 
 use crate::{
     draft::Draft,
-    job::{Availability, Group},
-    placement::{self, Candidate, Demand},
+    job::{Availability, Group, Job},
+    placement,
     pod::{Pod, PodPhase},
-    transition::{Context, address, group},
+    transition::{Context, address, group, preempt},
 };
 
 /// How many pods of a group get a new reason in one revision; the others keep an older one for now.
 const REASONS_CHANGED_MAX: usize = 256;
 
+/// How many nodes are asked for their reason in one revision; groups beyond it keep an older one for now.
+const LOOKS_MAX: usize = 200_000;
+
+/// A group that has pods without a place.
+pub(super) struct Turn {
+    pub(super) job: Arc<Job>,
+    pub(super) group: String,
+}
+
 pub(super) fn place_all(draft: &mut Draft<'_>, context: &mut Context<'_>) {
-    for (job, name) in draft.unplaced_groups() {
-        let Some(text) = draft.job(&job).cloned() else { continue };
-        if let Some(group) = text.groups.get(&name) {
-            place_group(draft, &job, &name, group, context);
-        }
+    let mut looks = LOOKS_MAX;
+    for turn in turns(draft) {
+        place_group(draft, &turn, &mut looks, context);
+    }
+    for turn in preempt::make_room(draft, context) {
+        place_group(draft, &turn, &mut looks, context);
     }
 }
 
-fn place_group(draft: &mut Draft<'_>, job: &str, name: &str, group: &Group, context: &mut Context<'_>) {
-    let replaceable = |pod: &Pod| match pod.phase {
-        PodPhase::Lost => group.availability() == Availability::Ha,
-        _ => pod.phase == PodPhase::Pending,
-    };
-    let unplaced = draft.unplaced_of_group(job, name).filter(|pod| replaceable(pod));
-    let unplaced: Vec<Pod> = unplaced.map(|pod| Pod::clone(pod)).collect();
+/// Groups that have pods without a place, in the order in which they are served.
+pub(super) fn turns(draft: &Draft<'_>) -> Vec<Turn> {
+    let mut turns = Vec::new();
+    for (name, group) in draft.unplaced_groups() {
+        let first = draft.unplaced_of_group(&name, &group).next().map(|pod| pod.serial);
+        if let Some(job) = draft.job(&name).cloned() {
+            turns.push(((Reverse(job.priority), first), Turn { job, group }));
+        }
+    }
+    turns.sort_by_key(|(order, _)| *order);
+    turns.into_iter().map(|(_, turn)| turn).collect()
+}
+
+impl Turn {
+    pub(super) fn text(&self) -> Option<&Group> {
+        self.job.groups.get(&self.group)
+    }
+
+    pub(super) fn name(&self) -> (&str, &str) {
+        (&self.job.job, &self.group)
+    }
+
+    /// Its pods without a place that may have one.
+    pub(super) fn unplaced(&self, draft: &Draft<'_>) -> Vec<Arc<Pod>> {
+        let ha = self.text().is_some_and(|group| group.availability() == Availability::Ha);
+        let pods = draft.unplaced_of_group(&self.job.job, &self.group);
+        pods.filter(|pod| pod.phase == PodPhase::Pending || ha).cloned().collect()
+    }
+}
+
+fn place_group(draft: &mut Draft<'_>, turn: &Turn, looks: &mut usize, context: &mut Context<'_>) {
+    let Some(wanted) = turn.text() else { return };
+    let unplaced = turn.unplaced(draft);
     if unplaced.is_empty() {
         return;
     }
-    let answer = placement::place(&demand(draft, group, unplaced.len()), candidates(draft, job, name));
-    let (placed, left) = unplaced.split_at(answer.nodes.len());
-    for (pod, node) in placed.iter().zip(&answer.nodes) {
-        let pod = if pod.phase == PodPhase::Lost { replace(draft, pod, group, context) } else { pod.clone() };
+    let survey = placement::survey(draft, turn.name(), wanted, context.wall);
+    let demand = survey.demand(unplaced.len());
+    let nodes = placement::place(&demand, survey.shortlist(&demand));
+    let (placed, left) = unplaced.split_at(nodes.len());
+    for (pod, node) in placed.iter().zip(&nodes) {
+        let pod = Pod::clone(pod);
+        let pod = if pod.phase == PodPhase::Lost { replace(draft, &pod, wanted, context) } else { pod };
         settle(draft, pod, node, context);
     }
-    explain(draft, left, &answer.explain());
-}
-
-fn demand<'a>(draft: &Draft<'_>, group: &'a Group, count: usize) -> Demand<'a> {
-    let pods_per_node_max = draft.cluster().map_or(u32::MAX, |cluster| cluster.pods_per_node_max());
-    Demand {
-        resources: group.resources(),
-        constraints: &group.constraints,
-        spread: group.spread,
-        count,
-        pods_per_node_max,
+    if !left.is_empty() {
+        let why = why_not(draft, turn, wanted, looks, context);
+        say(draft, left, why.as_deref());
     }
 }
 
-fn candidates<'a>(draft: &'a Draft<'_>, job: &str, group: &str) -> Vec<Candidate<'a>> {
-    let mut per_node: BTreeMap<&str, u32> = BTreeMap::new();
-    for pod in draft.pods_of_group(job, group).filter(|pod| pod.is_wanted()) {
-        if let Some(node) = &pod.node {
-            *per_node.entry(node).or_default() += 1;
-        }
-    }
-    let candidate = |node: &'a std::sync::Arc<crate::node::Node>| Candidate {
-        node,
-        usage: draft.usage(&node.name),
-        group_pods: per_node.get(node.name.as_str()).copied().unwrap_or(0),
-    };
-    draft.nodes().values().map(candidate).collect()
+/// Why no pod of the group fits anywhere now, unless too many nodes have been asked already.
+fn why_not(
+    draft: &Draft<'_>,
+    turn: &Turn,
+    wanted: &Group,
+    looks: &mut usize,
+    context: &Context<'_>,
+) -> Option<String> {
+    *looks = looks.checked_sub(draft.nodes().len())?;
+    let survey = placement::survey(draft, turn.name(), wanted, context.wall);
+    Some(placement::explain(&survey.demand(1), &survey.all()).short())
 }
 
 /// A new pod in the place of one that is lost with its node.
@@ -83,17 +113,23 @@ fn settle(draft: &mut Draft<'_>, pod: Pod, node: &str, context: &mut Context<'_>
     draft.put_pod(Pod { node, address, phase: PodPhase::Starting, message, ..pod });
 }
 
-fn explain(draft: &mut Draft<'_>, pods: &[Pod], why: &str) {
+/// Gives pods without a place their reason; without one, only those that have none yet.
+pub(super) fn say(draft: &mut Draft<'_>, pods: &[Arc<Pod>], why: Option<&str>) {
+    let why_later = "no node fits; `netctl why` says why not";
     let mut changed = 0;
     for pod in pods {
-        let lost = pod.node.as_ref().filter(|_| pod.phase == PodPhase::Lost);
-        let message = match lost {
-            Some(node) => format!("its node {node} does not report, and for another pod in its place {why}"),
-            None => why.to_owned(),
-        };
-        if pod.message.is_empty() || (pod.message != message && changed < REASONS_CHANGED_MAX) {
+        let message = message(pod, why.unwrap_or(why_later));
+        let newer = why.is_some() && pod.message != message && changed < REASONS_CHANGED_MAX;
+        if pod.message.is_empty() || newer {
             changed += 1;
-            draft.put_pod(Pod { message, ..pod.clone() });
+            draft.put_pod(Pod { message, ..Pod::clone(pod) });
         }
+    }
+}
+
+fn message(pod: &Pod, why: &str) -> String {
+    match pod.node.as_ref().filter(|_| pod.phase == PodPhase::Lost) {
+        Some(node) => format!("its node {node} does not report, and for another pod in its place {why}"),
+        None => why.to_owned(),
     }
 }

@@ -7,6 +7,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
     change::Revision,
     cluster::Cluster,
+    countable::Countables,
     event::{Claim, Enroll, Event, PrefixChoice, Refusal},
     node::Hello,
     pod::Pod,
@@ -25,6 +26,8 @@ pub(crate) struct World {
     pub(crate) rng: StdRng,
     pub(crate) wall: WallTime,
     pub(crate) watched: bool,
+    /// What the next node that joins has a number of.
+    pub(crate) countables: Countables,
     nodes_made: u16,
 }
 
@@ -35,8 +38,8 @@ impl World {
         let pod_ipv4 = "10.254.0.0/20".parse().unwrap();
         let pod_prefix = Some(LAN.parse().unwrap());
         let cluster = Cluster { prefix, pod_prefix, pod_ipv4, id_key: seed, created: WallTime(0) };
-        let mut world =
-            World { state: State::default(), rng, wall: WallTime(0), watched: false, nodes_made: 0 };
+        let (state, countables) = (State::default(), Countables::default());
+        let mut world = World { state, rng, wall: WallTime(0), watched: false, countables, nodes_made: 0 };
         world.event("scheduler", Event::ClusterCreated(cluster)).unwrap();
         world
     }
@@ -78,7 +81,8 @@ impl World {
         self.event(&format!("node:{name}"), Event::Enroll(enroll))?;
         let underlay = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number);
         let agent_version = "test".to_owned();
-        let hello = Hello { underlay, underlay_v4: None, labels, capacity, agent_version };
+        let countables = std::mem::take(&mut self.countables);
+        let hello = Hello { underlay, underlay_v4: None, labels, capacity, countables, agent_version };
         self.event(&format!("node:{name}"), Event::NodeHello(name.to_owned(), hello))
     }
 }

@@ -339,6 +339,7 @@ fn id(number: u64) -> PodId {
 /// Makes the pod of that number.
 fn revision(number: u64, address: Option<&str>) -> Revision {
     let pod = Pod {
+        countables: Default::default(),
         id: id(number),
         job: "a".to_owned(),
         group: "b".to_owned(),

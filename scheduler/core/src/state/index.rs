@@ -1,0 +1,245 @@
+//! Indexes of the stored values: what they would otherwise have to be walked for.
+//!
+//! Each is a function of the values alone, in whatever order they came: two states of equal values have equal
+//! indexes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv6Addr,
+    sync::Arc,
+};
+
+use super::seat::{Seat, Seats, Usage};
+use crate::{
+    job::Job,
+    node::Node,
+    pod::{Pod, PodPhase},
+};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Index {
+    pub(super) groups: Groups,
+    /// The pods of `groups` that are pending or lost.
+    pub(super) unplaced: Groups,
+    /// How many pods the jobs ask for.
+    pub(super) pods_wanted: u64,
+    /// Jobs that have rules on what their pods keep apart from.
+    pub(super) keep_apart: BTreeSet<String>,
+    /// What is asked of nodes, also of those whose own record is not there at the moment.
+    usage: BTreeMap<String, Usage>,
+    seats: Seats,
+    on_node: BTreeMap<String, BTreeMap<u64, Arc<Pod>>>,
+    addresses: BTreeSet<Ipv6Addr>,
+    /// How many pods run each version, by job.
+    versions: BTreeMap<String, BTreeMap<u32, usize>>,
+}
+
+/// Job, group, serial number: pods in the order in which they were made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Groups(BTreeMap<String, BTreeMap<String, BTreeMap<u64, Arc<Pod>>>>);
+
+impl Index {
+    pub(super) fn usage(&self, node: &str) -> Option<&Usage> {
+        self.usage.get(node)
+    }
+
+    pub(super) fn seats(&self) -> impl DoubleEndedIterator<Item = &Seat> {
+        self.seats.iter()
+    }
+
+    pub(super) fn seat(&self, node: &Node) -> Option<&Seat> {
+        match self.usage.get(&node.name) {
+            Some(usage) => self.seats.get(node, usage),
+            None => self.seats.get(node, &Usage::default()),
+        }
+    }
+
+    pub(super) fn pods_on(&self, node: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        self.on_node.get(node).into_iter().flat_map(BTreeMap::values)
+    }
+
+    pub(super) fn has_address(&self, address: &Ipv6Addr) -> bool {
+        self.addresses.contains(address)
+    }
+
+    pub(super) fn runs_version(&self, job: &str, version: u32) -> bool {
+        self.versions.get(job).is_some_and(|versions| versions.contains_key(&version))
+    }
+
+    pub(super) fn change_job(&mut self, name: &str, old: Option<&Job>, new: Option<&Job>) {
+        let wanted = |job: Option<&Job>| job.map_or(0, Job::pods_wanted);
+        self.pods_wanted = self.pods_wanted + wanted(new) - wanted(old);
+        if new.is_some_and(Job::keeps_apart) {
+            self.keep_apart.insert(name.to_owned());
+        } else {
+            self.keep_apart.remove(name);
+        }
+    }
+
+    pub(super) fn change_node(&mut self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) {
+        let Some(name) = old.or(new).map(|node| &node.name) else { return };
+        let usage = self.usage.get(name).cloned().unwrap_or_default();
+        if let Some(old) = old {
+            self.seats.remove(old, &usage);
+        }
+        if let Some(new) = new {
+            self.seats.insert(new, usage);
+        }
+    }
+
+    pub(super) fn change_pod(
+        &mut self,
+        nodes: &BTreeMap<String, Arc<Node>>,
+        old: Option<&Arc<Pod>>,
+        new: Option<&Arc<Pod>>,
+    ) {
+        if let Some(new) = new {
+            self.groups.insert(new);
+        } else if let Some(old) = old {
+            self.groups.remove(old);
+        }
+        self.change_unplaced(old, new);
+        self.change_version(old, new);
+        self.change_address(old, new);
+        self.change_on_node(old, new);
+        self.change_usage(nodes, old, new);
+    }
+
+    fn change_unplaced(&mut self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+        match (old.filter(|old| is_unplaced(old)), new.filter(|new| is_unplaced(new))) {
+            (_, Some(new)) => self.unplaced.insert(new),
+            (Some(old), None) => self.unplaced.remove(old),
+            (None, None) => {}
+        }
+    }
+
+    fn change_version(&mut self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+        if old.map(|old| old.job_version) == new.map(|new| new.job_version) {
+            return;
+        }
+        if let Some(new) = new {
+            *self.versions.entry(new.job.clone()).or_default().entry(new.job_version).or_default() += 1;
+        }
+        let Some(old) = old else { return };
+        let Some(versions) = self.versions.get_mut(&old.job) else { return };
+        if let Some(count) = versions.get_mut(&old.job_version) {
+            *count -= 1;
+        }
+        versions.retain(|_, count| *count > 0);
+        if versions.is_empty() {
+            self.versions.remove(&old.job);
+        }
+    }
+
+    fn change_address(&mut self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+        let (old, new) = (old.and_then(|old| old.address), new.and_then(|new| new.address));
+        if old != new {
+            old.map(|old| self.addresses.remove(&old));
+            self.addresses.extend(new);
+        }
+    }
+
+    fn change_on_node(&mut self, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+        let node = |pod: Option<&Arc<Pod>>| pod.and_then(|pod| pod.node.clone());
+        let (left, taken) = (node(old), node(new));
+        if let (Some(node), Some(new)) = (&taken, new) {
+            match self.on_node.get_mut(node) {
+                Some(pods) => drop(pods.insert(new.serial, new.clone())),
+                None => drop(self.on_node.insert(node.clone(), BTreeMap::from([(new.serial, new.clone())]))),
+            }
+        }
+        let (Some(node), Some(old)) = (left.filter(|left| Some(left) != taken.as_ref()), old) else { return };
+        if let Some(pods) = self.on_node.get_mut(&node) {
+            pods.remove(&old.serial);
+            if pods.is_empty() {
+                self.on_node.remove(&node);
+            }
+        }
+    }
+
+    fn change_usage(
+        &mut self,
+        nodes: &BTreeMap<String, Arc<Node>>,
+        old: Option<&Arc<Pod>>,
+        new: Option<&Arc<Pod>>,
+    ) {
+        let asks = |pod: &Pod| (pod.node.clone(), pod.resources, pod.countables.clone());
+        if old.map(|old| asks(old)) == new.map(|new| asks(new)) {
+            return;
+        }
+        if let Some(old) = old {
+            self.update_usage(nodes, old, |usage| usage.take_away(old));
+        }
+        if let Some(new) = new {
+            self.update_usage(nodes, new, |usage| usage.add(new));
+        }
+    }
+
+    fn update_usage(
+        &mut self,
+        nodes: &BTreeMap<String, Arc<Node>>,
+        pod: &Pod,
+        change: impl FnOnce(&mut Usage),
+    ) {
+        let Some(name) = &pod.node else { return };
+        let usage = match self.usage.get_mut(name) {
+            Some(usage) => usage,
+            None => self.usage.entry(name.clone()).or_default(),
+        };
+        let node = nodes.get(name);
+        if let Some(node) = node {
+            self.seats.remove(node, usage);
+        }
+        change(usage);
+        if let Some(node) = node {
+            self.seats.insert(node, usage.clone());
+        }
+        if usage.pods == 0 {
+            self.usage.remove(name);
+        }
+    }
+}
+
+impl Groups {
+    pub(super) fn job(&self, job: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        self.0.get(job).into_iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
+    }
+
+    pub(super) fn group(&self, job: &str, group: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        let pods = self.0.get(job).and_then(|groups| groups.get(group));
+        pods.into_iter().flat_map(BTreeMap::values)
+    }
+
+    pub(super) fn names(&self) -> Vec<(String, String)> {
+        let pairs = |(job, groups): (&String, &BTreeMap<String, _>)| {
+            groups.keys().map(|group| (job.clone(), group.clone())).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(pairs).collect()
+    }
+
+    fn insert(&mut self, pod: &Arc<Pod>) {
+        let known = self.0.get_mut(&pod.job).and_then(|groups| groups.get_mut(&pod.group));
+        let pods = match known {
+            Some(pods) => pods,
+            None => self.0.entry(pod.job.clone()).or_default().entry(pod.group.clone()).or_default(),
+        };
+        pods.insert(pod.serial, pod.clone());
+    }
+
+    fn remove(&mut self, pod: &Pod) {
+        let Some(job) = self.0.get_mut(&pod.job) else { return };
+        if let Some(group) = job.get_mut(&pod.group) {
+            group.remove(&pod.serial);
+            if group.is_empty() {
+                job.remove(&pod.group);
+            }
+        }
+        if job.is_empty() {
+            self.0.remove(&pod.job);
+        }
+    }
+}
+
+fn is_unplaced(pod: &Pod) -> bool {
+    matches!(pod.phase, PodPhase::Pending | PodPhase::Lost)
+}
