@@ -134,6 +134,17 @@ pub async fn mutual_tls(credentials: &Credentials) -> Result<Channel, ConnectErr
     channel(server, first, redial).await
 }
 
+/// One connection with a certificate, for bytes that are HTTP/2 already.
+///
+/// # Errors
+/// As [`mutual_tls`].
+pub async fn stream(
+    credentials: &Credentials,
+) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>, ConnectError> {
+    let config = tls::with_certificate(credentials)?;
+    Ok(dial::any(&credentials.servers, &config).await?.0)
+}
+
 /// Connects without a certificate, to be enrolled; gives the server that answered too.
 ///
 /// The server must show the CA whose fingerprint the token holds, and a certificate that it signed.

@@ -113,11 +113,16 @@ fn at_socket(connection: Option<&UdsConnectInfo>) -> (Identity, String) {
         None => "the socket".to_owned(),
     };
     let identity = match peer.map(|peer| peer.uid()) {
-        Some(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => Identity::Local,
+        Some(uid) if is_root(uid) => Identity::Local,
         Some(uid) => Identity::NotRoot(uid),
         None => Identity::Nobody,
     };
     (identity, from)
+}
+
+/// The user that the server runs as may do what it does.
+pub(crate) fn is_root(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 fn with_tls(connection: Option<&TlsConnectInfo<TcpConnectInfo>>) -> (Identity, String) {

@@ -1,7 +1,12 @@
 //! How a cluster begins: [`init`] makes its state directory, and a server that finds none does the same with what
 //! is usual. What is decided here is kept for ever.
 
-use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use hextet_address::{ClusterPrefix, NodePrefix};
@@ -13,11 +18,15 @@ use scheduler_core::{
     state::State,
     transition::{Context, Origin, handle},
 };
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::{
     clock::Clock,
-    pki::Pki,
+    etcd::{self, Etcd},
+    pki::{Authority, Pki},
+    server::StoreChoice,
+    several,
     store::{RedbStore, Store},
 };
 
@@ -26,6 +35,9 @@ pub const POD_IPV4: &str = "10.254.0.0/20";
 
 /// The store's name in the state directory.
 const FILE: &str = "server.redb";
+
+/// How what several servers share is written.
+const SHARED_FORMAT: &str = "hextet-etcd-1";
 
 /// What is decided when a cluster begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,25 +55,26 @@ pub(crate) struct Opened {
     pub(crate) state: State,
 }
 
-/// Makes the state directory of a new cluster, for `netctl server` to go on with.
+/// Makes a new cluster, for `netctl server` to go on with.
 ///
 /// # Errors
 /// There is a cluster already, a server has the directory, or it cannot be written.
-pub fn init(dir: &Path, founding: Founding) -> anyhow::Result<Arc<Cluster>> {
+pub async fn init(dir: &Path, store: &StoreChoice, founding: Founding) -> anyhow::Result<Arc<Cluster>> {
     founding.pod_ipv4.map_or(Ok(()), check_pod_ipv4)?;
+    match store {
+        StoreChoice::Local => init_local(dir, founding),
+        StoreChoice::Etcd(location) => several::init(location, dir, founding).await,
+    }
+}
+
+fn init_local(dir: &Path, founding: Founding) -> anyhow::Result<Arc<Cluster>> {
     let clock = Clock::start();
     make(dir)?;
-    let (store, mut state) = load(RedbStore::open(&dir.join(FILE))?)?;
-    if let Some(cluster) = state.cluster() {
-        bail!(
-            "there is a cluster in {} already, {}: `netctl server` runs it; its prefixes are kept for ever",
-            dir.display(),
-            cluster.prefix
-        );
+    let (store, state) = load(RedbStore::open(&dir.join(FILE))?)?;
+    if state.cluster().is_none() {
+        Pki::open(&dir.join("pki"), store.epoch(), true, clock.wall())?;
     }
-    Pki::open(&dir.join("pki"), store.epoch(), true, clock.wall())?;
-    found(&mut state, store.as_ref(), founding, clock)?;
-    state.cluster().cloned().context("a new cluster is a change")
+    only_first(state, store.as_ref(), founding, clock, &dir.display().to_string())
 }
 
 /// Opens or makes the store, the certificates and the cluster, in this order, so that a crash in between
@@ -74,11 +87,102 @@ pub(crate) async fn open(dir: &Path, pod_ipv4: Option<Ipv4Network>, clock: Clock
     if is_new {
         found(&mut state, store.as_ref(), Founding { pod_ipv4, ..Founding::default() }, clock)?;
     }
+    tell_kept(&state, pod_ipv4);
+    Ok(Opened { store, pki, state })
+}
+
+/// What several servers share from the first one's start: who they are. It is in etcd, and whoever can read
+/// that can be any of them.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Shared {
+    format: String,
+    epoch: String,
+    authority: Authority,
+    /// The folder of this server's certificates.
+    #[serde(skip)]
+    dir: PathBuf,
+}
+
+impl Shared {
+    pub(crate) fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    /// This server's certificates.
+    pub(crate) fn pki(&self, clock: Clock) -> anyhow::Result<Pki> {
+        Ok(Pki::open_shared(&self.dir, &self.epoch, &self.authority, clock.wall())?)
+    }
+}
+
+/// What the first server has left in etcd; the first one makes it.
+pub(crate) async fn share(etcd: &Etcd, prefix: &str, dir: &Path, clock: Clock) -> anyhow::Result<Shared> {
+    make(dir)?;
+    let key = format!("{prefix}/founding");
+    if etcd.get(&key).await?.is_none() {
+        let epoch = random_epoch();
+        let (format, authority) = (SHARED_FORMAT.to_owned(), Authority::make(&epoch)?);
+        let drawn = Shared { format, epoch, authority, dir: PathBuf::new() };
+        let success = vec![etcd::put(key.clone(), serde_json::to_vec(&drawn)?, 0)];
+        let compare = vec![etcd::created_at(&key, 0)];
+        // Whoever was first: what is there then is read.
+        etcd.txn(etcd::pb::TxnRequest { compare, success, failure: vec![] }).await?;
+    }
+    let found = etcd.get(&key).await?.with_context(|| format!("{key} has gone from etcd"))?;
+    let mut shared: Shared =
+        serde_json::from_slice(&found.value).with_context(|| format!("{key} in etcd is damaged"))?;
+    ensure!(
+        shared.format == SHARED_FORMAT,
+        "{key} in etcd has format {:?}, this program reads {SHARED_FORMAT:?}: use the version of netctl that wrote it",
+        shared.format
+    );
+    shared.dir = dir.join("pki");
+    shared.pki(clock)?;
+    Ok(shared)
+}
+
+/// Reads what is in the store of several servers; the first one makes the cluster.
+pub(crate) fn begin(
+    store: Arc<dyn Store>,
+    shared: &Shared,
+    pod_ipv4: Option<Ipv4Network>,
+    clock: Clock,
+) -> anyhow::Result<Opened> {
+    let (revision, values) = store.load()?;
+    let mut state = State::load(revision, values);
+    if state.cluster().is_none() {
+        found(&mut state, store.as_ref(), Founding { pod_ipv4, ..Founding::default() }, clock)?;
+    }
+    tell_kept(&state, pod_ipv4);
+    Ok(Opened { store, pki: shared.pki(clock)?, state })
+}
+
+/// Makes the cluster of a store that has none.
+pub(crate) fn only_first(
+    mut state: State,
+    store: &dyn Store,
+    founding: Founding,
+    clock: Clock,
+    place: &str,
+) -> anyhow::Result<Arc<Cluster>> {
+    if let Some(cluster) = state.cluster() {
+        bail!(
+            "there is a cluster in {place} already, {}: `netctl server` runs it; its prefixes are kept for ever",
+            cluster.prefix
+        );
+    }
+    found(&mut state, store, founding, clock)?;
+    state.cluster().cloned().context("a new cluster is a change")
+}
+
+fn random_epoch() -> String {
+    format!("{:032x}", rand::rng().random::<u128>())
+}
+
+fn tell_kept(state: &State, pod_ipv4: Option<Ipv4Network>) {
     let kept = state.cluster().map(|cluster| cluster.pod_ipv4);
     if let (Some(kept), Some(asked)) = (kept, pod_ipv4.filter(|asked| Some(*asked) != kept)) {
         warn!(%kept, %asked, "the cluster keeps the --pod-ipv4 that it began with");
     }
-    Ok(Opened { store, pki, state })
 }
 
 /// Refuses a range that pods cannot have.
@@ -126,14 +230,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lan: NodePrefix = "2001:db8:1::/64".parse().unwrap();
         let founding = Founding { pod_prefix: Some(lan), pod_ipv4: Some("10.1.0.0/16".parse().unwrap()) };
-        let made = init(dir.path(), founding).unwrap();
+        let made = init_local(dir.path(), founding).unwrap();
         assert_eq!(made.pod_prefix, Some(lan));
 
-        let again = init(dir.path(), Founding::default()).unwrap_err().to_string();
+        let again = init_local(dir.path(), Founding::default()).unwrap_err().to_string();
         assert!(again.contains("there is a cluster in"), "{again}");
         let opened = open(dir.path(), None, Clock::start()).await.unwrap();
         assert_eq!(opened.state.cluster(), Some(&made));
-        let running = init(dir.path(), Founding::default()).unwrap_err().to_string();
+        let running = init_local(dir.path(), Founding::default()).unwrap_err().to_string();
         assert!(running.contains("another `netctl server` runs on this state directory"), "{running}");
     }
 
@@ -150,7 +254,8 @@ mod tests {
         for (range, why) in [("10.0.0.0/30", "/8 to /28"), ("192.0.2.0/24", "a private network")] {
             let dir = tempfile::tempdir().unwrap();
             let founding = Founding { pod_ipv4: Some(range.parse().unwrap()), ..Founding::default() };
-            let error = init(&dir.path().join("state"), founding).unwrap_err().to_string();
+            let error =
+                init(&dir.path().join("state"), &StoreChoice::Local, founding).await.unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
             assert!(!dir.path().join("state").exists());
         }

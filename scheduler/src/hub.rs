@@ -31,8 +31,8 @@ pub(crate) struct Hub {
     pub(crate) pki: Pki,
     /// Facts that never change.
     pub(crate) cluster: Arc<Cluster>,
-    /// Where nodes and people reach this server, `host:port`.
-    pub(crate) servers: Vec<String>,
+    /// Where nodes and people reach this server and the others, `host:port`.
+    pub(crate) servers: watch::Receiver<Vec<String>>,
     pub(crate) sessions: Sessions,
     pub(crate) relays: Relays,
     /// Told when a drain may have come to its end.
@@ -51,7 +51,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) pki: Pki,
     pub(crate) cluster: Arc<Cluster>,
-    pub(crate) servers: Vec<String>,
+    pub(crate) servers: watch::Receiver<Vec<String>>,
     pub(crate) state: State,
     pub(crate) leases: Leases,
     pub(crate) writer: mpsc::Sender<Command>,

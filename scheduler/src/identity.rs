@@ -21,7 +21,7 @@ use crate::{access::Access, pki};
 pub(crate) enum Identity {
     /// A connection without a certificate.
     Nobody,
-    /// Root on the server's machine, through the Unix socket: an admin.
+    /// Root on a server's machine, through the Unix socket, be it of a server that forwards: an admin.
     Local,
     /// Somebody else at the Unix socket, by the number of the user.
     NotRoot(u32),
@@ -58,6 +58,9 @@ impl Identity {
         let names = certificate.subject_alternative_name().ok().flatten();
         let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
         let [GeneralName::URI(uri)] = names else { return Identity::Nobody };
+        if *uri == pki::SERVER_URI {
+            return Identity::Local;
+        }
         let key = pki::sha256_hex(certificate.public_key().raw);
         Enrolled::from_uri(uri).map_or(Identity::Nobody, |enrolled| Identity::Enrolled { enrolled, key })
     }

@@ -6,7 +6,6 @@ use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,18 +14,16 @@ use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::OwnedSemaphorePermit,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
-use tracing::warn;
 
 /// Connections over TCP at a time; the next waits in the kernel's queue.
 pub(crate) const CONNECTIONS_MAX: usize = 8192;
 /// Connections over the Unix socket at a time.
 pub(crate) const SOCKET_CONNECTIONS_MAX: usize = 256;
 /// How long to wait after the system could not accept a connection, such as for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The most addresses in a token.
 const ADVERTISED_MAX: usize = 8;
 
@@ -45,6 +42,16 @@ pub(crate) enum ListenError {
 pub(crate) struct Connection<IO> {
     io: IO,
     _counted: OwnedSemaphorePermit,
+}
+
+impl<IO> Connection<IO> {
+    pub(crate) fn new(io: IO, counted: OwnedSemaphorePermit) -> Connection<IO> {
+        Connection { io, _counted: counted }
+    }
+
+    pub(crate) fn io(&mut self) -> &mut IO {
+        &mut self.io
+    }
 }
 
 /// A socket that connections come to.
@@ -72,34 +79,6 @@ impl Accept for UnixListener {
     async fn next(&self) -> io::Result<UnixStream> {
         Ok(self.accept().await?.0)
     }
-}
-
-/// Accepts connections, at most as many at a time as `bound` has permits. It stops when the stream is dropped.
-pub(crate) fn accept<L>(listener: L, bound: Arc<Semaphore>) -> ReceiverStream<io::Result<Connection<L::Io>>>
-where
-    L: Accept + Sync,
-{
-    let (connections, incoming) = mpsc::channel(1);
-    tokio::spawn(async move {
-        while let Ok(counted) = bound.clone().acquire_owned().await {
-            let accepted = tokio::select! {
-                accepted = listener.next() => accepted,
-                () = connections.closed() => return,
-            };
-            match accepted {
-                Ok(io) => {
-                    if connections.send(Ok(Connection { io, _counted: counted })).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    });
-    ReceiverStream::new(incoming)
 }
 
 /// Listens on TCP.

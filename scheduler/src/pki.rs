@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use hextet_api::connect::Credentials;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
@@ -24,6 +25,9 @@ use x509_parser::{
 /// The DNS name in the server's certificate, wherever it listens.
 pub const SERVER_NAME: &str = "hextet-server";
 
+/// What a server's certificate towards another server says. No caller can be enrolled with it.
+pub(crate) const SERVER_URI: &str = "hextet:server";
+
 /// How long certificates of the server and its clients are good for, from the day on which they are made.
 const CERTIFICATE_VALID: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const CSR_LEN_MAX: usize = 8 * 1024;
@@ -35,6 +39,13 @@ pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     server_chain_pem: String,
     server_key_pem: String,
+}
+
+/// What makes a CA: every server of a cluster has it.
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Authority {
+    certificate_pem: String,
+    key_pem: String,
 }
 
 /// A public key whose holder has proved to have the private one.
@@ -101,7 +112,7 @@ impl Pki {
             if !is_new {
                 return Err(PkiError::Missing(dir.to_owned()));
             }
-            make(dir, epoch, now)?;
+            make(dir, epoch, &Authority::make(epoch)?, now)?;
         }
         let found = read(&dir.join("epoch"))?.trim().to_owned();
         if found != epoch {
@@ -109,6 +120,51 @@ impl Pki {
             return Err(PkiError::AnotherCluster { path, found, expected });
         }
         load(dir)
+    }
+
+    /// Reads the folder `dir` of one of several servers, or makes it with their CA.
+    ///
+    /// # Errors
+    /// As [`Pki::open`]; [`PkiError::AnotherCluster`] also when the folder has another CA.
+    pub(crate) fn open_shared(
+        dir: &Path,
+        epoch: &str,
+        authority: &Authority,
+        now: WallTime,
+    ) -> Result<Pki, PkiError> {
+        if !dir.exists() {
+            make(dir, epoch, authority, now)?;
+        }
+        let pki = Pki::open(dir, epoch, false, now)?;
+        if pki.ca_pem.trim() == authority.certificate_pem.trim() {
+            return Ok(pki);
+        }
+        let (path, found) = (dir.to_owned(), "another CA of the same name".to_owned());
+        Err(PkiError::AnotherCluster { path, found, expected: epoch.to_owned() })
+    }
+
+    /// What this server shows another one, to act for the root of its own machine.
+    ///
+    /// # Errors
+    /// [`PkiError::Make`].
+    pub(crate) fn server_credentials(
+        &self,
+        servers: &[String],
+        now: WallTime,
+    ) -> Result<Credentials, PkiError> {
+        let key = KeyPair::generate().map_err(PkiError::Make)?;
+        let mut params = leaf("server", now).map_err(PkiError::Make)?;
+        let uri = SERVER_URI.to_owned().try_into().map_err(PkiError::Make)?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer).map_err(PkiError::Make)?;
+        Ok(Credentials {
+            name: "server".to_owned(),
+            servers: servers.to_vec(),
+            ca_der: self.ca_der.clone(),
+            certificate_der: certificate.der().to_vec(),
+            key_pkcs8_der: key.serialize_der(),
+        })
     }
 
     /// SHA-256 of the CA's certificate.
@@ -180,12 +236,20 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+impl Authority {
+    /// A new one.
+    pub(crate) fn make(epoch: &str) -> Result<Authority, PkiError> {
+        let key = KeyPair::generate().map_err(PkiError::Make)?;
+        let params = ca_params(epoch).map_err(PkiError::Make)?;
+        let certificate = params.self_signed(&key).map_err(PkiError::Make)?;
+        Ok(Authority { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+    }
+}
+
 /// Makes all files in a folder beside `dir` and then gives it its name: a crash leaves all or nothing.
-fn make(dir: &Path, epoch: &str, now: WallTime) -> Result<(), PkiError> {
-    let ca_key = KeyPair::generate().map_err(PkiError::Make)?;
-    let ca_params = ca_params(epoch).map_err(PkiError::Make)?;
-    let ca = ca_params.self_signed(&ca_key).map_err(PkiError::Make)?;
-    let issuer = Issuer::from_params(&ca_params, &ca_key);
+fn make(dir: &Path, epoch: &str, authority: &Authority, now: WallTime) -> Result<(), PkiError> {
+    let ca_key = KeyPair::from_pem(&authority.key_pem).map_err(PkiError::Make)?;
+    let issuer = Issuer::from_ca_cert_pem(&authority.certificate_pem, ca_key).map_err(PkiError::Make)?;
 
     let server_key = KeyPair::generate().map_err(PkiError::Make)?;
     let mut params = leaf(SERVER_NAME, now).map_err(PkiError::Make)?;
@@ -204,8 +268,8 @@ fn make(dir: &Path, epoch: &str, now: WallTime) -> Result<(), PkiError> {
     }
     fs::DirBuilder::new().mode(0o700).create(&temporary).map_err(failed(&temporary))?;
     let files = [
-        ("ca.key", ca_key.serialize_pem()),
-        ("ca.crt", ca.pem()),
+        ("ca.key", authority.key_pem.clone()),
+        ("ca.crt", authority.certificate_pem.clone()),
         ("server.key", server_key.serialize_pem()),
         ("server.crt", server.pem()),
         ("epoch", format!("{epoch}\n")),

@@ -6,13 +6,16 @@
 
 use std::{io, net::Ipv6Addr, path::PathBuf};
 
-use scheduler_core::change::{Key, Revision, Value};
+use scheduler_core::change::{Change, Key, Revision, Value};
 use serde::{Deserialize, Serialize};
 
+use crate::etcd::EtcdError;
+
 mod codec;
+mod etcd;
 mod redb;
 
-pub use redb::RedbStore;
+pub use self::{etcd::EtcdStore, redb::RedbStore};
 
 /// Where revisions are made durable.
 pub trait Store: Send + Sync + 'static {
@@ -158,7 +161,28 @@ pub enum StoreError {
         /// The last revision that it had said it holds.
         acknowledged: u64,
     },
+    /// etcd has not done it, or nobody knows whether it has.
+    #[error("nothing is written until etcd does")]
+    Etcd(#[source] EtcdError),
+    /// Another server may write now.
+    #[error("this server does not lead any more: try again")]
+    Deposed,
     /// A pod had the address once. The caller draws another.
     #[error("the address {0} was given before")]
     AddressUsed(Ipv6Addr),
 }
+
+/// The address that a pod has got, unless it had it before.
+fn used_address(change: &Change) -> Option<(Ipv6Addr, &str)> {
+    let of = |value: &Option<Value>| match value {
+        Some(Value::Pod(pod)) => pod.address,
+        _ => None,
+    };
+    match (&change.key, of(&change.new)) {
+        (Key::Pod(id), Some(address)) if of(&change.old) != Some(address) => Some((address, id.as_str())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod suite;

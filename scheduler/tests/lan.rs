@@ -9,7 +9,10 @@ use hextet_api::{
     v1::{self, node_report::Report},
 };
 use ipnetwork::Ipv6Network;
-use scheduler::founding::{self, Founding};
+use scheduler::{
+    founding::{self, Founding},
+    server::StoreChoice,
+};
 use support::{FakeNode, TestServer, Watch, config, subscribe, try_enroll_with};
 use tonic::{Code, Status};
 
@@ -19,7 +22,7 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 1, 0];
 /// A server whose cluster began with a pod prefix.
 async fn server(dir: &Path) -> TestServer {
     let founding = Founding { pod_prefix: Some(LAN.parse().unwrap()), ..Founding::default() };
-    founding::init(&config(dir).state_dir, founding).unwrap();
+    founding::init(&config(dir).state_dir, &StoreChoice::Local, founding).await.unwrap();
     TestServer::start(dir).await
 }
 

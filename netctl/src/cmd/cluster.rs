@@ -4,10 +4,16 @@ use std::{fmt, path::PathBuf};
 
 use hextet_address::{ClusterPrefix, NodePrefix};
 use ipnetwork::Ipv4Network;
-use scheduler::founding::{self, Founding};
+use scheduler::{
+    founding::{self, Founding},
+    server::StoreChoice,
+};
 use serde::Serialize;
 
-use super::server::{STATE_DIR, ipv4_prefix};
+use super::{
+    block_on,
+    server::{STATE_DIR, StoreArgs, ipv4_prefix},
+};
 use crate::print::{self, Format};
 
 /// Begin a cluster with other prefixes than the usual ones
@@ -47,6 +53,8 @@ struct InitArgs {
     /// Where the cluster's state and keys are kept
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
 }
 
 /// What the cluster has for ever.
@@ -70,13 +78,16 @@ impl fmt::Display for Begun {
 }
 
 pub(super) fn run(args: Args, format: Format) -> anyhow::Result<()> {
-    super::start_logging("warn");
     let Command::Init(args) = args.command;
     let founding = Founding { pod_prefix: args.pod_prefix, pod_ipv4: args.pod_ipv4 };
-    let cluster = founding::init(&args.state_dir, founding)?;
+    let store = args.store.choice();
+    let is_etcd = store != StoreChoice::Local;
+    let begin = async { founding::init(&args.state_dir, &store, founding).await };
+    let cluster = block_on(begin)?;
     let begun = Begun { prefix: cluster.prefix, pod_prefix: cluster.pod_prefix, pod_ipv4: cluster.pod_ipv4 };
     print::to_stdout(|out| print::one(out, format, &begun))?;
-    print::note(format!("`netctl server` runs it{}", where_else(&args.state_dir)));
+    let store = if is_etcd { ", with the same --store" } else { "" };
+    print::note(format!("`netctl server` runs it{}{store}", where_else(&args.state_dir)));
     Ok(())
 }
 

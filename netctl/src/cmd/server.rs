@@ -4,7 +4,10 @@ use std::{io, io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use hextet_api::{DEFAULT_SOCKET, token::is_host_and_port};
 use ipnetwork::Ipv4Network;
-use scheduler::server::{Ready, ServerConfig};
+use scheduler::{
+    etcd::{Location, TlsFiles},
+    server::{Ready, ServerConfig, StoreChoice},
+};
 
 use super::{asked_to_end, block_on_threads};
 use crate::duration;
@@ -17,22 +20,28 @@ pub(super) const STATE_DIR: &str = "/var/lib/hextet/server";
 /// The first start makes the cluster, unless `netctl cluster init` has: its prefix, its certificate
 /// authority, its store. It prints the line to paste on the first node; `netctl token` makes more. Logs go to
 /// stderr.
+///
+/// With --store etcd://... several servers share one cluster: one leads, the others forward to it, and another
+/// leads when it dies. Each is started in the same way, with an --advertise of its own.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   netctl server
-  netctl server --listen '[2001:db8:1::11]:4679' --advertise n1.example:4679")]
+  netctl server --listen '[2001:db8:1::11]:4679' --advertise n1.example:4679
+  netctl server --store etcd://e1.example:2379,e2.example:2379,e3.example:2379")]
 pub(super) struct Args {
-    /// Where the cluster's state and keys are kept
+    /// Where the cluster's state and keys are kept; with --store, its keys
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Where to listen for nodes, people and load balancers; may be repeated
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:4679")]
     listen: Vec<SocketAddr>,
     /// The socket for root on this machine
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
-    /// How others reach this server, for tokens; may be repeated [default: this machine's addresses]
+    /// How others reach this server and no other, for tokens and servers; may be repeated [default: this machine's addresses]
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     advertise: Vec<String>,
     /// How long a node may be silent before its pods are replaced
@@ -42,6 +51,33 @@ pub(super) struct Args {
     /// [default: 10.254.0.0/20]
     #[arg(long, value_name = "PREFIX", value_parser = ipv4_prefix)]
     pod_ipv4: Option<Ipv4Network>,
+}
+
+/// Where the cluster's revisions are kept.
+#[derive(Debug, clap::Args)]
+pub(super) struct StoreArgs {
+    /// Keep the cluster in etcd, for several servers: etcd://HOST:PORT[,HOST:PORT...][/PREFIX] [default: a file in
+    /// the state directory]
+    #[arg(long, value_name = "URL")]
+    store: Option<Location>,
+    /// The CA of etcd's certificates (PEM); without it etcd is spoken to without TLS
+    #[arg(long, value_name = "FILE", requires = "store")]
+    etcd_ca: Option<PathBuf>,
+    /// The certificate to show to etcd (PEM)
+    #[arg(long, value_name = "FILE", requires = "etcd_ca", requires = "etcd_key")]
+    etcd_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    pub(super) fn choice(self) -> StoreChoice {
+        let Some(location) = self.store else { return StoreChoice::Local };
+        let client = self.etcd_cert.zip(self.etcd_key);
+        let tls = self.etcd_ca.map(|ca| TlsFiles { ca, client });
+        StoreChoice::Etcd(Location { tls, ..location })
+    }
 }
 
 fn host_and_port(text: &str) -> Result<String, String> {
@@ -65,6 +101,7 @@ pub(super) fn ipv4_prefix(text: &str) -> Result<Ipv4Network, String> {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let config = ServerConfig {
         state_dir: args.state_dir,
+        store: args.store.choice(),
         listen: args.listen,
         socket: args.socket,
         advertise: args.advertise,

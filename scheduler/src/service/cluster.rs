@@ -334,6 +334,6 @@ pub(crate) async fn make_token(
     let token = Token { role, name, expires: hub.clock.wall() + valid, used_by: None };
     let origin = Origin { changer, message: String::new() };
     hub.write(origin, Event::CreateToken(sha256_hex(&secret), token)).await?;
-    let (fingerprint, servers) = (Fingerprint(hub.pki.fingerprint()), hub.servers.clone());
+    let (fingerprint, servers) = (Fingerprint(hub.pki.fingerprint()), hub.servers.borrow().clone());
     Ok(JoinToken { role: word, fingerprint, secret, servers })
 }

@@ -146,7 +146,10 @@ impl RedbStore {
             let value = codec::decode(&bytes).map_err(|error| self.damaged(format!("{key}: {error}")))?;
             Ok((key.parse::<Key>().map_err(|error| self.damaged(error.to_string()))?, value))
         };
-        Ok((self.number("revision", &revision)?, values.into_iter().map(parse).collect::<Result<_, _>>()?))
+        Ok((
+            self.number("revision", &revision)?,
+            values.into_iter().map(parse).collect::<Result<_, StoreError>>()?,
+        ))
     }
 
     fn entry(&self, number: u64, bytes: &[u8]) -> Result<Revision, StoreError> {

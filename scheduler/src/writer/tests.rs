@@ -285,7 +285,7 @@ pub(crate) fn hub() -> (Arc<Hub>, Arc<FakeStore>) {
         store: shared,
         pki,
         cluster,
-        servers: vec![],
+        servers: tokio::sync::watch::channel(vec![]).1,
         state: state.clone(),
         leases,
         writer: requests,

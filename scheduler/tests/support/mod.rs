@@ -1,6 +1,8 @@
 //! A server in this process, and a node that runs nothing but answers as an agent does.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod etcd;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -41,6 +43,7 @@ pub(crate) struct TestServer {
 pub(crate) fn config(dir: &Path) -> ServerConfig {
     ServerConfig {
         state_dir: dir.join("state"),
+        store: server::StoreChoice::Local,
         listen: vec!["[::1]:0".parse().unwrap()],
         socket: dir.join("server.sock"),
         advertise: vec![],

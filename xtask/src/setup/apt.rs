@@ -8,11 +8,12 @@ use super::services;
 use crate::process::{self, find_program};
 
 /// Programs and where Debian keeps them. A program found elsewhere is as good.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("cc", "gcc"),
     ("curl", "curl"),
+    ("etcd", "etcd-server"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("ndppd", "ndppd"),

@@ -17,8 +17,13 @@ use crate::process::succeeds;
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Packages of ours that hold a service, and its name.
-const SERVICES: [(&str, &str); 4] =
-    [("nginx-light", "nginx"), ("iperf3", "iperf3"), ("radvd", "radvd"), ("ndppd", "ndppd")];
+const SERVICES: [(&str, &str); 5] = [
+    ("etcd-server", "etcd"),
+    ("nginx-light", "nginx"),
+    ("iperf3", "iperf3"),
+    ("radvd", "radvd"),
+    ("ndppd", "ndppd"),
+];
 
 /// While this value lives no service is started by an installation; when it is dropped the policy is gone
 /// and the services that came with the packages are disabled.

@@ -6,9 +6,9 @@ use redb::{
     Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition,
     TableError, WriteTransaction,
 };
-use scheduler_core::change::{Change, Key, Revision, Value};
+use scheduler_core::change::{Change, Revision};
 
-use crate::store::codec;
+use crate::store::{codec, used_address};
 
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 const CURRENT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("current");
@@ -148,7 +148,7 @@ fn write_tables(txn: &WriteTransaction, revisions: &[Revision]) -> Result<Option
         bytes += size(&entry);
         for change in &revision.changes {
             write_value(&mut current, change)?;
-            if let Some((address, pod)) = address(change)
+            if let Some((address, pod)) = used_address(change)
                 && addresses.insert(address.to_bits(), pod)?.is_some()
             {
                 return Ok(Some(address));
@@ -204,18 +204,6 @@ fn size(entry: &[u8]) -> u64 {
     entry.len() as u64 + 16
 }
 
-/// The address that a pod has got, unless it had it before.
-fn address(change: &Change) -> Option<(Ipv6Addr, &str)> {
-    let of = |value: &Option<Value>| match value {
-        Some(Value::Pod(pod)) => pod.address,
-        _ => None,
-    };
-    match (&change.key, of(&change.new)) {
-        (Key::Pod(id), Some(address)) if of(&change.old) != Some(address) => Some((address, id.as_str())),
-        _ => None,
-    }
-}
-
 /// A file as the first stores made it.
 #[cfg(test)]
 pub(super) fn make_first_format(path: &std::path::Path, epoch: &str, first: &Revision) {
@@ -233,7 +221,7 @@ pub(super) fn make_first_format(path: &std::path::Path, epoch: &str, first: &Rev
         for change in &first.changes {
             let value = serde_json::to_vec(change.new.as_ref().unwrap()).unwrap();
             current.insert(change.key.to_string().as_str(), value.as_slice()).unwrap();
-            let (address, pod) = address(change).unwrap();
+            let (address, pod) = used_address(change).unwrap();
             addresses.insert(address.to_bits(), pod).unwrap();
         }
     }

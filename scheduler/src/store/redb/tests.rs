@@ -8,60 +8,17 @@ use std::{
     },
 };
 
-use redb::StorageBackend;
-use scheduler_core::{
-    change::Change,
-    pod::{Pod, PodId, PodPhase},
-    quantity::Resources,
-    time::WallTime,
-};
-
 use super::*;
+use crate::store::suite::{self, revision};
+use redb::StorageBackend;
 
+/// The suite that every store passes, over a file.
 #[test]
-fn what_was_committed_is_there_after_opening_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("store.redb");
-    let store = RedbStore::open(&path).unwrap();
-    assert_eq!(store.load().unwrap(), (0, vec![]));
-    store.commit(&[revision(1, Some("fd00::1")), revision(2, None)]).unwrap();
-    store.commit(&[revision(3, Some("fd00::3"))]).unwrap();
-    let epoch = store.epoch().to_owned();
-    drop(store);
-
-    let store = RedbStore::open(&path).unwrap();
-    assert_eq!(store.epoch(), epoch);
-    let (last, values) = store.load().unwrap();
-    assert_eq!((last, values.len()), (3, 3));
-    assert_eq!(store.log_after(1, 10).unwrap(), [revision(2, None), revision(3, Some("fd00::3"))]);
-    assert_eq!(store.log_after(0, 1).unwrap(), [revision(1, Some("fd00::1"))]);
-    assert_eq!(store.oldest().unwrap(), 1);
-}
-
-#[test]
-fn what_is_compacted_is_gone_from_the_log_and_from_nothing_else() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
-    assert_eq!((store.oldest().unwrap(), store.log_bytes().unwrap()), (1, 0));
-    let all: Vec<Revision> =
-        (1..=20).map(|number| revision(number, Some(&format!("fd00::{number:x}")))).collect();
-    store.commit(&all).unwrap();
-    let (whole, bytes) = (store.load().unwrap(), store.log_bytes().unwrap());
-    assert!(bytes > 0);
-
-    store.compact(11, 7).unwrap();
-    assert_eq!(store.oldest().unwrap(), 8, "no more than asked at a time");
-    store.compact(11, 7).unwrap();
-    store.compact(5, 7).unwrap();
-    assert_eq!((store.oldest().unwrap(), store.log_after(0, 100).unwrap().len()), (11, 10));
-    assert!(store.log_bytes().unwrap() < bytes * 6 / 10);
-    assert_eq!(store.load().unwrap(), whole);
-    assert!(matches!(store.commit(&[revision(21, Some("fd00::1"))]), Err(StoreError::AddressUsed(_))));
-
-    store.compact(u64::MAX, 100).unwrap();
-    assert_eq!((store.oldest().unwrap(), store.log_bytes().unwrap()), (21, 0));
-    store.commit(&[revision(21, None)]).unwrap();
-    assert_eq!(store.oldest().unwrap(), 21);
+fn what_every_store_must_do() {
+    for case in suite::CASES {
+        let dir = tempfile::tempdir().unwrap();
+        case(&|| Arc::new(RedbStore::open(&dir.path().join("store.redb")).unwrap()));
+    }
 }
 
 /// A file of the first format held plain JSON and no count of its log.
@@ -108,32 +65,6 @@ fn a_backup_sees_one_revision_whatever_is_committed_meanwhile() {
     let entries =
         items.iter().filter_map(|item| if let Item::Entry(entry) = item { Some(entry) } else { None });
     assert!(entries.eq(&made[100..]));
-}
-
-#[test]
-fn an_address_is_never_given_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
-    store.commit(&[revision(1, Some("fd00::1"))]).unwrap();
-    let mut gone = revision(2, None);
-    gone.changes[0] = Change { key: Key::Pod(id(1)), old: None, new: None };
-    store.commit(&[gone]).unwrap();
-    let refused = store.commit(&[revision(3, Some("fd00::1"))]);
-    assert!(matches!(refused, Err(StoreError::AddressUsed(address)) if address.to_string() == "fd00::1"));
-    assert_eq!(store.load().unwrap(), (2, vec![]));
-    store.commit(&[revision(3, Some("fd00::2"))]).unwrap();
-    assert_eq!(store.load().unwrap().0, 3);
-
-    // Nor to the pod that had it and moved.
-    let moves = |number, from: &str, to: &str| {
-        let pod = |address| revision(3, Some(address)).changes.remove(0).new;
-        let mut moved = revision(number, None);
-        moved.changes[0] = Change { key: Key::Pod(id(3)), old: pod(from), new: pod(to) };
-        moved
-    };
-    store.commit(&[moves(4, "fd00::2", "fd00::4")]).unwrap();
-    let refused = store.commit(&[moves(5, "fd00::4", "fd00::2")]);
-    assert!(matches!(refused, Err(StoreError::AddressUsed(address)) if address.to_string() == "fd00::2"));
 }
 
 #[test]
@@ -330,31 +261,4 @@ impl StorageBackend for Disk {
         self.bytes.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
         Ok(())
     }
-}
-
-fn id(number: u64) -> PodId {
-    PodId(format!("a-b-{number}"))
-}
-
-/// Makes the pod of that number.
-fn revision(number: u64, address: Option<&str>) -> Revision {
-    let pod = Pod {
-        countables: Default::default(),
-        id: id(number),
-        job: "a".to_owned(),
-        group: "b".to_owned(),
-        job_version: 1,
-        serial: number,
-        resources: Resources::default(),
-        node: None,
-        address: address.map(|address| address.parse().unwrap()),
-        phase: PodPhase::Starting,
-        message: "text that fills a page sooner".repeat(20),
-        created: WallTime(0),
-        restarts: 0,
-        stop: false,
-    };
-    let change = Change { key: Key::Pod(id(number)), old: None, new: Some(Value::Pod(Arc::new(pod))) };
-    let (changer, message) = ("test".to_owned(), "a test".to_owned());
-    Revision { revision: number, time: WallTime(number), changer, message, changes: vec![change] }
 }

@@ -1,0 +1,352 @@
+//! Several servers with one store in etcd: one leads, the others forward to it.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    sync::watch,
+    task::{JoinSet, spawn_blocking},
+    time::{interval, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    audit::Audit,
+    clock::Clock,
+    election::{self, Followed, Leader, Outcome, Seat},
+    etcd::{self, Etcd, EtcdError, Location},
+    founding::{self, Opened, Shared},
+    front::{Front, Mode},
+    server::{Ready, ServerConfig, Sockets},
+    sorry,
+    store::{EtcdStore, Store as _, StoreError},
+    term::Term,
+    writer::chain,
+};
+
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long tokens name a server that is not there.
+const NAMED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often a server says that it is there.
+const SAY: Duration = Duration::from_secs(3600);
+/// How often the leader looks which servers there are.
+const LOOK: Duration = Duration::from_secs(5);
+/// The most servers that are looked at.
+const SERVERS_PAGE: i64 = 64;
+
+/// One server of several.
+struct Member<'a> {
+    config: &'a ServerConfig,
+    etcd: Etcd,
+    prefix: String,
+    shared: Shared,
+    own: Leader,
+    front: Front,
+    audit: Arc<Audit>,
+    /// Where all servers are reached.
+    servers: watch::Receiver<Vec<String>>,
+    clock: Clock,
+}
+
+/// Runs until `shutdown` resolves, whoever leads.
+pub(crate) async fn run(
+    config: &ServerConfig,
+    location: &Location,
+    clock: Clock,
+    sockets: Sockets,
+    shutdown: impl Future<Output = ()>,
+    ready: impl FnOnce(&Ready),
+) -> anyhow::Result<()> {
+    tokio::pin!(shutdown);
+    let etcd = Etcd::new(location)?;
+    let shared = tokio::select! {
+        () = &mut shutdown => return Ok(()),
+        shared = share(&etcd, location, config, clock) => shared?,
+    };
+    let (mode, is_mode) = watch::channel(Mode::Nobody("the server starts".to_owned()));
+    let (sorry, _sorry) = sorry::serve(&shared.pki(clock)?, is_mode)?;
+    let Sockets { listeners, socket, addresses, servers: own } = sockets;
+    let front = Front::start(listeners, socket, mode, &sorry);
+    let (tell_servers, servers) = watch::channel(own.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(be_named(etcd.clone(), location.prefix.clone(), own.clone()));
+    tasks.spawn(look_for_servers(etcd.clone(), location.prefix.clone(), own.clone(), tell_servers));
+    let (prefix, audit) = (location.prefix.clone(), Arc::new(Audit::open(&config.state_dir, clock)));
+    let member =
+        Member { config, etcd, prefix, shared, own: Leader { addresses: own }, front, audit, servers, clock };
+    member.stand_again_and_again(&mut shutdown, addresses, ready).await
+}
+
+/// What all servers share. Without etcd there is nothing to begin with.
+async fn share(
+    etcd: &Etcd,
+    location: &Location,
+    config: &ServerConfig,
+    clock: Clock,
+) -> anyhow::Result<Shared> {
+    let mut told = false;
+    loop {
+        match founding::share(etcd, &location.prefix, &config.state_dir, clock).await {
+            Err(error) if matches!(error.downcast_ref(), Some(EtcdError::Unreachable { .. })) => {
+                if !told {
+                    warn!("{error:#}: the server starts when it does");
+                    told = true;
+                }
+                sleep(RETRY).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+impl Member<'_> {
+    async fn stand_again_and_again(
+        &self,
+        shutdown: &mut (impl Future<Output = ()> + Unpin),
+        addresses: Vec<SocketAddr>,
+        ready: impl FnOnce(&Ready),
+    ) -> anyhow::Result<()> {
+        let mut ready = Some(ready);
+        let mut is_ready = |join_token: Option<String>| {
+            if let Some(ready) = ready.take() {
+                let socket = self.config.socket.clone();
+                ready(&Ready { addresses: addresses.clone(), socket, join_token });
+            }
+        };
+        loop {
+            let outcome = tokio::select! {
+                () = &mut *shutdown => return Ok(()),
+                outcome = election::stand(&self.etcd, &self.prefix, &self.own) => outcome,
+            };
+            match outcome {
+                Ok(Outcome::Leads(seat)) => {
+                    if self.lead(&seat, shutdown, &mut is_ready).await? {
+                        return Ok(());
+                    }
+                }
+                Ok(Outcome::Follows(followed)) => tokio::select! {
+                    () = &mut *shutdown => return Ok(()),
+                    () = self.follow(&followed, &mut is_ready) => {}
+                },
+                Err(error) => self.nobody(chain(&error)).await,
+            }
+        }
+    }
+
+    async fn nobody(&self, why: String) {
+        warn!("no server leads: {why}");
+        self.front.set(Mode::Nobody(why));
+        sleep(RETRY).await;
+    }
+
+    /// Forwards until the leader has changed.
+    async fn follow(&self, followed: &Followed, is_ready: &mut impl FnMut(Option<String>)) {
+        let leader = &followed.leader.addresses;
+        if leader.iter().any(|address| self.own.addresses.contains(address)) {
+            let why = format!(
+                "the server that leads says that it is reached at {}, which is this server: give each server an \
+                 --advertise of its own",
+                leader.join(", ")
+            );
+            warn!("{why}");
+            self.front.set(Mode::Nobody(why));
+        } else {
+            info!(?leader, "another server leads: connections are forwarded to it");
+            match self
+                .shared
+                .pki(self.clock)
+                .and_then(|pki| Ok(pki.server_credentials(leader, self.clock.wall())?))
+            {
+                Ok(credentials) => self.front.set(Mode::Follows(Arc::new(credentials))),
+                Err(error) => self.front.set(Mode::Nobody(format!("{error:#}"))),
+            }
+        }
+        is_ready(None);
+        tokio::select! {
+            () = election::deposed(&self.etcd, &self.prefix, followed) => {}
+            () = self.outlive(followed) => {}
+        }
+        self.front.set(Mode::Nobody("the leader has gone, another is being chosen".to_owned()));
+    }
+
+    /// Takes the lead from a leader that has died. Resolves when it has none any more.
+    async fn outlive(&self, followed: &Followed) {
+        died(&followed.leader.addresses).await;
+        info!("the leader has died");
+        if let Err(error) = election::depose(&self.etcd, &self.prefix, followed).await {
+            warn!(%error, "cannot take the lead from it: it ends with its lease");
+        }
+        election::deposed(&self.etcd, &self.prefix, followed).await;
+    }
+
+    /// Serves until the seat is lost. True: the server is to end.
+    async fn lead(
+        &self,
+        seat: &Seat,
+        shutdown: &mut (impl Future<Output = ()> + Unpin),
+        is_ready: &mut impl FnMut(Option<String>),
+    ) -> anyhow::Result<bool> {
+        let opened = match self.open(seat.clone()).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                seat.give_up().await;
+                return match error.downcast::<StoreError>() {
+                    Ok(error @ (StoreError::Etcd(_) | StoreError::Deposed)) => {
+                        self.nobody(chain(&error)).await;
+                        Ok(false)
+                    }
+                    Ok(error) => Err(error.into()),
+                    Err(error) => Err(error),
+                };
+            }
+        };
+        let (mut term, inlets) =
+            Term::start(opened, &self.audit, self.config.lease, self.clock, self.servers.clone())?;
+        self.front.set(Mode::Leads(inlets));
+        info!(revision = term.hub.state().revision(), "this server leads");
+        is_ready(term.first_token().await);
+        let result = tokio::select! {
+            () = &mut *shutdown => Ok(true),
+            () = seat.lost() => Ok(false),
+            error = term.failed() => Err(error),
+        };
+        self.front.set(Mode::Nobody("the leader has gone, another is being chosen".to_owned()));
+        if matches!(result, Ok(false)) {
+            // What is left of it can write nothing, and must not keep this server from following the next.
+            tokio::spawn(term.stop());
+        } else {
+            term.stop().await;
+            seat.give_up().await;
+        }
+        result
+    }
+
+    /// Takes the store over.
+    async fn open(&self, seat: Seat) -> anyhow::Result<Opened> {
+        let (etcd, prefix, shared) = (self.etcd.clone(), self.prefix.clone(), self.shared.clone());
+        let (pod_ipv4, clock) = (self.config.pod_ipv4, self.clock);
+        let opening = spawn_blocking(move || {
+            let store = EtcdStore::open(etcd, &prefix, shared.epoch(), seat)?;
+            founding::begin(Arc::new(store), &shared, pod_ipv4, clock)
+        });
+        opening.await?
+    }
+}
+
+/// Resolves when nobody listens any more where a connection was accepted before: the kernel of a machine says so
+/// at once when a process dies. One that was never reached, or does not answer, proves nothing.
+async fn died(addresses: &[String]) {
+    let mut reached = None;
+    loop {
+        match connect(addresses, &mut reached).await {
+            Ok(mut stream) => {
+                // Nothing comes: the leader waits for TLS, and ends the connection after a while.
+                let _ = stream.read(&mut [0; 64]).await;
+            }
+            Err(error) if reached.is_some() && error.kind() == io::ErrorKind::ConnectionRefused => return,
+            Err(_) => sleep(LOOK).await,
+        }
+    }
+}
+
+/// Connects to the address that was reached before, or to the first that can be.
+async fn connect(addresses: &[String], reached: &mut Option<String>) -> io::Result<TcpStream> {
+    let candidates = reached.as_ref().map_or(addresses, std::slice::from_ref).to_vec();
+    let mut result = Err(io::ErrorKind::NotFound.into());
+    for address in candidates {
+        result = match timeout(LOOK, TcpStream::connect(&address)).await {
+            Ok(Ok(stream)) => {
+                *reached = Some(address);
+                return Ok(stream);
+            }
+            Ok(Err(error)) => Err(error),
+            Err(elapsed) => Err(elapsed.into()),
+        };
+    }
+    result
+}
+
+/// Says for ever that a server is there, for tokens to name it.
+async fn be_named(etcd: Etcd, prefix: String, own: Vec<String>) {
+    let Some(first) = own.first() else { return };
+    let key = format!("{prefix}/servers/{first}");
+    let value = serde_json::to_vec(&own).expect("addresses are text");
+    loop {
+        let said = async {
+            let (lease, _) = etcd.grant(NAMED).await?;
+            let success = vec![etcd::put(key.clone(), value.clone(), lease)];
+            etcd.txn(etcd::pb::TxnRequest { compare: vec![], success, failure: vec![] }).await
+        };
+        match said.await {
+            Ok(_) => sleep(SAY).await,
+            Err(_) => sleep(LOOK).await,
+        }
+    }
+}
+
+/// Keeps the list of servers that tokens name.
+async fn look_for_servers(etcd: Etcd, prefix: String, own: Vec<String>, tell: watch::Sender<Vec<String>>) {
+    let prefix = format!("{prefix}/servers/");
+    let mut ticks = interval(LOOK);
+    loop {
+        ticks.tick().await;
+        let Ok(found) = etcd.all(&prefix, false, SERVERS_PAGE).await else { continue };
+        let others = found.iter().filter_map(|found| serde_json::from_slice(&found.value).ok());
+        let all: Vec<Vec<String>> = std::iter::once(own.clone()).chain(others).collect();
+        tell.send_replace(in_turn(&all));
+    }
+}
+
+/// The first address of each server, then the second of each: a list that is cut off still names every server.
+fn in_turn(servers: &[Vec<String>]) -> Vec<String> {
+    let longest = servers.iter().map(Vec::len).max().unwrap_or(0);
+    let mut named: Vec<String> = Vec::new();
+    for address in (0..longest).flat_map(|turn| servers.iter().filter_map(move |server| server.get(turn))) {
+        if !named.contains(address) {
+            named.push(address.clone());
+        }
+    }
+    named
+}
+
+/// Begins a cluster in etcd, unless there is one.
+///
+/// # Errors
+/// There is one, a server runs, or etcd does not answer.
+pub(crate) async fn init(
+    location: &Location,
+    state_dir: &std::path::Path,
+    decided: founding::Founding,
+) -> anyhow::Result<Arc<scheduler_core::cluster::Cluster>> {
+    let clock = Clock::start();
+    let etcd = Etcd::new(location)?;
+    let shared = founding::share(&etcd, &location.prefix, state_dir, clock).await?;
+    let own = Leader { addresses: vec![] };
+    let Outcome::Leads(seat) = election::stand(&etcd, &location.prefix, &own).await? else {
+        bail!("a server runs on this etcd already: it has begun the cluster");
+    };
+    let (prefix, writer) = (location.prefix.clone(), seat.clone());
+    let begun = spawn_blocking(move || {
+        let store = EtcdStore::open(etcd, &prefix, shared.epoch(), writer)?;
+        let state = scheduler_core::state::State::load(store.load()?.0, store.load()?.1);
+        founding::only_first(state, &store, decided, clock, &prefix)
+    });
+    let result = begun.await.context("the thread that begins the cluster has ended")?;
+    seat.give_up().await;
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_server_is_named_before_any_is_named_twice() {
+        let servers = [vec!["a:1", "a:2", "a:3"], vec!["b:1"], vec!["a:1", "c:2"]];
+        let servers = servers.map(|server| server.into_iter().map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(in_turn(&servers), ["a:1", "b:1", "a:2", "c:2", "a:3"]);
+    }
+}

@@ -1,0 +1,158 @@
+//! The store over a real etcd.
+
+use std::sync::atomic::AtomicU32;
+
+use super::*;
+use crate::{
+    election::{self, Leader, Outcome},
+    store::suite::{self, revision},
+};
+
+#[path = "../../../tests/support/etcd.rs"]
+mod process;
+use process::EtcdProcess;
+
+struct Rig {
+    etcd: Etcd,
+    _process: EtcdProcess,
+}
+
+impl Rig {
+    fn start(test: &str) -> Option<Rig> {
+        let process = EtcdProcess::start(test)?;
+        let etcd = Etcd::new(&process.url().parse().unwrap()).unwrap();
+        Some(Rig { etcd, _process: process })
+    }
+
+    fn seat(&self, prefix: &str) -> Seat {
+        let (etcd, prefix) = (self.etcd.clone(), prefix.to_owned());
+        let leader = Leader { addresses: vec![] };
+        self.etcd.wait(async move {
+            match election::stand(&etcd, &prefix, &leader).await.unwrap() {
+                Outcome::Leads(seat) => seat,
+                Outcome::Follows(_) => panic!("another one leads"),
+            }
+        })
+    }
+
+    fn open(&self, prefix: &str) -> EtcdStore {
+        EtcdStore::open(self.etcd.clone(), prefix, "e", self.seat(prefix)).unwrap()
+    }
+
+    fn give_up(&self, store: &EtcdStore) {
+        let seat = store.seat.clone();
+        self.etcd.wait(async move { seat.give_up().await });
+    }
+}
+
+/// The suite that every store passes. Each opening is another leader's.
+#[test]
+fn what_every_store_must_do() {
+    let Some(rig) = Rig::start("what_every_store_must_do") else { return };
+    for (number, case) in suite::CASES.into_iter().enumerate() {
+        let prefix = format!("/case-{number}");
+        let seats: Mutex<Vec<Seat>> = Mutex::default();
+        let count = AtomicU32::new(0);
+        case(&|| {
+            count.fetch_add(1, Ordering::Relaxed);
+            if let Some(seat) = seats.lock().unwrap().pop() {
+                rig.etcd.wait(async move { seat.give_up().await });
+            }
+            let store = rig.open(&prefix);
+            seats.lock().unwrap().push(store.seat.clone());
+            std::sync::Arc::new(store)
+        });
+        assert!(count.into_inner() > 0);
+    }
+}
+
+/// A leader that was paused and wakes up still believes that it leads: etcd does not.
+#[test]
+fn who_was_deposed_can_commit_nothing() {
+    let Some(rig) = Rig::start("who_was_deposed_can_commit_nothing") else { return };
+    let old = rig.open("/p");
+    old.commit(&[revision(1, Some("fd00::1"))]).unwrap();
+    // The lease ends behind its back: nobody tells the seat.
+    let (etcd, lease) = (rig.etcd.clone(), old.seat.lease());
+    rig.etcd.wait(async move { etcd.revoke(lease).await }).unwrap();
+    let asked = old.transact(vec![], vec![etcd::put("/p/x".to_owned(), vec![], 0)]);
+    assert!(!matches!(asked, Ok(Some(_))), "with nobody leading nobody writes");
+
+    let new = rig.open("/p");
+    new.commit(&[revision(2, None)]).unwrap();
+    let refused = old.commit(&[revision(2, Some("fd00::2"))]);
+    assert!(matches!(refused, Err(StoreError::Deposed)), "{refused:?}");
+    assert!(matches!(old.recover(), Err(StoreError::Deposed)));
+    assert_eq!(new.log_after(0, 10).unwrap(), [revision(1, Some("fd00::1")), revision(2, None)]);
+}
+
+/// A transaction that was given up may still be on its way when the next is sent.
+#[test]
+fn what_arrives_late_is_refused() {
+    let Some(rig) = Rig::start("what_arrives_late_is_refused") else { return };
+    let store = rig.open("/p");
+    store.commit(&[revision(1, None)]).unwrap();
+    let late = *store.lock();
+    store.commit(&[revision(2, None)]).unwrap();
+    let mut condition = late;
+    let head = Head { revision: 2, ..late.head };
+    let refused = store.write(&mut condition, head, vec![etcd::put("/p/late".to_owned(), vec![], 0)]);
+    assert!(matches!(refused, Err(StoreError::Deposed)));
+    assert_eq!(store.load().unwrap().0, 2);
+}
+
+/// A leader dies between the pieces of a large entry and the entry, or before what follows from it is written.
+#[test]
+fn a_large_commit_that_was_cut_off_is_there_or_not() {
+    let Some(rig) = Rig::start("a_large_commit_that_was_cut_off_is_there_or_not") else { return };
+    let mut large = revision(1, Some("fd00::1"));
+    for number in 2..=2000 {
+        large.changes.extend(revision(number, Some(&format!("fd00::{number:x}"))).changes);
+    }
+    let store = rig.open("/p");
+    store.entries_of(std::slice::from_ref(&large)).unwrap();
+    rig.give_up(&store);
+
+    let store = rig.open("/p");
+    assert_eq!(store.load().unwrap(), (0, vec![]));
+    let etcd = rig.etcd.clone();
+    let left = rig.etcd.wait(async move { etcd.all("/p/piece/", true, 100).await }).unwrap();
+    assert!(left.is_empty(), "{} pieces", left.len());
+
+    let (operations, bytes) = store.entries_of(std::slice::from_ref(&large)).unwrap();
+    let head = Head { revision: 1, log_bytes: bytes.stored, ..Head::NEW };
+    store.write(&mut store.lock(), head, operations).unwrap();
+    rig.give_up(&store);
+
+    let store = rig.open("/p");
+    let (last, values) = store.load().unwrap();
+    assert_eq!((last, values.len()), (1, 2000));
+    let again = store.commit(&[Revision { revision: 2, ..revision(3000, Some("fd00::7d0")) }]);
+    assert!(matches!(again, Err(StoreError::AddressUsed(_))), "{again:?}");
+}
+
+#[test]
+fn an_etcd_that_is_away_is_named_and_waited_for() {
+    let Some(mut rig) = Rig::start("an_etcd_that_is_away_is_named_and_waited_for") else { return };
+    let store = rig.open("/p");
+    store.commit(&[revision(1, None)]).unwrap();
+    rig._process.kill();
+    let error = store.commit(&[revision(2, None)]).unwrap_err();
+    let text = crate::writer::chain(&error);
+    assert!(text.contains("etcd at 127.0.0.1:") && text.contains("does not answer"), "{text}");
+    rig._process.restart();
+    // The lease is etcd's, and may have outlived it or not.
+    drop(store);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let stood = loop {
+        let (etcd, leader) = (rig.etcd.clone(), Leader { addresses: vec![] });
+        match rig.etcd.wait(async move { election::stand(&etcd, "/p", &leader).await }) {
+            Ok(Outcome::Leads(seat)) => break seat,
+            _ => assert!(std::time::Instant::now() < end, "nobody leads"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let store = EtcdStore::open(rig.etcd.clone(), "/p", "e", stood).unwrap();
+    assert_eq!(store.load().unwrap().0, 1);
+    store.commit(&[revision(2, None)]).unwrap();
+}

@@ -1,0 +1,104 @@
+//! An etcd of a test's own, as a process.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const START_MAX: Duration = Duration::from_secs(20);
+
+pub(crate) struct EtcdProcess {
+    child: Child,
+    client: u16,
+    peer: u16,
+    dir: tempfile::TempDir,
+}
+
+impl EtcdProcess {
+    /// None, and a named skip, when the machine has no etcd.
+    pub(crate) fn start(test: &str) -> Option<EtcdProcess> {
+        let found = std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join("etcd").exists()));
+        if !found {
+            println!("SKIP {test}: no etcd here (Debian: etcd-server)");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (client, peer) = (free_port(), free_port());
+        let child = run(dir.path(), client, peer);
+        let etcd = EtcdProcess { child, client, peer, dir };
+        etcd.wait();
+        Some(etcd)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("etcd://127.0.0.1:{}", self.client)
+    }
+
+    /// The value of a key, or an empty text.
+    #[allow(dead_code, reason = "each test file uses a part")]
+    pub(crate) fn get(&self, key: &str) -> String {
+        use base64::{Engine as _, prelude::BASE64_STANDARD};
+        let body = format!("{{\"key\":\"{}\"}}", BASE64_STANDARD.encode(key));
+        let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", self.client)) else {
+            return String::new();
+        };
+        let head = "POST /v3/kv/range HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n";
+        write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let json = answer.find('{').map_or("{}", |start| &answer[start..]);
+        let json: serde_json::Value = serde_json::from_str(json.trim()).unwrap();
+        let value = json["kvs"][0]["value"].as_str().unwrap_or_default();
+        String::from_utf8(BASE64_STANDARD.decode(value).unwrap()).unwrap()
+    }
+
+    /// As `kill -9` does.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again with its data.
+    pub(crate) fn restart(&mut self) {
+        self.child = run(self.dir.path(), self.client, self.peer);
+        self.wait();
+    }
+
+    fn wait(&self) {
+        let end = Instant::now() + START_MAX;
+        while std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err() {
+            assert!(Instant::now() < end, "etcd does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for EtcdProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn run(dir: &Path, client: u16, peer: u16) -> Child {
+    let url = |port| format!("http://127.0.0.1:{port}");
+    let log = std::fs::File::create(dir.join("log")).unwrap();
+    Command::new("etcd")
+        .arg("--data-dir")
+        .arg(dir.join("data"))
+        .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
+        .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
+        .args(["--initial-cluster", &format!("default={}", url(peer))])
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
