@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: builds for release and becomes the benchmark program of `tests/`.
+//! `cargo xtask bench`: builds for release and becomes the benchmark program of `tests/`, or with `scheduler` as its
+//! first word that of `scheduler/bench`, which needs neither root nor BPF.
 
 use std::{
     ffi::OsString,
@@ -20,6 +21,11 @@ pub(crate) struct Args {
 
 /// Makes the machine ready, builds and measures.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    if args.rest.first().is_some_and(|word| word == "scheduler") {
+        process::run(workspace.cargo_host("build").args(["--release", "-p", "scheduler-bench"]))?;
+        let mut command = Command::new(workspace.target().join("release/scheduler-bench"));
+        return process::become_program(command.args(&args.rest[1..]));
+    }
     if !process::is_root() {
         bail!("the benchmarks make network namespaces and load BPF programs: run this as root");
     }

@@ -42,7 +42,7 @@ enum Xtask {
     Test(test::Args),
     /// Runs the scenarios on this kernel, or in virtual machines with stock Debian kernels
     VmTest(vm_test::Args),
-    /// Measures the network side by side with paths made by hand
+    /// Measures the network side by side with paths made by hand; `bench scheduler` measures placement
     Bench(bench::Args),
     /// Replays the fuzzers' corpus, then lets each look for an input that breaks its property
     Fuzz(fuzz::Args),

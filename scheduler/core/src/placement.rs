@@ -97,20 +97,41 @@ struct Board<'a> {
     /// Those that fitted when they were last looked at. Ranks of all but the node that was chosen last can only
     /// have become worse since: that is found out when one is on top.
     heap: BinaryHeap<Reverse<(Rank, usize)>>,
-    /// Pods of the group by the value of the label that they are spread over.
-    spread: BTreeMap<Option<&'a str>, u64>,
+    domains: Domains,
+}
+
+/// Pods of the group at each value of the label that they are spread over; empty when there is none.
+#[derive(Default)]
+struct Domains {
+    /// By candidate: which of `pods`.
+    of: Vec<usize>,
+    pods: Vec<u64>,
+}
+
+impl Domains {
+    fn new(label: &str, candidates: &[Candidate<'_>]) -> Domains {
+        let mut known: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+        let mut domains = Domains::default();
+        for candidate in candidates {
+            let next = known.len();
+            let domain = *known.entry(candidate.node.label(label)).or_insert(next);
+            if domain == next {
+                domains.pods.push(0);
+            }
+            domains.pods[domain] += u64::from(candidate.group_pods);
+            domains.of.push(domain);
+        }
+        domains
+    }
 }
 
 impl<'a> Board<'a> {
     fn new(demand: &Demand<'a>, candidates: Vec<Candidate<'a>>) -> Board<'a> {
-        let (heap, spread) = (BinaryHeap::new(), BTreeMap::new());
-        let mut board = Board { demand: demand.clone(), candidates, heap, spread };
-        if let Spread::Label(label) = demand.spread {
-            for candidate in &board.candidates {
-                let pods = u64::from(candidate.group_pods);
-                *board.spread.entry(candidate.node.label(label)).or_default() += pods;
-            }
-        }
+        let domains = match demand.spread {
+            Spread::Label(label) => Domains::new(label, &candidates),
+            Spread::Node | Spread::Pack => Domains::default(),
+        };
+        let mut board = Board { demand: demand.clone(), candidates, heap: BinaryHeap::new(), domains };
         let fitting = (0..board.candidates.len()).filter(|at| board.fits(*at));
         board.heap = fitting.map(|at| Reverse((board.rank(at), at))).collect();
         board
@@ -142,8 +163,8 @@ impl<'a> Board<'a> {
         for occupied in demand.occupied.iter_mut().filter(|occupied| occupied.own) {
             occupied.values.insert(candidate.node.label(&occupied.by).map(str::to_owned));
         }
-        if let Spread::Label(label) = demand.spread {
-            *self.spread.entry(candidate.node.label(label)).or_default() += 1;
+        if let Some(domain) = self.domains.of.get(at) {
+            self.domains.pods[*domain] += 1;
         }
         self.heap.push(Reverse((self.rank(at), at)));
     }
@@ -155,10 +176,7 @@ impl<'a> Board<'a> {
         match self.demand.spread {
             Spread::Node => (0, pods + failures, used),
             Spread::Pack => (failures, u64::MAX - pods, u64::MAX - used),
-            Spread::Label(label) => {
-                let there = self.spread.get(&candidate.node.label(label)).copied().unwrap_or(0);
-                (there, pods + failures, used)
-            }
+            Spread::Label(_) => (self.domains.pods[self.domains.of[at]], pods + failures, used),
         }
     }
 }

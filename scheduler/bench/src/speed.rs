@@ -1,0 +1,108 @@
+//! From empty to full, and one more pod.
+
+use std::time::Duration;
+
+use scheduler_core::job::Spread;
+
+use crate::{
+    fleet::{Fleet, job},
+    memory::resident_bytes,
+};
+
+/// Pods on each node when the cluster is full.
+const PODS_PER_NODE: usize = 30;
+/// CPU of a pod: 30 of them leave room for one more on each node.
+const POD_CPU: u32 = 1_000;
+/// How often one more pod is placed.
+const SAMPLES: usize = 2_000;
+
+/// The shapes in which pods come.
+fn shapes() -> [(&'static str, u32, Spread); 6] {
+    [
+        ("jobs of 100, spread: node", 100, Spread::Node),
+        ("jobs of 100, spread: pack", 100, Spread::Pack),
+        ("jobs of 100, spread: rack", 100, Spread::Label("rack".to_owned())),
+        ("jobs of 1,000, spread: node", 1_000, Spread::Node),
+        ("jobs of 10, spread: node", 10, Spread::Node),
+        ("jobs of 1, spread: node", 1, Spread::Node),
+    ]
+}
+
+/// 5,000 nodes, 150,000 pods.
+pub(crate) fn targets() {
+    println!("\n5,000 nodes from empty to 150,000 pods, then {SAMPLES} times one pod more and gone again\n");
+    println!("| the pods come as | from empty | one pod, median | one pod, p99 | one pod, worst |");
+    println!("| --- | --- | --- | --- | --- |");
+    for (name, count, spread) in shapes() {
+        let (mut fleet, took) = fill(5_000, count, &spread);
+        let [median, p99, worst] = one_more(&mut fleet, &spread);
+        println!("| {name} | {} | {} | {} | {} |", shown(took), shown(median), shown(p99), shown(worst));
+    }
+}
+
+/// What each node more costs.
+pub(crate) fn growth() {
+    println!("\nGrowth with the cluster: {PODS_PER_NODE} pods per node, in jobs of 100, spread: node\n");
+    println!("| nodes | pods | from empty | per pod | one pod, median | one pod, p99 | memory |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    for nodes in [100, 300, 1_000, 3_000, 5_000, 10_000] {
+        let before = resident_bytes();
+        let (mut fleet, took) = fill(nodes, 100, &Spread::Node);
+        let memory = resident_bytes().saturating_sub(before) >> 20;
+        let pods = nodes * PODS_PER_NODE;
+        let each = took / u32::try_from(pods).expect("it fits");
+        let [median, p99, _] = one_more(&mut fleet, &Spread::Node);
+        println!(
+            "| {nodes} | {pods} | {} | {} | {} | {} | {memory} MiB |",
+            shown(took),
+            shown(each),
+            shown(median),
+            shown(p99)
+        );
+    }
+}
+
+fn fill(nodes: usize, count: u32, spread: &Spread) -> (Fleet, Duration) {
+    let mut fleet = Fleet::new(nodes);
+    let jobs = nodes * PODS_PER_NODE / count as usize;
+    let mut took = Duration::ZERO;
+    for number in 0..jobs {
+        took += fleet.event(job(format!("j{number}"), count, POD_CPU, spread.clone()));
+    }
+    assert_eq!(fleet.placed(), nodes * PODS_PER_NODE, "every pod has a place");
+    (fleet, took)
+}
+
+/// Median, 99th percentile and worst time of the event that adds one pod. It goes again each time, as a pod that
+/// is still starting does: with a report of its node.
+fn one_more(fleet: &mut Fleet, spread: &Spread) -> [Duration; 3] {
+    use scheduler_core::event::{Event, PodReport};
+    let mut times = Vec::new();
+    for number in 0..SAMPLES {
+        let name = format!("one{number}");
+        times.push(fleet.event(job(name.clone(), 1, POD_CPU, spread.clone())));
+        let pod = fleet.state.pods_of_job(&name).next().expect("it was made").clone();
+        let node = pod.node.clone().expect("it has a place");
+        fleet.event(Event::DeleteJob(name));
+        let report = PodReport {
+            id: pod.id.clone(),
+            phase: pod.phase,
+            message: String::new(),
+            restarts: 0,
+            gone: true,
+        };
+        fleet.event(Event::PodReports(node, vec![report]));
+    }
+    times.sort();
+    [times[SAMPLES / 2], times[SAMPLES * 99 / 100], times[SAMPLES - 1]]
+}
+
+/// Three digits of it.
+pub(crate) fn shown(time: Duration) -> String {
+    match time.as_nanos() {
+        nanos @ 0..10_000 => format!("{:.2} us", nanos as f64 / 1e3),
+        nanos @ 10_000..1_000_000 => format!("{:.0} us", nanos as f64 / 1e3),
+        nanos @ 1_000_000..1_000_000_000 => format!("{:.1} ms", nanos as f64 / 1e6),
+        nanos => format!("{:.2} s", nanos as f64 / 1e9),
+    }
+}
