@@ -415,3 +415,6 @@ pub(crate) fn found(response: pb::TxnResponse) -> impl Iterator<Item = Option<pb
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,3 +29,7 @@ pub mod store;
 mod term;
 mod timers;
 mod writer;
+
+#[cfg(test)]
+#[path = "../tests/support/etcd.rs"]
+mod etcd_process;

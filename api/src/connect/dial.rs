@@ -1,9 +1,10 @@
 //! One connection, made now: a Unix socket, or TCP and TLS to the first server that answers.
 
-use std::{io, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpStream, UnixStream},
+    task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::{
@@ -14,27 +15,42 @@ use tokio_rustls::{
 
 use super::{CONNECT_TIMEOUT, ConnectError, SERVER_NAME, tls::AnotherCa};
 
+/// How long a server may be silent before the next one is tried as well.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 pub(super) async fn socket(path: &Path) -> Result<UnixStream, ConnectError> {
     UnixStream::connect(path)
         .await
         .map_err(|source| ConnectError::Socket { path: path.to_path_buf(), source })
 }
 
-/// Tries the servers in order; gives the connection and the server that it is to.
+/// Tries the servers in order; gives the first connection that is there, and the server that it is to. One that
+/// does not answer for a moment is not given up, but the next is tried beside it.
 pub(super) async fn any(
     servers: &[String],
     config: &Arc<ClientConfig>,
 ) -> Result<(TlsStream<TcpStream>, String), ConnectError> {
-    let mut errors = Vec::new();
-    for server in servers {
-        match one(server, config).await {
-            Ok(stream) => return Ok((stream, server.clone())),
-            Err(error) => {
+    let mut waiting = servers.iter().enumerate();
+    let mut trying = JoinSet::new();
+    let mut errors = BTreeMap::new();
+    loop {
+        if let Some((number, server)) = waiting.next() {
+            let (server, config) = (server.clone(), config.clone());
+            trying.spawn(async move { (number, one(&server, &config).await, server) });
+        }
+        let patience = if waiting.len() == 0 { CONNECT_TIMEOUT * 2 } else { PATIENCE };
+        match timeout(patience, trying.join_next()).await {
+            Ok(Some(Ok((_, Ok(stream), server)))) => return Ok((stream, server)),
+            Ok(Some(Ok((number, Err(error), server)))) => {
                 tracing::debug!(%server, "{}", super::chain(&error));
-                errors.push(error);
+                errors.insert(number, error);
             }
+            Ok(Some(Err(ended))) => tracing::debug!(%ended, "an attempt to connect has ended"),
+            Ok(None) => break,
+            Err(_) => {}
         }
     }
+    let mut errors: Vec<ConnectError> = errors.into_values().collect();
     Err(match errors.len() {
         0 => ConnectError::NoServers,
         1 => errors.remove(0),

@@ -184,6 +184,20 @@ async fn the_first_server_that_answers_is_used_and_kept_in_front() {
     assert_eq!(enrolled.credentials.servers, [addr, closed]);
 }
 
+/// A machine that is gone, or a process that hangs, refuses nothing.
+#[tokio::test]
+async fn a_server_that_is_silent_holds_nobody_up() {
+    let ca = Ca::new();
+    // The kernel accepts, and nobody ever answers.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = (silent.local_addr().unwrap().to_string(), silent);
+    let addr = serve("127.0.0.1:0", SERVER_NAME, Enroller::new(&ca)).await.to_string();
+    let start = std::time::Instant::now();
+    let (_, server) = enrollment(&token(&ca, &[&silent.0, &addr])).await.unwrap();
+    assert_eq!(server, addr);
+    assert!(start.elapsed() < CONNECT_TIMEOUT, "{:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn every_server_that_failed_is_reported() {
     let ca = Ca::new();

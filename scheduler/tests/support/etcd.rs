@@ -14,12 +14,19 @@ pub(crate) struct EtcdProcess {
     child: Child,
     client: u16,
     peer: u16,
+    /// What it is started with besides.
+    more: Vec<String>,
     dir: tempfile::TempDir,
 }
 
 impl EtcdProcess {
     /// None, and a named skip, when the machine has no etcd.
     pub(crate) fn start(test: &str) -> Option<EtcdProcess> {
+        EtcdProcess::start_with(test, &[])
+    }
+
+    /// With `more` the client URL is that of `[::1]`, with TLS.
+    pub(crate) fn start_with(test: &str, more: &[String]) -> Option<EtcdProcess> {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join("etcd").exists()));
         if !found {
@@ -28,14 +35,14 @@ impl EtcdProcess {
         }
         let dir = tempfile::tempdir().unwrap();
         let (client, peer) = (free_port(), free_port());
-        let child = run(dir.path(), client, peer);
-        let etcd = EtcdProcess { child, client, peer, dir };
+        let child = run(dir.path(), client, peer, more);
+        let etcd = EtcdProcess { child, client, peer, more: more.to_vec(), dir };
         etcd.wait();
         Some(etcd)
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("etcd://127.0.0.1:{}", self.client)
+        format!("etcd://{}:{}", host(&self.more), self.client)
     }
 
     /// The value of a key, or an empty text.
@@ -64,13 +71,14 @@ impl EtcdProcess {
 
     /// Starts it again with its data.
     pub(crate) fn restart(&mut self) {
-        self.child = run(self.dir.path(), self.client, self.peer);
+        self.child = run(self.dir.path(), self.client, self.peer, &self.more);
         self.wait();
     }
 
     fn wait(&self) {
         let end = Instant::now() + START_MAX;
-        while std::net::TcpStream::connect(("127.0.0.1", self.client)).is_err() {
+        let address = format!("{}:{}", host(&self.more), self.client);
+        while std::net::TcpStream::connect(&address).is_err() {
             assert!(Instant::now() < end, "etcd does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -88,15 +96,22 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn run(dir: &Path, client: u16, peer: u16) -> Child {
-    let url = |port| format!("http://127.0.0.1:{port}");
+fn host(more: &[String]) -> &'static str {
+    if more.is_empty() { "127.0.0.1" } else { "[::1]" }
+}
+
+fn run(dir: &Path, client: u16, peer: u16, more: &[String]) -> Child {
+    let scheme = if more.is_empty() { "http" } else { "https" };
+    let client = format!("{scheme}://{}:{client}", host(more));
+    let peer = format!("http://127.0.0.1:{peer}");
     let log = std::fs::File::create(dir.join("log")).unwrap();
     Command::new("etcd")
         .arg("--data-dir")
         .arg(dir.join("data"))
-        .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
-        .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
-        .args(["--initial-cluster", &format!("default={}", url(peer))])
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("default={peer}")])
+        .args(more)
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()

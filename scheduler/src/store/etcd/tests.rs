@@ -5,12 +5,9 @@ use std::sync::atomic::AtomicU32;
 use super::*;
 use crate::{
     election::{self, Leader, Outcome},
+    etcd_process::EtcdProcess,
     store::suite::{self, revision},
 };
-
-#[path = "../../../tests/support/etcd.rs"]
-mod process;
-use process::EtcdProcess;
 
 struct Rig {
     etcd: Etcd,
