@@ -7,6 +7,7 @@
 mod credentials;
 mod dial;
 mod enroll;
+mod renew;
 mod tls;
 
 use std::{
@@ -21,6 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 pub use self::{
     credentials::{Credentials, CredentialsError, Key},
     enroll::{EnrollError, Enrolled, Wish, enroll},
+    renew::{RENEW_BEFORE, RenewError, confirm, renew, renew_kept},
 };
 use crate::token::{Fingerprint, Token};
 

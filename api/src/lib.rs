@@ -30,6 +30,7 @@
 //! # Ok(())
 //! # }
 //! ```
+//! A certificate is good for a year: [`connect::renew_kept`] replaces it when [`connect::Credentials::is_due`] says so.
 //! `lb-examples/nginx` is a whole program of this kind.
 #![forbid(unsafe_code)]
 

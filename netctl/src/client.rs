@@ -4,7 +4,7 @@ use std::{
     error::Error as _,
     future::Future,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use hextet_api::{
@@ -12,12 +12,16 @@ use hextet_api::{
     connect::{self, ConnectError, Credentials, CredentialsError},
     v1::{cluster_client::ClusterClient, endpoints_client::EndpointsClient},
 };
+use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
-use crate::progress;
+use crate::{print, progress};
 
 /// A list of 200,000 pods fits.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How long new credentials may take.
+const RENEW_MAX: Duration = Duration::from_secs(10);
 
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -106,6 +110,7 @@ impl Client {
                 let waiting = format!("connecting to {server}");
                 let connecting = connect::mutual_tls(&credentials);
                 let channel = progress::shown(&waiting, connecting).await.map_err(unreachable)?;
+                let channel = keep_fresh(&path, &credentials, channel).await;
                 Ok(Client { channel, server })
             }
         }
@@ -134,6 +139,30 @@ impl Client {
     /// What the server said, and what to do about it.
     pub(crate) fn explain(&self, status: &Status) -> anyhow::Error {
         explain(&self.server, status)
+    }
+}
+
+/// A connection with new credentials, when the present ones end soon. Those that cannot be replaced go on being used.
+async fn keep_fresh(path: &Path, credentials: &Credentials, channel: Channel) -> Channel {
+    let now = SystemTime::now();
+    // Those that have ended are for the server to refuse, in its words.
+    let has_ended = credentials.ends().is_none_or(|ends| ends <= now);
+    if has_ended || !credentials.is_due(now) {
+        return channel;
+    }
+    let renewing = connect::renew_kept(path, credentials, channel.clone());
+    match progress::shown("renewing the credentials", timeout(RENEW_MAX, renewing)).await {
+        Ok(Ok((_, fresh))) => fresh,
+        Ok(Err(error)) => {
+            let error = anyhow::Error::from(error);
+            print::note(format!("the credentials end soon and cannot be renewed: {error:#}"));
+            // What is in the file may be new.
+            match Credentials::load(path) {
+                Ok(kept) => connect::mutual_tls(&kept).await.unwrap_or(channel),
+                Err(_) => channel,
+            }
+        }
+        Err(_) => channel,
     }
 }
 

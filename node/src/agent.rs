@@ -244,6 +244,7 @@ impl Agent {
                 let pods = taken.map(|(pod, _)| pod.clone()).filter(|pod| self.conflicts.may_ask(pod, now));
                 pods.collect::<Vec<_>>().iter().for_each(|pod| self.roster.ask_for_address(pod));
             }
+            FromServer::Renewed { channel } => self.reports.use_channel(channel),
             FromServer::Detached { .. } => {
                 self.reports.detached();
                 self.roster.detached();

@@ -4,12 +4,13 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use hextet_api::{
-    connect::{Credentials, mutual_tls},
+    connect::mutual_tls,
     v1::{
         Assignment, NodeCommand, NodeHeartbeat, NodeHello, NodeReport, ReadLogs, agent_client::AgentClient,
         node_command::Command, node_report::Report,
@@ -21,15 +22,17 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::{Code, Status, transport::Channel};
 use tracing::{debug, info, warn};
 
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, certificates::Certificates};
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Reports that wait for the network; who has more to say waits.
 const REPORTS_MAX: usize = 16;
+/// How often it is looked whether the certificate ends soon.
+const RENEW_LOOK: Duration = Duration::from_secs(3600);
 /// Heartbeats before the first assignment names the lease.
 const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(1000);
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
@@ -41,6 +44,8 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub(crate) enum FromServer {
     /// A stream is there: reports go into it.
     Attached { reports: mpsc::Sender<NodeReport>, channel: Channel },
+    /// The node has another key: calls beside the stream are made with it.
+    Renewed { channel: Channel },
     /// What to run.
     Assignment(Assignment),
     /// Somebody wants to read a log.
@@ -62,7 +67,7 @@ pub(crate) struct Hello {
 
 /// Attaches to the server, for ever.
 pub(crate) async fn run(
-    credentials: Credentials,
+    certificates: Arc<Certificates>,
     mut hello: watch::Receiver<Hello>,
     events: mpsc::Sender<FromServer>,
 ) {
@@ -74,7 +79,7 @@ pub(crate) async fn run(
             return;
         }
         let mut served = false;
-        let result = attach(&credentials, &mut hello, &events, &mut served).await;
+        let result = attach(&certificates, &mut hello, &events, &mut served).await;
         if events.send(FromServer::Detached { orderly: result.is_ok() }).await.is_err() {
             return;
         }
@@ -97,23 +102,34 @@ pub(crate) async fn run(
 
 /// One stream, from hello to its end.
 async fn attach(
-    credentials: &Credentials,
+    certificates: &Certificates,
     hello: &mut watch::Receiver<Hello>,
     events: &mpsc::Sender<FromServer>,
     served: &mut bool,
 ) -> Result<()> {
-    let channel = mutual_tls(credentials).await?;
+    let credentials = certificates.credentials();
+    let mut channel = mutual_tls(&credentials).await?;
+    if certificates.is_due() {
+        channel = renew(certificates, &channel).await.unwrap_or(channel);
+    }
     let mut client = AgentClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (reports, receiver) = mpsc::channel(REPORTS_MAX);
     let said = hello.borrow_and_update().clone();
     reports.send(report(Report::Hello(said.message()))).await.context("the stream has ended")?;
-    let mut commands = client.attach(ReceiverStream::new(receiver)).await.map_err(refused)?.into_inner();
+    let mut commands = match client.attach(ReceiverStream::new(receiver)).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => {
+            seek_remedy(certificates, &channel, &status).await;
+            return Err(refused(status));
+        }
+    };
     info!(server = credentials.servers.first(), "attached to the server");
-    let attached = FromServer::Attached { reports: reports.clone(), channel };
+    let attached = FromServer::Attached { reports: reports.clone(), channel: channel.clone() };
     events.send(attached).await.context("the agent ends")?;
     let (period, heartbeat_period) = watch::channel(HEARTBEAT_DEFAULT);
     let mut heart = JoinSet::new();
     heart.spawn(beat(reports, heartbeat_period));
+    let mut looks = interval(RENEW_LOOK);
     loop {
         tokio::select! {
             command = commands.message() => {
@@ -123,6 +139,11 @@ async fn attach(
                     events.send(event).await.context("the agent ends")?;
                 }
             }
+            _ = looks.tick() => {
+                if certificates.is_due() && let Some(channel) = renew(certificates, &channel).await {
+                    events.send(FromServer::Renewed { channel }).await.context("the agent ends")?;
+                }
+            }
             _ = heart.join_next() => bail!("the stream has ended"),
             changed = is_another(hello, &said) => {
                 changed?;
@@ -130,6 +151,22 @@ async fn attach(
                 return Ok(());
             }
         }
+    }
+}
+
+/// Another certificate before the present one ends; without one the node goes on with that.
+async fn renew(certificates: &Certificates, channel: &Channel) -> Option<Channel> {
+    let renewed = certificates.renew(channel.clone()).await;
+    renewed.inspect_err(|error| warn!("the node's certificate is not renewed: {error:#}")).ok()
+}
+
+/// What can be done about a refusal before the next attempt.
+async fn seek_remedy(certificates: &Certificates, channel: &Channel, status: &Status) {
+    match status.code() {
+        // It has ended by the server's clock, whatever this machine's says.
+        Code::Unauthenticated => drop(renew(certificates, channel).await),
+        Code::PermissionDenied => certificates.not_known(),
+        _ => {}
     }
 }
 

@@ -22,6 +22,9 @@ pub(crate) struct Identity {
     pub(crate) pod_ipv4: Ipv4Network,
     /// Its key, its certificate, the CA and the servers.
     pub(crate) credentials: Credentials,
+    /// Those before the present ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) previous: Option<Credentials>,
 }
 
 #[cfg(test)]
@@ -43,6 +46,7 @@ pub(crate) mod tests {
                 certificate_der: vec![2],
                 key_pkcs8_der: vec![3],
             },
+            previous: None,
         }
     }
 }

@@ -240,6 +240,7 @@ fn identity_of(joining: &Joining, prefixes: &Prefixes, enrolled: Enrolled) -> Re
         group,
         pod_ipv4: pod_ipv4.ok_or(JoinError::Answer("without the pods' IPv4 range"))?,
         credentials,
+        previous: None,
     })
 }
 

@@ -16,6 +16,7 @@ mod agent;
 mod assignment;
 mod attach;
 mod backoff;
+mod certificates;
 mod commands;
 pub mod config;
 mod conflict;

@@ -19,6 +19,13 @@ impl Reports {
         self.0 = None;
     }
 
+    /// Another connection for calls beside the stream.
+    pub(crate) fn use_channel(&mut self, next: Channel) {
+        if let Some((_, channel)) = &mut self.0 {
+            *channel = next;
+        }
+    }
+
     pub(crate) fn channel(&self) -> Option<Channel> {
         self.0.as_ref().map(|(_, channel)| channel.clone())
     }

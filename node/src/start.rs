@@ -20,6 +20,7 @@ use crate::{
     agent::{Agent, Inbox, Schedule, UplinkChoice, underlay},
     assignment::Head,
     attach::{self, Hello},
+    certificates::Certificates,
     config::{
         MasqueradeChoice, NdpChoice, NodeConfig, NodePaths, machine_cpu_millis, machine_memory_bytes,
         supervisor_program,
@@ -95,7 +96,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let (announcer, conflicts) = Announcer::new();
     let changes =
         dataplane.changes().inspect_err(|error| warn!(%error, "changes are only found by the audit")).ok();
-    let credentials = identity.credentials.clone();
+    let certificates = Arc::new(Certificates::new(store.clone(), identity.clone()));
     info!(node = identity.name, prefix = %identity.prefix, pods = assignment.pods.len(), "node starts");
     let mut agent = Agent {
         pods: Pods::new(paths.clone(), identity.clone(), supervisor_program(), news, retry),
@@ -123,7 +124,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     agent.boot().await;
     info!("node ready");
     let local = tokio::spawn(local::serve(listener, call));
-    let attach = tokio::spawn(attach::run(credentials, hello_watch, from_server));
+    let attach = tokio::spawn(attach::run(certificates, hello_watch, from_server));
     let result = agent.run(Inbox { server, keepers, retries, calls, conflicts, changes }, shutdown).await;
     attach.abort();
     local.abort();

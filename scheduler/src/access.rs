@@ -10,6 +10,8 @@ use scheduler_core::token::{Level, Role};
 pub(crate) enum Access {
     /// Who has no certificate, too.
     Anybody,
+    /// Who has a certificate, whatever it is for.
+    Enrolled,
     /// A node, for itself.
     Node,
     /// People of this level and above.
@@ -34,6 +36,8 @@ const ADMIN: Access = Access::Person(Level::Admin);
 /// Service and method, who may call it, and what it does.
 const METHODS: &[(&str, Access, Effect)] = &[
     ("hextet.v1.Enrollment/Enroll", Access::Anybody, Effect::Changes),
+    ("hextet.v1.Renewal/Renew", Access::Enrolled, Effect::Changes),
+    ("hextet.v1.Renewal/Confirm", Access::Enrolled, Effect::Changes),
     ("hextet.v1.Agent/Attach", Access::Node, Effect::Reads),
     ("hextet.v1.Agent/SendLogs", Access::Node, Effect::Reads),
     ("hextet.v1.Endpoints/Watch", Access::PersonOrLb(Level::Viewer), Effect::Reads),
@@ -68,7 +72,7 @@ impl Access {
     /// Whether the holder of a certificate for this role has it.
     pub(crate) fn includes(self, role: &Role) -> bool {
         match self {
-            Access::Anybody => true,
+            Access::Anybody | Access::Enrolled => true,
             Access::Node => *role == Role::Node,
             Access::Person(least) => role.level().is_some_and(|level| level >= least),
             Access::PersonOrLb(least) => {
@@ -81,6 +85,7 @@ impl Access {
     pub(crate) fn needed(self) -> String {
         match self {
             Access::Anybody => "of nobody in particular".to_owned(),
+            Access::Enrolled => "viewer, operator, admin, node or lb".to_owned(),
             Access::Node => "node".to_owned(),
             Access::Person(level) => level.to_string(),
             Access::PersonOrLb(level) => format!("{level} or lb"),
@@ -149,7 +154,7 @@ mod tests {
     #[test]
     fn viewers_change_nothing_and_people_do_not_speak_for_nodes() {
         for (name, access, effect) in METHODS {
-            if *access != Access::Anybody && *effect == Effect::Changes {
+            if !matches!(access, Access::Anybody | Access::Enrolled) && *effect == Effect::Changes {
                 assert!(!access.includes(&Role::Viewer), "{name}");
             }
             assert!(*access != Access::Node || !access.includes(&Role::Admin), "{name}");

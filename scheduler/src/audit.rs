@@ -235,6 +235,8 @@ fn subject(event: &Event) -> String {
         Event::CreateToken(_, token) => {
             format!("token for {} {}", token.role.word(), token.name.as_deref().unwrap_or("-"))
         }
+        Event::Renew(renew) => format!("key of {}", cut(&renew.holder.uri())),
+        Event::KeyUsed(holder, _) => format!("key of {}", cut(&holder.uri())),
         Event::Enroll(enroll) => format!("key {}", enroll.key.get(..16).unwrap_or_default()),
         other => {
             let text = format!("{other:?}");

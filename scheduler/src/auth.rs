@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::{
     access::{self, Effect},
     audit::{self, Audit, Call},
+    hub::Hub,
     identity::{Denied, Identity},
 };
 
@@ -27,6 +28,7 @@ use crate::{
 pub(crate) struct AuthLayer {
     pub(crate) door: Door,
     pub(crate) audit: Arc<Audit>,
+    pub(crate) hub: Arc<Hub>,
 }
 
 /// By which way a caller comes.
@@ -71,7 +73,11 @@ where
         let (caller, from) = self.layer.door.identify(&request);
         let call = Call { caller: caller.clone(), from, path: request.uri().path().to_owned() };
         let (access, effect) = access::of_method(&call.path);
-        if let Err(denied) = caller.check(access) {
+        let checked = caller.check(access).and_then(|()| {
+            let hub = &self.layer.hub;
+            caller.check_good(access, &hub.state(), hub.clock.wall())
+        });
+        if let Err(denied) = checked {
             warn!(%caller, path = call.path, "refused");
             self.layer.audit.refused(&call, &denied.to_string());
             let status = refusal(&denied);
@@ -135,7 +141,11 @@ fn with_tls(connection: Option<&TlsConnectInfo<TcpConnectInfo>>) -> (Identity, S
 
 fn refusal(denied: &Denied) -> Status {
     match denied {
-        Denied::NoCertificate { .. } | Denied::NotRoot { .. } => Status::unauthenticated(denied.to_string()),
+        Denied::NoCertificate { .. }
+        | Denied::NotRoot { .. }
+        | Denied::Ended(_)
+        | Denied::NodeEnded(_)
+        | Denied::Replaced => Status::unauthenticated(denied.to_string()),
         Denied::Role { .. } => Status::permission_denied(denied.to_string()),
     }
 }

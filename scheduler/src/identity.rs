@@ -7,6 +7,8 @@ use std::fmt;
 
 use scheduler_core::{
     event::Enrolled,
+    state::State,
+    time::WallTime,
     token::{Level, Role},
 };
 use x509_parser::{
@@ -31,6 +33,8 @@ pub(crate) enum Identity {
         enrolled: Enrolled,
         /// SHA-256 of its public key, in hex.
         key: String,
+        /// When it ends.
+        ends: WallTime,
     },
 }
 
@@ -42,6 +46,16 @@ pub(crate) enum Denied {
          the Unix socket on the server's machine"
     )]
     NoCertificate { needed: String },
+    #[error("the certificate has ended at {0} by the server's clock: `netctl login TOKEN` gets another")]
+    Ended(WallTime),
+    #[error(
+        "the certificate has ended at {0} by the server's clock: it is good for having another, and no more"
+    )]
+    NodeEnded(WallTime),
+    #[error(
+        "another key has taken the place of this certificate's: is there a newer copy of the credentials?"
+    )]
+    Replaced,
     #[error("this needs the role {needed}; {who} has the role {held}")]
     Role { needed: String, who: String, held: &'static str },
     #[error(
@@ -62,7 +76,13 @@ impl Identity {
             return Identity::Local;
         }
         let key = pki::sha256_hex(certificate.public_key().raw);
-        Enrolled::from_uri(uri).map_or(Identity::Nobody, |enrolled| Identity::Enrolled { enrolled, key })
+        let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+        let ends = WallTime(ends.saturating_mul(1000));
+        Enrolled::from_uri(uri).map_or(Identity::Nobody, |enrolled| Identity::Enrolled {
+            enrolled,
+            key,
+            ends,
+        })
     }
 
     /// Whether this caller has the access.
@@ -78,6 +98,20 @@ impl Identity {
             return Ok(());
         }
         Err(Denied::Role { needed: access.needed(), who: self.to_string(), held: self.role_word() })
+    }
+
+    /// Whether the certificate is still good at `now`. One that has ended is good for a node to have another, whose
+    /// key the state knows and who may have been cut off for long.
+    pub(crate) fn check_good(&self, access: Access, state: &State, now: WallTime) -> Result<(), Denied> {
+        let Identity::Enrolled { enrolled, key, ends } = self else { return Ok(()) };
+        let is_node = enrolled.role == Role::Node;
+        if now >= *ends && !(is_node && access == Access::Enrolled) && access != Access::Anybody {
+            return Err(if is_node { Denied::NodeEnded(*ends) } else { Denied::Ended(*ends) });
+        }
+        if !is_node && state.is_replaced(key) {
+            return Err(Denied::Replaced);
+        }
+        Ok(())
     }
 
     /// The word for the role in messages and in the audit.
@@ -179,6 +213,19 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_that_has_ended_is_good_for_a_node_to_have_another() {
+        let good =
+            |uri, access, now| enrolled(uri).check_good(access, &State::default(), WallTime(now)).is_ok();
+        for uri in ["hextet:node/n1", "hextet:admin/a", "hextet:lb/edge?select=a"] {
+            assert!(good(uri, Access::Person(Level::Viewer), 999), "{uri}");
+            assert!(!good(uri, Access::Person(Level::Viewer), 1000), "{uri}");
+            assert!(good(uri, Access::Anybody, 1000), "{uri} may enroll anew");
+            assert_eq!(good(uri, Access::Enrolled, 1_000_000), uri == "hextet:node/n1", "{uri}");
+        }
+        assert!(!good("hextet:node/n1", Access::Node, 1000));
+    }
+
+    #[test]
     fn people_are_users_in_the_log_whatever_their_role() {
         let changers = ["user", "admin", "operator", "viewer"]
             .map(|role| enrolled(&format!("hextet:{role}/a")).changer());
@@ -192,6 +239,7 @@ mod tests {
     }
 
     fn enrolled(uri: &str) -> Identity {
-        Identity::Enrolled { enrolled: Enrolled::from_uri(uri).unwrap(), key: String::new() }
+        let enrolled = Enrolled::from_uri(uri).unwrap();
+        Identity::Enrolled { enrolled, key: String::new(), ends: WallTime(1000) }
     }
 }

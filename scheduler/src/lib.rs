@@ -28,6 +28,7 @@ mod sorry;
 pub mod store;
 mod term;
 mod timers;
+mod tls;
 mod writer;
 
 #[cfg(test)]

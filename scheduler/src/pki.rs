@@ -8,13 +8,14 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::{PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
-use hextet_api::connect::Credentials;
+use hextet_api::connect::{Credentials, RENEW_BEFORE};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SigningKey, date_time_ymd,
 };
 use ring::digest::{SHA256, digest};
 use scheduler_core::{event::Enrolled, time::WallTime};
@@ -28,8 +29,13 @@ pub const SERVER_NAME: &str = "hextet-server";
 /// What a server's certificate towards another server says. No caller can be enrolled with it.
 pub(crate) const SERVER_URI: &str = "hextet:server";
 
-/// How long certificates of the server and its clients are good for, from the day on which they are made.
-const CERTIFICATE_VALID: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long certificates of the server and its clients are good for, from the day on which they are made. Each is
+/// replaced when less than [`RENEW_BEFORE`] is left.
+const CERTIFICATE_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The server's key and certificate, and the two files that they had before.
+const SERVER_FILE: &str = "server.pem";
+const OLD_CERTIFICATE_FILE: &str = "server.crt";
+const OLD_KEY_FILE: &str = "server.key";
 const CSR_LEN_MAX: usize = 8 * 1024;
 
 /// The CA and the server's own certificate.
@@ -37,8 +43,15 @@ pub struct Pki {
     ca_der: Vec<u8>,
     ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
-    server_chain_pem: String,
-    server_key_pem: String,
+    dir: PathBuf,
+    server: RwLock<ServerPem>,
+}
+
+/// The server's own certificate and key, which live in one file so that they are replaced together.
+#[derive(Clone)]
+struct ServerPem {
+    certificate: String,
+    key: String,
 }
 
 /// What makes a CA: every server of a cluster has it.
@@ -187,8 +200,42 @@ impl Pki {
 
     /// The server's certificate and the CA's, and the server's key.
     #[must_use]
-    pub fn server_identity_pem(&self) -> (&str, &str) {
-        (&self.server_chain_pem, &self.server_key_pem)
+    pub fn server_identity_pem(&self) -> (String, String) {
+        let server = self.server();
+        (format!("{}{}", server.certificate, self.ca_pem), server.key.clone())
+    }
+
+    /// Whether the server's certificate ends soon.
+    pub(crate) fn server_is_due(&self, now: WallTime) -> bool {
+        let server = self.server();
+        let Ok((_, pem)) = parse_x509_pem(server.certificate.as_bytes()) else { return true };
+        let Ok(certificate) = pem.parse_x509() else { return true };
+        let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+        now + RENEW_BEFORE >= WallTime(ends.saturating_mul(1000))
+    }
+
+    /// Replaces the server's key and certificate, on the disk first.
+    ///
+    /// # Errors
+    /// The present ones stay.
+    pub(crate) fn renew_server(&self, now: WallTime) -> Result<(), PkiError> {
+        let next = ServerPem::make(&self.issuer, now)?;
+        let path = self.dir.join(SERVER_FILE);
+        let failed = |source| PkiError::Io { what: "write", path: path.clone(), source };
+        let beside = path.with_extension("new");
+        remove_if_there(&beside).map_err(failed)?;
+        write_private(&beside, &next.text()).map_err(failed)?;
+        fs::rename(&beside, &path).map_err(failed)?;
+        sync_folder(&self.dir).map_err(failed)?;
+        for old in [OLD_CERTIFICATE_FILE, OLD_KEY_FILE] {
+            remove_if_there(&self.dir.join(old)).map_err(failed)?;
+        }
+        *self.server.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    fn server(&self) -> RwLockReadGuard<'_, ServerPem> {
+        self.server.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client certificate for the request's public key, in DER.
@@ -251,12 +298,7 @@ fn make(dir: &Path, epoch: &str, authority: &Authority, now: WallTime) -> Result
     let ca_key = KeyPair::from_pem(&authority.key_pem).map_err(PkiError::Make)?;
     let issuer = Issuer::from_ca_cert_pem(&authority.certificate_pem, ca_key).map_err(PkiError::Make)?;
 
-    let server_key = KeyPair::generate().map_err(PkiError::Make)?;
-    let mut params = leaf(SERVER_NAME, now).map_err(PkiError::Make)?;
-    let name = SERVER_NAME.to_owned().try_into().map_err(PkiError::Make)?;
-    params.subject_alt_names = vec![SanType::DnsName(name)];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let server = params.signed_by(&server_key, &issuer).map_err(PkiError::Make)?;
+    let server = ServerPem::make(&issuer, now)?;
 
     let temporary = dir.with_extension("new");
     let failed = |path: &Path| {
@@ -270,8 +312,7 @@ fn make(dir: &Path, epoch: &str, authority: &Authority, now: WallTime) -> Result
     let files = [
         ("ca.key", authority.key_pem.clone()),
         ("ca.crt", authority.certificate_pem.clone()),
-        ("server.key", server_key.serialize_pem()),
-        ("server.crt", server.pem()),
+        (SERVER_FILE, server.text()),
         ("epoch", format!("{epoch}\n")),
     ];
     for (name, text) in files {
@@ -302,8 +343,9 @@ fn leaf(name: &str, now: WallTime) -> Result<CertificateParams, rcgen::Error> {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.not_before = date_time_ymd(2020, 1, 1);
-    let end = date_time_ymd(1970, 1, 1) + Duration::from_millis(now.0) + CERTIFICATE_VALID;
-    params.not_after = end.clamp(date_time_ymd(2030, 1, 1), date_time_ymd(2070, 1, 1));
+    // A clock that is before this was written is wrong.
+    let from = (date_time_ymd(1970, 1, 1) + Duration::from_millis(now.0)).max(date_time_ymd(2026, 11, 1));
+    params.not_after = (from + CERTIFICATE_VALID).min(date_time_ymd(2070, 1, 1));
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
@@ -329,16 +371,59 @@ fn load(dir: &Path) -> Result<Pki, PkiError> {
     let ca_der = parse_x509_pem(ca_pem.as_bytes()).map_err(not_pem).map_err(damaged("ca.crt"))?.1.contents;
     let ca_key = KeyPair::from_pem(&read(&dir.join("ca.key"))?).map_err(damaged("ca.key"))?;
     let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).map_err(damaged("ca.crt"))?;
-    let server_key_pem = read(&dir.join("server.key"))?;
-    KeyPair::from_pem(&server_key_pem).map_err(damaged("server.key"))?;
-    let server_crt = read(&dir.join("server.crt"))?;
-    parse_x509_pem(server_crt.as_bytes()).map_err(not_pem).map_err(damaged("server.crt"))?;
-    let server_chain_pem = format!("{server_crt}{ca_pem}");
-    Ok(Pki { ca_der, ca_pem, issuer, server_chain_pem, server_key_pem })
+    let server = RwLock::new(ServerPem::read(dir)?);
+    Ok(Pki { ca_der, ca_pem, issuer, dir: dir.to_owned(), server })
+}
+
+impl ServerPem {
+    fn make(issuer: &Issuer<'_, impl SigningKey>, now: WallTime) -> Result<ServerPem, PkiError> {
+        let key = KeyPair::generate().map_err(PkiError::Make)?;
+        let mut params = leaf(SERVER_NAME, now).map_err(PkiError::Make)?;
+        let name = SERVER_NAME.to_owned().try_into().map_err(PkiError::Make)?;
+        params.subject_alt_names = vec![SanType::DnsName(name)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, issuer).map_err(PkiError::Make)?;
+        Ok(ServerPem { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
+    fn text(&self) -> String {
+        format!("{}{}", self.key, self.certificate)
+    }
+
+    /// From the one file, or from the two that a cluster of before has.
+    fn read(dir: &Path) -> Result<ServerPem, PkiError> {
+        let damaged = |name: &str, source| PkiError::Damaged { path: dir.join(name), source };
+        if !dir.join(SERVER_FILE).exists() {
+            let key = read(&dir.join(OLD_KEY_FILE))?;
+            let certificate = read(&dir.join(OLD_CERTIFICATE_FILE))?;
+            KeyPair::from_pem(&key).map_err(|error| damaged(OLD_KEY_FILE, error))?;
+            return ServerPem { certificate, key }
+                .checked()
+                .map_err(|error| damaged(OLD_CERTIFICATE_FILE, error));
+        }
+        let text = read(&dir.join(SERVER_FILE))?;
+        let begin = text.find("-----BEGIN CERTIFICATE").unwrap_or(text.len());
+        let (key, certificate) = text.split_at(begin);
+        let server = ServerPem { certificate: certificate.to_owned(), key: key.to_owned() };
+        server.checked().map_err(|error| damaged(SERVER_FILE, error))
+    }
+
+    fn checked(self) -> Result<ServerPem, rcgen::Error> {
+        KeyPair::from_pem(&self.key)?;
+        parse_x509_pem(self.certificate.as_bytes()).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        Ok(self)
+    }
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(|source| PkiError::Io { what: "read", path: path.to_owned(), source })
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
@@ -370,7 +455,7 @@ mod tests {
         let again = Pki::open(&path, EPOCH, false, NOW).unwrap();
         assert_eq!(made.fingerprint(), again.fingerprint());
         let mode = |name: &str| fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode("ca.key"), mode("server.key"), mode("")), (0o600, 0o600, 0o700));
+        assert_eq!((mode("ca.key"), mode("server.pem"), mode("")), (0o600, 0o600, 0o700));
     }
 
     #[test]
@@ -399,7 +484,38 @@ mod tests {
         certificate.verify_signature(Some(ca.public_key())).unwrap();
         let years = |time: x509_parser::time::ASN1Time| time.to_datetime().year();
         assert_eq!(years(certificate.validity().not_before), 2020);
-        assert_eq!(years(certificate.validity().not_after), 2036);
+        assert_eq!(years(certificate.validity().not_after), 2027);
+    }
+
+    #[test]
+    fn the_servers_certificate_is_replaced_in_its_last_third_and_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pki");
+        let pki = Pki::open(&path, EPOCH, true, NOW).unwrap();
+        let day = |day: u64| NOW + Duration::from_secs(day * 24 * 3600);
+        assert!(!pki.server_is_due(day(240)) && pki.server_is_due(day(244)));
+        let before = pki.server_identity_pem();
+        pki.renew_server(day(244)).unwrap();
+        assert_ne!(pki.server_identity_pem(), before);
+        assert!(!pki.server_is_due(day(244)));
+        let again = Pki::open(&path, EPOCH, false, day(244)).unwrap();
+        assert_eq!(again.server_identity_pem(), pki.server_identity_pem());
+    }
+
+    /// Clusters that began before the two were one file.
+    #[test]
+    fn a_key_and_a_certificate_in_two_files_are_read_and_become_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pki");
+        let made = Pki::open(&path, EPOCH, true, NOW).unwrap();
+        let server = made.server().clone();
+        fs::write(path.join("server.crt"), &server.certificate).unwrap();
+        fs::write(path.join("server.key"), &server.key).unwrap();
+        fs::remove_file(path.join("server.pem")).unwrap();
+        let old = Pki::open(&path, EPOCH, false, NOW).unwrap();
+        assert_eq!(old.server_identity_pem(), made.server_identity_pem());
+        old.renew_server(NOW).unwrap();
+        assert!(!path.join("server.key").exists() && path.join("server.pem").exists());
     }
 
     #[test]

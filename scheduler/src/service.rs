@@ -13,12 +13,14 @@ mod cluster;
 mod endpoints;
 mod enrollment;
 mod history;
+mod renewal;
 
 pub(crate) use self::{
     agent::AgentService,
     cluster::{ClusterService, make_token},
     endpoints::EndpointsService,
     enrollment::EnrollmentService,
+    renewal::RenewalService,
 };
 
 /// Why a write failed, as a client sees it.
@@ -38,11 +40,16 @@ fn refused(refusal: &Refusal) -> Status {
         }
         Refusal::NoJob(_) | Refusal::NoNode(_) => Status::not_found(text),
         Refusal::NodeReports(_) | Refusal::PodPrefix { .. } => Status::failed_precondition(text),
+        Refusal::KeyReplaced => Status::unauthenticated(text),
         Refusal::Token(_) => Status::permission_denied(text),
         Refusal::NameTaken(_) => with_reason(Status::already_exists(text), "name"),
         Refusal::SubnetTaken { .. } => with_reason(Status::already_exists(text), "subnet"),
         Refusal::GroupTaken { .. } => with_reason(Status::already_exists(text), "group"),
-        Refusal::TooManyPods { .. } | Refusal::TooManyTokens(_) => Status::resource_exhausted(text),
+        Refusal::KeyTaken => with_reason(Status::already_exists(text), "key"),
+        Refusal::UnderlayTaken { .. } => with_reason(Status::already_exists(text), "underlay"),
+        Refusal::TooManyPods { .. } | Refusal::TooManyTokens(_) | Refusal::TooManyRenewals => {
+            Status::resource_exhausted(text)
+        }
         Refusal::ClusterExists => Status::internal(text),
     }
 }

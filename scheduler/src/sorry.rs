@@ -3,11 +3,11 @@
 use std::{
     convert::Infallible,
     future::{Ready, ready},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinSet};
 use tonic::{
     Status,
@@ -22,6 +22,7 @@ use crate::{
     front::{self, Inlets, Mode},
     pki::Pki,
     term,
+    tls::{self, Shown},
 };
 
 /// A client that was told so comes back to look for a leader.
@@ -31,11 +32,12 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(1);
 pub(crate) fn serve(pki: &Pki, mode: watch::Receiver<Mode>) -> anyhow::Result<(Inlets, JoinSet<()>)> {
     let (inlets, outlets) = front::channel();
     let builder = || term::limits(Server::builder()).max_connection_age(CONNECTION_AGE_MAX);
-    let tcp = builder().tls_config(term::tls(pki)).context("cannot use the certificates")?;
-    let tcp = tcp.layer(Sorry(mode.clone())).add_routes(Routes::default());
+    let acceptor = tls::acceptor(pki, Arc::new(Shown::new(pki)?))?;
+    let incoming = tls::handshakes(outlets.tcp, acceptor);
+    let tcp = builder().layer(Sorry(mode.clone())).add_routes(Routes::default());
     let unix = builder().layer(Sorry(mode)).add_routes(Routes::default());
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { drop(tcp.serve_with_incoming(outlets.tcp).await) });
+    tasks.spawn(async move { drop(tcp.serve_with_incoming(incoming).await) });
     tasks.spawn(async move { drop(unix.serve_with_incoming(outlets.unix).await) });
     Ok((inlets, tasks))
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, thread::JoinHandle, time::Duration};
 use anyhow::{Context as _, bail};
 use hextet_api::v1::{
     agent_server::AgentServer, cluster_server::ClusterServer, endpoints_server::EndpointsServer,
-    enrollment_server::EnrollmentServer,
+    enrollment_server::EnrollmentServer, renewal_server::RenewalServer,
 };
 use scheduler_core::{lease::Leases, state::State, token::Role};
 use tokio::{
@@ -13,10 +13,7 @@ use tokio::{
     task::JoinSet,
     time,
 };
-use tonic::{
-    service::Routes,
-    transport::{Certificate, Identity, Server, ServerTlsConfig},
-};
+use tonic::{service::Routes, transport::Server};
 use tracing::warn;
 
 use crate::{
@@ -26,17 +23,16 @@ use crate::{
     founding::Opened,
     front::{self, Inlets, Outlets},
     hub::{Hub, Parts},
-    pki::Pki,
-    service::{self, AgentService, ClusterService, EndpointsService, EnrollmentService},
-    timers, writer,
+    service::{self, AgentService, ClusterService, EndpointsService, EnrollmentService, RenewalService},
+    timers,
+    tls::{self, Shown},
+    writer,
 };
 
 /// How long the token is good that a server without nodes prints.
 const FIRST_TOKEN_VALID: Duration = Duration::from_secs(24 * 3600);
 /// Streams end by themselves when the server stops; those that do not are cut after this.
 const STOP_MAX: Duration = Duration::from_secs(3);
-/// How long a connection may take to prove who it is.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls and streams of one connection at a time.
@@ -148,14 +144,14 @@ fn serve(
 ) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
     let routes = routes(hub)?;
     let mut servers = JoinSet::new();
-    let server =
-        limits(Server::builder()).tls_config(tls(&hub.pki)).context("cannot use the certificates")?;
-    let router = server.layer(AuthLayer { door: Door::Tls, audit: audit.clone() }).add_routes(routes.clone());
+    let shown = Arc::new(Shown::new(&hub.pki)?);
+    let incoming = tls::handshakes(connections.tcp, tls::acceptor(&hub.pki, shown.clone())?);
+    servers.spawn(tls::keep_fresh(hub.clone(), shown, until(stopped.clone())));
+    let layer = |door| AuthLayer { door, audit: audit.clone(), hub: hub.clone() };
+    let router = limits(Server::builder()).layer(layer(Door::Tls)).add_routes(routes.clone());
     let stop = until(stopped.clone());
-    servers.spawn(async move { Ok(router.serve_with_incoming_shutdown(connections.tcp, stop).await?) });
-    let router = limits(Server::builder())
-        .layer(AuthLayer { door: Door::Socket, audit: audit.clone() })
-        .add_routes(routes);
+    servers.spawn(async move { Ok(router.serve_with_incoming_shutdown(incoming, stop).await?) });
+    let router = limits(Server::builder()).layer(layer(Door::Socket)).add_routes(routes);
     let stop = until(stopped.clone());
     servers.spawn(async move { Ok(router.serve_with_incoming_shutdown(connections.unix, stop).await?) });
     Ok(servers)
@@ -170,17 +166,6 @@ pub(crate) fn limits(server: Server) -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
-/// A client without a certificate gets as far as enrollment; one with a certificate of another CA does not
-/// get a connection.
-pub(crate) fn tls(pki: &Pki) -> ServerTlsConfig {
-    let (chain, key) = pki.server_identity_pem();
-    ServerTlsConfig::new()
-        .identity(Identity::from_pem(chain, key))
-        .client_ca_root(Certificate::from_pem(pki.ca_pem()))
-        .client_auth_optional(true)
-        .timeout(HANDSHAKE_MAX)
-}
-
 fn routes(hub: &Arc<Hub>) -> anyhow::Result<Routes> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(hextet_api::DESCRIPTORS)
@@ -191,6 +176,7 @@ fn routes(hub: &Arc<Hub>) -> anyhow::Result<Routes> {
         .add_service(ClusterServer::new(ClusterService(hub.clone())))
         .add_service(EndpointsServer::new(EndpointsService::new(hub.clone())))
         .add_service(AgentServer::new(AgentService(hub.clone())))
+        .add_service(RenewalServer::new(RenewalService(hub.clone())))
         .add_service(health)
         .add_service(reflection))
 }

@@ -3,7 +3,7 @@
 //! The CA is known by its fingerprint. With credentials the certificate itself is at hand; with a token the
 //! server sends it in its chain, and a chain without it is refused.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio_rustls::rustls::{
     self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -14,6 +14,11 @@ use tokio_rustls::rustls::{
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
     version::TLS13,
+};
+
+use x509_parser::{
+    prelude::{FromDer as _, X509Certificate},
+    time::ASN1Time,
 };
 
 use super::{ConnectError, Credentials};
@@ -93,6 +98,14 @@ impl PinnedCa {
     }
 }
 
+/// The moment nearest to `now` at which the certificate itself is good.
+fn within(certificate: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return now };
+    let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    let (first, last) = (seconds(parsed.validity().not_before), seconds(parsed.validity().not_after));
+    UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs().min(last).max(first)))
+}
+
 impl ServerCertVerifier for PinnedCa {
     fn verify_server_cert(
         &self,
@@ -108,7 +121,10 @@ impl ServerCertVerifier for PinnedCa {
         let ca = self.find_ca(chain).map_err(|error| {
             rustls::Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(error))))
         })?;
-        self.webpki(ca)?.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        // The server's key lies beside the CA's: its certificate's end guards against nothing, and a clock that is off
+        // must not cut anybody off.
+        let at = within(end_entity, now);
+        self.webpki(ca)?.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at)
     }
 
     fn verify_tls12_signature(

@@ -3,7 +3,7 @@
 //! A lost connection is taken up again with a growing pause, from the last revision that is in effect.
 //! Changes that come close together become one reload.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
 use hextet_api::{
@@ -14,10 +14,10 @@ use hextet_api::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status, Streaming, transport::Channel};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -30,6 +30,10 @@ use crate::{
 const RELOAD_PAUSE: Duration = Duration::from_millis(100);
 /// How long a configuration that failed waits to be tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the credentials end soon.
+const RENEW_LOOK: Duration = Duration::from_secs(3600);
+/// How long new ones may take.
+const RENEW_MAX: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often nginx is looked after.
@@ -121,17 +125,23 @@ impl Follower {
         let selector = &self.frame.selector;
         // The channel is empty, so there is room.
         let _ = answers.try_send(self.set.subscribe(&selector.job, &selector.group, "lb-nginx"));
-        let mut client = EndpointsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client = EndpointsClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         match client.watch(ReceiverStream::new(requests)).await {
-            Ok(response) => self.keep_up(response.into_inner(), answers).await,
+            Ok(response) => self.keep_up(response.into_inner(), answers, channel).await,
             Err(status) => ended(status),
         }
     }
 
-    async fn keep_up(&mut self, mut stream: Streaming<WatchResponse>, answers: Answers) -> Ended {
+    async fn keep_up(
+        &mut self,
+        mut stream: Streaming<WatchResponse>,
+        answers: Answers,
+        channel: Channel,
+    ) -> Ended {
         info!(selector = %self.frame.selector, from = self.set.revision(), "following");
         let mut watchdog = interval(WATCHDOG);
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(RENEW_LOOK);
         let mut due = false;
         let mut next_reload = Instant::now();
         loop {
@@ -145,6 +155,7 @@ impl Follower {
                     next_reload = Instant::now() + if due { RETRY_PAUSE } else { RELOAD_PAUSE };
                 }
                 _ = watchdog.tick() => self.proxy.keep_running().await,
+                _ = looks.tick() => self.keep_fresh(&channel).await,
             }
         }
     }
@@ -186,7 +197,22 @@ impl Follower {
         applied.is_ok()
     }
 
-    async fn connect(&self) -> Result<tonic::transport::Channel, Ended> {
+    /// Replaces the credentials before they end. The stream goes on; the next one is made with the new ones.
+    async fn keep_fresh(&self, channel: &Channel) {
+        let path = self.state.file("credentials.json");
+        let Ok(credentials) = Credentials::load(&path) else { return };
+        if !credentials.is_due(SystemTime::now()) {
+            return;
+        }
+        let renewing = connect::renew_kept(&path, &credentials, channel.clone());
+        match timeout(RENEW_MAX, renewing).await {
+            Ok(Ok(_)) => info!("the credentials are renewed"),
+            Ok(Err(error)) => warn!("the credentials end soon and cannot be renewed: {error}"),
+            Err(_) => warn!("the credentials end soon, and the server does not renew them in time"),
+        }
+    }
+
+    async fn connect(&self) -> Result<Channel, Ended> {
         let credentials = self.credentials().await?;
         connect::mutual_tls(&credentials).await.map_err(from_connect)
     }

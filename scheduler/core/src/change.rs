@@ -10,6 +10,7 @@ use crate::{
     job::Job,
     node::Node,
     pod::{Pod, PodId},
+    renewal::Renewal,
     time::WallTime,
     token::{Token, TokenId},
 };
@@ -31,6 +32,8 @@ pub enum Key {
     Failures(String),
     /// A token by the hash of its secret.
     Token(TokenId),
+    /// A key of a certificate that another takes the place of, by its hash.
+    Renewal(String),
 }
 
 /// One thing that is stored.
@@ -51,6 +54,8 @@ pub enum Value {
     Failures(Arc<Failures>),
     /// At [`Key::Token`].
     Token(Arc<Token>),
+    /// At [`Key::Renewal`].
+    Renewal(Arc<Renewal>),
 }
 
 /// A job as it is stored.
@@ -125,6 +130,7 @@ impl FromStr for Key {
             Some(("pod", id)) => Ok(Key::Pod(PodId(id.to_owned()))),
             Some(("failures", group)) => Ok(Key::Failures(group.to_owned())),
             Some(("token", id)) => Ok(Key::Token(id.to_owned())),
+            Some(("renewal", key)) => Ok(Key::Renewal(key.to_owned())),
             _ => Err(KeyError(text.to_owned())),
         }
     }
@@ -140,6 +146,7 @@ impl fmt::Display for Key {
             Key::Pod(id) => write!(f, "pod/{id}"),
             Key::Failures(group) => write!(f, "failures/{group}"),
             Key::Token(id) => write!(f, "token/{id}"),
+            Key::Renewal(key) => write!(f, "renewal/{key}"),
         }
     }
 }
@@ -162,7 +169,16 @@ mod tests {
 
     #[test]
     fn keys_read_back_as_they_print() {
-        let keys = ["cluster", "counters", "job/a", "node/n1", "pod/a-b-00000", "failures/a/b", "token/ff"];
+        let keys = [
+            "cluster",
+            "counters",
+            "job/a",
+            "node/n1",
+            "pod/a-b-00000",
+            "failures/a/b",
+            "token/ff",
+            "renewal/ff",
+        ];
         for text in keys {
             assert_eq!(text.parse::<Key>().unwrap().to_string(), text);
         }

@@ -11,6 +11,7 @@ use crate::{
     name::NameError,
     node::{Hello, HelloError},
     pod::{PodId, PodPhase},
+    time::WallTime,
     token::{Role, Token, TokenError, TokenId},
 };
 
@@ -29,6 +30,10 @@ pub enum Event {
     CreateToken(TokenId, Token),
     /// Somebody shows a token and wants to be known by a key.
     Enroll(Enroll),
+    /// Somebody with a certificate wants another key.
+    Renew(Renew),
+    /// Somebody has used a key that was asked for so.
+    KeyUsed(Enrolled, String),
     /// A node has attached.
     NodeHello(String, Hello),
     /// A node that was lost has reported.
@@ -58,6 +63,19 @@ pub struct Enroll {
     pub key: String,
     /// What a node claims; none for people and load balancers.
     pub node: Option<Claim>,
+}
+
+/// Somebody with a certificate wants another key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renew {
+    /// Who.
+    pub holder: Enrolled,
+    /// SHA-256 of the public key in the certificate, in hex.
+    pub old: String,
+    /// That of the key that is to take its place.
+    pub new: String,
+    /// When the certificate for the old key ends.
+    pub ends: WallTime,
 }
 
 /// What a node claims when it joins; its numbers are drawn at random.
@@ -154,6 +172,28 @@ pub enum Refusal {
     /// Another key has the name.
     #[error("the node name `{0}` is taken by another machine; choose another with --name")]
     NameTaken(String),
+    /// Somebody else has the key.
+    #[error(
+        "this key is known here already, of another machine or of an earlier certificate: make a new one"
+    )]
+    KeyTaken,
+    /// Another key is in its place.
+    #[error("another key has taken the place of this one")]
+    KeyReplaced,
+    /// Too many keys.
+    #[error("too many keys were replaced; go on with the present one, and try again in some weeks")]
+    TooManyRenewals,
+    /// Another node has the address.
+    #[error(
+        "the underlay address {address} is that of node `{node}`, which reports: give this node another, or name another of its \
+         addresses with --underlay"
+    )]
+    UnderlayTaken {
+        /// What was said.
+        address: Ipv6Addr,
+        /// Who has it.
+        node: String,
+    },
     /// Another node has the subnet.
     #[error("the subnet {prefix} is taken by node `{node}`; draw another subnet ID")]
     SubnetTaken {

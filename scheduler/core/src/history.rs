@@ -89,6 +89,7 @@ pub fn fields(value: &Value) -> Option<Fields> {
         Value::Node(node) => Some(flat(node)),
         Value::Pod(pod) => Some(flat(pod)),
         Value::Token(token) => Some(flat(token)),
+        Value::Renewal(renewal) => Some(flat(renewal)),
     }
 }
 

@@ -24,6 +24,7 @@ pub mod node;
 pub mod placement;
 pub mod pod;
 pub mod quantity;
+pub mod renewal;
 pub mod session;
 pub mod state;
 pub mod time;

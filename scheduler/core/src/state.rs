@@ -13,6 +13,7 @@ use crate::{
     job::Job,
     node::Node,
     pod::{Pod, PodId},
+    renewal::Renewal,
     token::{Token, TokenId},
 };
 
@@ -32,6 +33,7 @@ pub struct State {
     pods: BTreeMap<PodId, Arc<Pod>>,
     failures: BTreeMap<String, Arc<Failures>>,
     tokens: BTreeMap<TokenId, Arc<Token>>,
+    renewals: BTreeMap<String, Arc<Renewal>>,
     index: Index,
 }
 
@@ -103,6 +105,24 @@ impl State {
     #[must_use]
     pub fn tokens(&self) -> &BTreeMap<TokenId, Arc<Token>> {
         &self.tokens
+    }
+
+    /// Keys that others take the place of, by their hash.
+    #[must_use]
+    pub fn renewals(&self) -> &BTreeMap<String, Arc<Renewal>> {
+        &self.renewals
+    }
+
+    /// Whether another key has taken the place of this one of a person or load balancer.
+    #[must_use]
+    pub fn is_replaced(&self, key: &str) -> bool {
+        self.renewals.get(key).is_some_and(|renewal| renewal.confirmed)
+    }
+
+    /// Whether a node may speak with this key: its own, or the one that comes next.
+    #[must_use]
+    pub fn is_key_of(&self, node: &Node, key: &str) -> bool {
+        node.key == key || self.renewals.get(&node.key).is_some_and(|renewal| renewal.new == key)
     }
 
     /// What is asked of a node.
@@ -192,6 +212,7 @@ impl State {
             Key::Pod(id) => self.pods.get(id).cloned().map(Value::Pod),
             Key::Failures(group) => self.failures.get(group).cloned().map(Value::Failures),
             Key::Token(id) => self.tokens.get(id).cloned().map(Value::Token),
+            Key::Renewal(key) => self.renewals.get(key).cloned().map(Value::Renewal),
         }
     }
 
@@ -208,7 +229,16 @@ impl State {
             .map(|(group, failures)| (Key::Failures(group.clone()), Value::Failures(failures.clone())));
         let tokens =
             self.tokens.iter().map(|(id, token)| (Key::Token(id.clone()), Value::Token(token.clone())));
-        cluster.chain(counters).chain(jobs).chain(nodes).chain(pods).chain(failures).chain(tokens)
+        let renewals =
+            self.renewals.iter().map(|(key, next)| (Key::Renewal(key.clone()), Value::Renewal(next.clone())));
+        cluster
+            .chain(counters)
+            .chain(jobs)
+            .chain(nodes)
+            .chain(pods)
+            .chain(failures)
+            .chain(tokens)
+            .chain(renewals)
     }
 
     /// Takes over a revision that is one more than this state's.
@@ -260,6 +290,10 @@ impl State {
             (Key::Failures(group), _) => drop(self.failures.remove(group)),
             (Key::Token(id), Some(Value::Token(token))) => drop(self.tokens.insert(id.clone(), token)),
             (Key::Token(id), _) => drop(self.tokens.remove(id)),
+            (Key::Renewal(key), Some(Value::Renewal(next))) => {
+                drop(self.renewals.insert(key.clone(), next));
+            }
+            (Key::Renewal(key), _) => drop(self.renewals.remove(key)),
         }
     }
 

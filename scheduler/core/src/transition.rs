@@ -22,6 +22,7 @@ mod job;
 mod node;
 mod place;
 mod preempt;
+mod renew;
 
 /// The most pods of all jobs together.
 pub const PODS_MAX: u64 = 2_000_000;
@@ -91,6 +92,8 @@ fn dispatch(
         Event::DeleteJob(name) => job::delete(draft, name, &origin.changer, context),
         Event::CreateToken(id, token) => enroll::create_token(draft, id, token, context.wall),
         Event::Enroll(enroll) => enroll::enroll(draft, enroll, context.wall),
+        Event::Renew(renewal) => renew::renew(draft, renewal, context.wall),
+        Event::KeyUsed(holder, key) => Ok(renew::confirm(draft, holder, key)),
         Event::NodeHello(name, hello) => node::hello(draft, name, hello, context),
         Event::NodeReturned(name) => node::returned(draft, name, context),
         Event::PodReports(name, reports) => node::reports(draft, name, reports, context),

@@ -9,8 +9,11 @@ use scheduler_core::{
 use super::*;
 
 fn call(path: &str) -> Call {
-    let caller =
-        Identity::Enrolled { enrolled: Enrolled::from_uri("hextet:viewer/bob").unwrap(), key: "k".into() };
+    let caller = Identity::Enrolled {
+        enrolled: Enrolled::from_uri("hextet:viewer/bob").unwrap(),
+        key: "k".into(),
+        ends: WallTime(0),
+    };
     Call { caller, from: "[2001:db8::7]:1234".into(), path: path.into() }
 }
 

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use hextet_api::v1::{NodeCommand, NodeReport, SendLogsRequest, SendLogsResponse, agent_server::Agent};
-use scheduler_core::token::Role;
+use scheduler_core::{event::Event, token::Role, transition::Origin};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::status;
 use crate::{auth, hub::Hub, identity::Identity, logs, session};
 
 /// Commands between the session and the connection.
@@ -23,7 +24,9 @@ impl Agent for AgentService {
         &self,
         request: Request<Streaming<NodeReport>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let node = self.node(&auth::caller(&request))?;
+        let caller = auth::caller(&request);
+        let node = self.node(&caller)?;
+        self.settle_key(&node, &caller).await?;
         let (out, commands) = mpsc::channel(OUT_MAX);
         tokio::spawn(session::run(self.0.clone(), node, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(commands)))
@@ -45,14 +48,25 @@ impl Agent for AgentService {
 }
 
 impl AgentService {
+    /// A node that comes with the key that it asked for needs the one before it no more.
+    async fn settle_key(&self, node: &str, caller: &Identity) -> Result<(), Status> {
+        let Identity::Enrolled { enrolled, key, .. } = caller else { return Ok(()) };
+        if self.0.state().nodes().get(node).is_none_or(|node| node.key == *key) {
+            return Ok(());
+        }
+        let origin = Origin { changer: caller.changer(), message: String::new() };
+        let event = Event::KeyUsed(enrolled.clone(), key.clone());
+        self.0.write(origin, event).await.map(drop).map_err(status)
+    }
+
     /// The name of the node that calls. A certificate is good for a name as long as the name is its key's.
     fn node(&self, caller: &Identity) -> Result<String, Status> {
-        let Identity::Enrolled { enrolled, key } = caller else {
+        let Identity::Enrolled { enrolled, key, .. } = caller else {
             return Err(Status::permission_denied("this needs the role node"));
         };
         let state = self.0.state();
         match state.nodes().get(&enrolled.name) {
-            Some(node) if enrolled.role == Role::Node && node.key == *key => Ok(node.name.clone()),
+            Some(node) if enrolled.role == Role::Node && state.is_key_of(node, key) => Ok(node.name.clone()),
             _ => Err(Status::permission_denied(format!(
                 "node {} was deleted here, or its name is another machine's now: join again with a new token",
                 enrolled.name

@@ -212,7 +212,7 @@ impl FakeNode {
     pub(crate) async fn attach(credentials: Credentials) -> FakeNode {
         let mut client = AgentClient::new(connect::mutual_tls(&credentials).await.unwrap());
         let (reports, stream) = mpsc::channel(64);
-        reports.send(report(Report::Hello(hello()))).await.unwrap();
+        reports.send(report(Report::Hello(hello_of(&credentials.name)))).await.unwrap();
         let commands = client.attach(ReceiverStream::new(stream)).await.unwrap().into_inner();
         let told = Arc::new(Mutex::new(Told::default()));
         let task = tokio::spawn(live(client, reports.clone(), commands, told.clone()));
@@ -259,6 +259,14 @@ impl FakeNode {
 
 fn report(report: Report) -> v1::NodeReport {
     v1::NodeReport { report: Some(report) }
+}
+
+/// Each node has an underlay address of its own.
+pub(crate) fn hello_of(name: &str) -> v1::NodeHello {
+    let mut hello = hello();
+    let sum = name.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    hello.underlay[12..].copy_from_slice(&sum.to_be_bytes());
+    hello
 }
 
 pub(crate) fn hello() -> v1::NodeHello {

@@ -15,7 +15,7 @@ use crate::{
     quantity::Resources,
     time::WallTime,
     token::{Role, TOKENS_MAX, Token, TokenError},
-    transition::Step,
+    transition::{Step, renew},
 };
 
 pub(super) fn create_token(
@@ -42,6 +42,9 @@ pub(super) fn enroll(draft: &mut Draft<'_>, enroll: &Enroll, now: WallTime) -> R
     let token = draft.tokens().get(&enroll.token).cloned().ok_or(TokenError::Unknown)?;
     token.check(&enroll.key, now)?;
     let name = chosen_name(&token, enroll.name.as_deref())?;
+    if token.used_by.is_none() {
+        check_key(draft, &name, enroll)?;
+    }
     match (&token.role, &enroll.node) {
         (Role::Node, Some(claim)) => join(draft, &name, &enroll.key, claim, now)?,
         (Role::Node, None) => return Err(Refusal::Claim),
@@ -52,6 +55,15 @@ pub(super) fn enroll(draft: &mut Draft<'_>, enroll: &Enroll, now: WallTime) -> R
     let used = Token { name: Some(name), used_by: Some(enroll.key.clone()), ..Token::clone(&token) };
     draft.put(Key::Token(enroll.token.clone()), Some(Value::Token(Arc::new(used))));
     Ok(Step { message, replan: false })
+}
+
+/// A key is that of one node under one name. Who enrolls again with a key must not have replaced it.
+fn check_key(draft: &Draft<'_>, name: &str, enroll: &Enroll) -> Result<(), Refusal> {
+    let own = draft.nodes().values().find(|node| node.key == enroll.key);
+    match own {
+        Some(node) if node.name == name && enroll.node.is_some() => Ok(()),
+        _ => renew::check_unused(draft, &enroll.key),
+    }
 }
 
 fn chosen_name(token: &Token, wanted: Option<&str>) -> Result<String, Refusal> {

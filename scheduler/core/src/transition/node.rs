@@ -1,6 +1,6 @@
 //! Nodes attach, report, are lost, return and are deleted.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::Ipv6Addr, sync::Arc};
 
 use crate::{
     change::{Key, Value},
@@ -20,6 +20,7 @@ pub(super) fn hello(
 ) -> Result<Step, Refusal> {
     hello.validate()?;
     let node = find(draft, name)?;
+    check_underlay(draft, name, hello.underlay)?;
     let greeted = node.greeted(hello);
     if *node == greeted {
         return Ok(Step { message: String::new(), replan: false });
@@ -28,6 +29,17 @@ pub(super) fn hello(
     pods_return(draft, name);
     reconcile_groups(draft, groups_on(draft, name), context);
     Ok(Step { message: format!("node {name} attached"), replan: true })
+}
+
+/// Of two nodes with one address neither could be told where the other's packets go. That of a node that does not report
+/// may have been given to another machine.
+fn check_underlay(draft: &Draft<'_>, name: &str, address: Ipv6Addr) -> Result<(), Refusal> {
+    let has_it = |node: &&Arc<Node>| node.name != name && node.underlay == Some(address);
+    let mut others = draft.nodes().values().filter(has_it);
+    match others.find(|node| node.phase == NodePhase::Ready) {
+        Some(other) => Err(Refusal::UnderlayTaken { address, node: other.name.clone() }),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn returned(
@@ -148,6 +160,7 @@ pub(super) fn delete(draft: &mut Draft<'_>, name: &str, context: &mut Context<'_
     let groups = groups_on(draft, name);
     pods_on(draft, name).iter().for_each(|pod| group::forget(draft, pod));
     draft.put(Key::Node(name.to_owned()), None);
+    draft.put(Key::Renewal(node.key.clone()), None);
     reconcile_groups(draft, groups, context);
     Ok(Step { message: format!("node {name} deleted"), replan: true })
 }

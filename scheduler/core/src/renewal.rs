@@ -1,0 +1,27 @@
+//! A key that is being replaced by another, or has been.
+//!
+//! The new key is good from the moment at which it is written down, and the old one until the new one was used for the
+//! first time: whoever is stopped in between has one that works, and afterwards there is one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::WallTime;
+
+/// The most that are kept at a time.
+pub const RENEWALS_MAX: usize = 20_000;
+
+/// The most of one holder, so that nobody uses up the room of the others.
+pub const RENEWALS_OF_HOLDER_MAX: usize = 32;
+
+/// That a key, by which it is stored, makes way for another. Keys are the SHA-256 of public keys, in hex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// Whose keys these are, as certificates name them.
+    pub holder: String,
+    /// The key that takes the place.
+    pub new: String,
+    /// The new key was used: the old one is not good any more.
+    pub confirmed: bool,
+    /// When the certificate of the old key ends, and this need not be known any more.
+    pub ends: WallTime,
+}
