@@ -21,6 +21,7 @@ pub mod bpf;
 mod changes;
 mod features;
 mod multicast;
+mod neighbours;
 mod netlink;
 mod netns;
 mod nft;
@@ -42,6 +43,7 @@ pub use dataplane_core::{
     plan_teardown, repairs,
 };
 pub use features::{Features, NoBpf};
+pub use neighbours::Neighbours;
 pub use netlink::{NetlinkError, Reachability};
 pub use nft::NftError;
 pub use observe::ObserveError;

@@ -22,7 +22,7 @@ use dataplane_core::{Action as Operation, Desired, Mac};
 use hextet_api::v1;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
 };
 use tracing::{debug, error, info, warn};
 
@@ -36,6 +36,7 @@ use crate::{
     events::Events,
     identity::Identity,
     keeper::News,
+    lease::Hold,
     local::{Answer, Call, Request},
     log_sender::LogSender,
     lost_peers::LostPeers,
@@ -61,6 +62,8 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const HOPES_AT_ONCE: u32 = 8;
 /// How often they are answered when they do not end.
 const HOPES_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a node that boots waits for the server's word, before it starts what it was told last.
+const BOOT_HEARING_MAX: Duration = Duration::from_millis(1500);
 /// Operations of one reconciliation that are logged one by one.
 const OPS_LOGGED_MAX: usize = 30;
 
@@ -85,6 +88,7 @@ pub(crate) struct Agent {
     pub(crate) roster: Roster,
     pub(crate) pods: Pods,
     pub(crate) hello: watch::Sender<Hello>,
+    pub(crate) lease: Arc<Hold>,
     pub(crate) reports: Reports,
     pub(crate) logs: LogSender,
     pub(crate) schedule: Schedule,
@@ -172,12 +176,30 @@ impl Schedule {
 
 impl Agent {
     /// Takes over what the store says is to run here, and ends what it does not know.
-    pub(crate) async fn boot(&mut self) {
+    pub(crate) async fn boot(&mut self, inbox: &mut Inbox) {
         self.pods.clean_up(self.roster.assignment());
+        self.lease.follow(self.roster.assignment().term_of_singletons());
+        // Without an uplink there is nobody to hear.
+        if self.pods.is_any_down(self.roster.assignment()) && self.refresh_underlay().await.is_ok() {
+            self.hear_what_was_replaced(inbox).await;
+        }
         self.follow_lost_peers();
         let duties = self.roster.boot(|pod| self.pods.is_supervised(pod));
         self.fulfil(duties).await;
         self.reconcile().await;
+    }
+
+    /// Pods that were replaced while the node was away are not started again: the server's first word is waited for.
+    async fn hear_what_was_replaced(&mut self, inbox: &mut Inbox) {
+        let end = Instant::now() + BOOT_HEARING_MAX;
+        while let Ok(Some(message)) = timeout_at(end, inbox.server.recv()).await {
+            let FromServer::Assignment(message) = message else {
+                self.hear_server(message).await;
+                continue;
+            };
+            self.take_over(message).await;
+            return;
+        }
     }
 
     /// Runs until `shutdown`, or until root takes the node down.
@@ -260,6 +282,13 @@ impl Agent {
 
     /// Makes the server's word durable, then acts on it.
     async fn assign(&mut self, message: v1::Assignment) {
+        let Some(duties) = self.take_over(message).await else { return };
+        self.follow_lost_peers();
+        self.fulfil(duties).await;
+    }
+
+    /// Makes the server's word durable; what there is to do then.
+    async fn take_over(&mut self, message: v1::Assignment) -> Option<Vec<Duty>> {
         let epoch = &self.roster.assignment().head.epoch;
         if !epoch.is_empty() && message.epoch != *epoch {
             warn!(epoch = message.epoch, "the server has another store than before; its word is followed");
@@ -271,10 +300,9 @@ impl Agent {
         let Some(duties) = self.commit(pending).await else {
             // Only a whole assignment can be followed after one that is lost.
             self.hello.send_modify(|hello| hello.resets += 1);
-            return;
+            return None;
         };
-        self.follow_lost_peers();
-        self.fulfil(duties).await;
+        Some(duties)
     }
 
     /// Peers whose lease has ended are asked whether they are there. One that does not answer is dead, as far as this
@@ -343,7 +371,9 @@ impl Agent {
         self.hello.send_modify(|hello| {
             (hello.rest.epoch, hello.rest.revision) = (head.epoch, head.revision);
         });
-        Some(self.roster.durable(pending, |pod, before, now| self.pods.is_changed(pod, before, now)))
+        let duties = self.roster.durable(pending, |pod, before, now| self.pods.is_changed(pod, before, now));
+        self.lease.follow(self.roster.assignment().term_of_singletons());
+        Some(duties)
     }
 
     async fn hear_keeper(&mut self, pod: &str, news: News) {
@@ -514,6 +544,7 @@ impl Agent {
             info!(device = now.device, address = %now.address, ipv4 = ?now.ipv4, "uplink");
             self.hello.send_modify(|hello| {
                 (hello.underlay, hello.underlay_v4) = (Some(now.address), now.ipv4);
+                hello.device = Some(now.device.clone());
             });
             self.check_lan(&now);
             self.underlay = Some(now);

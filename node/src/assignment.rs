@@ -21,8 +21,6 @@ const TASK_NAME_BYTES_MAX: usize = 32;
 const TASKS_MAX: usize = 16;
 /// Addresses of one peer that LAN hosts are made to ask for anew.
 const LEFT_MAX: usize = 1_024;
-/// The lease when the server names none.
-const LEASE_MS_DEFAULT: u32 = 5_000;
 
 /// Everything that the node was told, and what it decided about its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +35,9 @@ pub(crate) struct Assignment {
 pub(crate) struct Head {
     pub(crate) epoch: String,
     pub(crate) revision: u64,
-    pub(crate) lease_ms: u32,
+    /// The node's term: see [`crate::lease::Hold`].
+    #[serde(default)]
+    pub(crate) term: u64,
 }
 
 /// Another node.
@@ -73,6 +73,9 @@ pub(crate) struct PodRecord {
     /// without a server. The problem says so until the server gives the pod another.
     #[serde(default)]
     pub(crate) taken_by: Option<[u8; 6]>,
+    /// There must never be two of it that live: its place in the order in which pods were made.
+    #[serde(default)]
+    pub(crate) singleton: Option<u64>,
 }
 
 /// A process of a pod.
@@ -128,6 +131,13 @@ pub(crate) fn forget(identity: &Identity, now: &Assignment, gone: &[String]) -> 
     next
 }
 
+impl Assignment {
+    /// The term that the lease must be of, if there are pods that need it.
+    pub(crate) fn term_of_singletons(&self) -> Option<u64> {
+        self.pods.values().any(|pod| pod.singleton.is_some()).then_some(self.head.term)
+    }
+}
+
 /// The same, with a pod that must not use its address any more.
 pub(crate) fn take_address(now: &Assignment, pod: &str, mac: [u8; 6], why: String) -> Assignment {
     let mut next = now.clone();
@@ -138,8 +148,7 @@ pub(crate) fn take_address(now: &Assignment, pod: &str, mac: [u8; 6], why: Strin
 }
 
 fn head(message: &v1::Assignment) -> Head {
-    let lease_ms = if message.lease_ms == 0 { LEASE_MS_DEFAULT } else { message.lease_ms };
-    Head { epoch: message.epoch.clone(), revision: message.revision, lease_ms }
+    Head { epoch: message.epoch.clone(), revision: message.revision, term: message.term }
 }
 
 /// A full message ends what it does not name.
@@ -211,6 +220,7 @@ fn record(identity: &Identity, pod: &v1::PodAssignment, known: Option<&PodRecord
         removing: false,
         problem: problem.or_else(|| taken.and_then(|known| known.problem.clone())),
         taken_by: taken.and_then(|known| known.taken_by),
+        singleton: pod.singleton.then_some(pod.serial),
     }
 }
 
@@ -292,6 +302,7 @@ pub(crate) mod tests {
                 ..v1::Task::default()
             }],
             job_version: 1,
+            ..v1::PodAssignment::default()
         }
     }
 

@@ -1,6 +1,6 @@
-//! The agent's stream to the server: connects for ever, holds the lease, passes messages both ways.
+//! The agent's stream to the server: connects for ever, passes messages both ways.
 //!
-//! It decides nothing. The heartbeats have a task of their own, so that nothing that the agent does delays them.
+//! It decides nothing. The lease is held by a thread of its own ([`crate::lease`]).
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -8,18 +8,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use hextet_api::{
     connect::mutual_tls,
     v1::{
-        Assignment, NodeCommand, NodeHeartbeat, NodeHello, NodeReport, ReadLogs, agent_client::AgentClient,
+        Assignment, NodeCommand, NodeHello, NodeReport, ReadLogs, agent_client::AgentClient,
         node_command::Command, node_report::Report,
     },
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{interval, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
@@ -33,9 +32,6 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const REPORTS_MAX: usize = 16;
 /// How often it is looked whether the certificate ends soon.
 const RENEW_LOOK: Duration = Duration::from_secs(3600);
-/// Heartbeats before the first assignment names the lease.
-const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(1000);
-const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 /// A full assignment of 10,000 pods with long environments.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -57,6 +53,8 @@ pub(crate) enum FromServer {
 /// What the server is told first; a change of the addresses makes a new stream.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Hello {
+    /// The uplink; said to nobody.
+    pub(crate) device: Option<String>,
     /// None: the uplink is not there yet.
     pub(crate) underlay: Option<Ipv6Addr>,
     pub(crate) underlay_v4: Option<Ipv4Addr>,
@@ -124,17 +122,14 @@ async fn attach(
         }
     };
     info!(server = credentials.servers.first(), "attached to the server");
-    let attached = FromServer::Attached { reports: reports.clone(), channel: channel.clone() };
+    let attached = FromServer::Attached { reports, channel: channel.clone() };
     events.send(attached).await.context("the agent ends")?;
-    let (period, heartbeat_period) = watch::channel(HEARTBEAT_DEFAULT);
-    let mut heart = JoinSet::new();
-    heart.spawn(beat(reports, heartbeat_period));
     let mut looks = interval(RENEW_LOOK);
     loop {
         tokio::select! {
             command = commands.message() => {
                 let Some(command) = command.map_err(refused)? else { return Ok(()) };
-                if let Some(event) = event(command, &period) {
+                if let Some(event) = event(command) {
                     *served = true;
                     events.send(event).await.context("the agent ends")?;
                 }
@@ -144,7 +139,6 @@ async fn attach(
                     events.send(FromServer::Renewed { channel }).await.context("the agent ends")?;
                 }
             }
-            _ = heart.join_next() => bail!("the stream has ended"),
             changed = is_another(hello, &said) => {
                 changed?;
                 info!("attaching anew: the node has something else to say of itself");
@@ -175,37 +169,10 @@ async fn is_another(hello: &mut watch::Receiver<Hello>, said: &Hello) -> Result<
     hello.wait_for(|now| !now.same_stream(said)).await.map(drop).context("the agent ends")
 }
 
-fn event(command: NodeCommand, period: &watch::Sender<Duration>) -> Option<FromServer> {
+fn event(command: NodeCommand) -> Option<FromServer> {
     match command.command? {
-        Command::Assignment(assignment) => {
-            if assignment.lease_ms > 0 {
-                let quarter = Duration::from_millis(u64::from(assignment.lease_ms) / 4).max(HEARTBEAT_MIN);
-                period.send_if_modified(|now| std::mem::replace(now, quarter) != quarter);
-            }
-            Some(FromServer::Assignment(assignment))
-        }
+        Command::Assignment(assignment) => Some(FromServer::Assignment(assignment)),
         Command::ReadLogs(request) => Some(FromServer::ReadLogs(request)),
-    }
-}
-
-/// Reports that the node lives, four times in each lease.
-async fn beat(reports: mpsc::Sender<NodeReport>, mut period: watch::Receiver<Duration>) {
-    loop {
-        let mut tick = interval(*period.borrow_and_update());
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {
-                    if reports.send(report(Report::Heartbeat(NodeHeartbeat {}))).await.is_err() {
-                        return;
-                    }
-                }
-                changed = period.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => return,
-                },
-            }
-        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     assignment::{Assignment, PodRecord, Task},
     config::NodePaths,
     identity::Identity,
-    pod_ipv4,
+    lease_file, pod_ipv4,
     supervisor::spec::{PodSpec, TaskSpec, private_folder},
 };
 
@@ -105,6 +105,7 @@ pub(crate) fn spec(
         uid: Some(pod_ipv4::uid(identity.pod_ipv4, pod.ipv4?)),
         tasks: tasks.collect(),
         folder,
+        lease: pod.singleton.map(|_| paths.run_dir.join(lease_file::LEASE_FILE)),
     };
     Some(PodSpec { fingerprint: fingerprint(&spec), ..spec })
 }
@@ -137,6 +138,7 @@ fn environment(
     let mut all: BTreeMap<String, String> = defaults.map(owned).into();
     all.extend(task.env.clone());
     all.extend(ours.map(owned));
+    all.extend(pod.singleton.map(|serial| ("HEXTET_FENCING_TOKEN".to_owned(), serial.to_string())));
     all
 }
 

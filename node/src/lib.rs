@@ -26,6 +26,8 @@ mod files;
 mod identity;
 mod join;
 mod keeper;
+mod lease;
+mod lease_file;
 mod local;
 mod lock;
 mod log_sender;

@@ -207,9 +207,15 @@ fn report_of(status: &Status) -> Report {
         None if status.tasks.values().all(|task| task.state == TaskState::Running) => {
             (Phase::Running, String::new())
         }
-        None => (Phase::Starting, String::new()),
+        None => (Phase::Starting, what_is_waited_for(status)),
     };
     Report { phase, message, restarts }
+}
+
+fn what_is_waited_for(status: &Status) -> String {
+    let waiting = status.tasks.iter().find(|(_, task)| task.state == TaskState::Starting);
+    let told = waiting.filter(|(_, task)| !task.message.is_empty());
+    told.map_or_else(String::new, |(name, task)| bounded_message(format!("task {name}: {}", task.message)))
 }
 
 #[cfg(test)]

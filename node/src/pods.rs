@@ -22,6 +22,7 @@ use crate::{
     identity::Identity,
     keeper::{self, News, Place, Wanted},
     pod_state::{Action, Event},
+    socket,
     supervisor::{spec::PodSpec, status::SOCKET_FILE},
 };
 
@@ -61,6 +62,12 @@ impl Pods {
     /// Whether a pod's supervisor must be told of its new record.
     pub(crate) fn is_changed(&self, id: &str, before: &PodRecord, now: &PodRecord) -> bool {
         self.spec(id, before) != self.spec(id, now)
+    }
+
+    /// Whether a pod that is to run has no supervisor that answers, as after a boot.
+    pub(crate) fn is_any_down(&self, assignment: &Assignment) -> bool {
+        let mut wanted = assignment.pods.iter().filter(|(_, record)| !record.removing);
+        wanted.any(|(id, _)| socket::connect(&self.paths.pod_run_dir(id), SOCKET_FILE).is_err())
     }
 
     /// What a keeper's news mean for its pod.

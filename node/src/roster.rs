@@ -77,6 +77,7 @@ impl Roster {
             if removing {
                 duties.extend(self.happen(&id, Event::Remove));
             }
+            self.tell(&id);
         }
         duties
     }

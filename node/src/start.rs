@@ -1,4 +1,4 @@
-//! Starts the agent: checks, opens, joins, boots, and only then talks to a server.
+//! Starts the agent: checks, opens, joins, asks what was replaced while it was away, and boots.
 //!
 //! The order is what makes a failed start harmless: nothing is made in the kernel before the node knows who it
 //! is and that it can do what it was asked for.
@@ -30,7 +30,9 @@ use crate::{
     events::Events,
     files,
     identity::Identity,
-    join, local,
+    join,
+    lease::{self, Hold},
+    local,
     lock::NodeLock,
     log_sender::LogSender,
     lost_peers::LostPeers,
@@ -97,6 +99,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let changes =
         dataplane.changes().inspect_err(|error| warn!(%error, "changes are only found by the audit")).ok();
     let certificates = Arc::new(Certificates::new(store.clone(), identity.clone()));
+    let lease = Arc::new(Hold::new(&paths.run_dir));
     info!(node = identity.name, prefix = %identity.prefix, pods = assignment.pods.len(), "node starts");
     let mut agent = Agent {
         pods: Pods::new(paths.clone(), identity.clone(), supervisor_program(), news, retry),
@@ -111,6 +114,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         backends,
         uplink,
         hello,
+        lease: lease.clone(),
         reports: Reports::default(),
         logs: LogSender::new(),
         schedule: Schedule::new(),
@@ -121,11 +125,14 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         traces: changes.as_ref().map(Changes::traces).unwrap_or_default(),
         events: Events::default(),
     };
-    agent.boot().await;
+    lease::start(certificates.clone(), hello_watch.clone(), lease)
+        .context("cannot start the lease's thread")?;
+    let attach = tokio::spawn(attach::run(certificates, hello_watch, from_server));
+    let mut inbox = Inbox { server, keepers, retries, calls, conflicts, changes };
+    agent.boot(&mut inbox).await;
     info!("node ready");
     let local = tokio::spawn(local::serve(listener, call));
-    let attach = tokio::spawn(attach::run(certificates, hello_watch, from_server));
-    let result = agent.run(Inbox { server, keepers, retries, calls, conflicts, changes }, shutdown).await;
+    let result = agent.run(inbox, shutdown).await;
     attach.abort();
     local.abort();
     result

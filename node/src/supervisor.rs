@@ -48,10 +48,11 @@ use self::{
     clients::Clients,
     log_file::LogFile,
     spec::{PodSpec, TaskSpec},
-    status::{Command, LOCK_FILE, Status},
+    status::{Command, LOCK_FILE, Status, TaskStatus},
     strays::Family,
-    task::{Due, Life},
+    task::Life,
 };
+use crate::lease_file;
 
 pub use self::log_file::{LOG_BYTES_MAX, rotated};
 
@@ -62,6 +63,8 @@ pub const READY_LINE: &str = "ready";
 const OUTPUT_CHUNK_BYTES: usize = 64 * 1024;
 /// Pipes of earlier runs that are still held open by something; the oldest is closed for a new one.
 const OUTPUTS_MAX: usize = 4;
+/// How often the lease is looked at by a pod that needs it.
+const LEASE_LOOK: Duration = Duration::from_millis(100);
 /// Sweeps for strays when the pod ends; each kills a generation of processes.
 const STRAY_SWEEPS_MAX: u32 = 50;
 
@@ -174,6 +177,11 @@ impl Supervisor {
 
     fn supervise(mut self) -> Result<()> {
         loop {
+            if self.lease_remaining().is_zero() {
+                self.end_all();
+            } else {
+                self.start_due(Instant::now());
+            }
             self.act(Instant::now());
             self.tell();
             if self.is_done() {
@@ -194,14 +202,34 @@ impl Supervisor {
         self.stopping && self.tasks.values().all(|task| task.life.is_stopped())
     }
 
-    /// Starts and kills what is due, and forgets tasks that left.
-    fn act(&mut self, now: Instant) {
+    /// How long the tasks may run yet, when there must never be two of the pod that live.
+    fn lease_remaining(&self) -> Duration {
+        self.spec.lease.as_deref().map_or(Duration::MAX, lease_file::remaining)
+    }
+
+    /// The lease is over: nothing of the pod may live any more, and another may be started elsewhere.
+    fn end_all(&mut self) {
+        let alive: Vec<i32> = self.tasks.values().filter_map(|task| task.life.pid()).collect();
+        if alive.is_empty() {
+            return;
+        }
+        eprintln!("the node's lease has ended: ending pod {}", self.spec.pod);
+        alive.into_iter().for_each(|pid| signal_group(pid, Signal::SIGKILL));
+        self.sweep_strays();
+    }
+
+    fn start_due(&mut self, now: Instant) {
         let spec = &self.spec;
+        for task in self.tasks.values_mut().filter(|task| task.life.is_due(now)) {
+            task.start(spec, now);
+        }
+    }
+
+    /// Kills what is due, and forgets tasks that left.
+    fn act(&mut self, now: Instant) {
         for task in self.tasks.values_mut() {
-            match task.life.due(now) {
-                Some(Due::Start) => task.start(spec, now),
-                Some(Due::Kill(pid)) => signal_group(pid, Signal::SIGKILL),
-                None => {}
+            if let Some(pid) = task.life.overdue(now) {
+                signal_group(pid, Signal::SIGKILL);
             }
         }
         self.tasks.retain(|_, task| !(task.leaving && task.life.is_stopped()));
@@ -222,8 +250,17 @@ impl Supervisor {
             fingerprint: self.spec.fingerprint.clone(),
             netns_inode: self.netns_inode,
             stopped: false,
-            tasks: self.tasks.iter().map(|(name, task)| (name.clone(), task.life.status())).collect(),
+            tasks: self.tasks.iter().map(|(name, task)| (name.clone(), self.task_status(task))).collect(),
         }
+    }
+
+    fn task_status(&self, task: &Task) -> TaskStatus {
+        let status = task.life.status();
+        if status.pid.is_some() || !self.lease_remaining().is_zero() {
+            return status;
+        }
+        let message = "waits for the node's lease: there must never be two that live".to_owned();
+        TaskStatus { message, ..status }
     }
 
     /// Sleeps until something can be read or is due; what can be read.
@@ -243,8 +280,17 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let next = self.tasks.values().filter_map(|task| task.life.deadline()).min()?;
-        Some(next.saturating_duration_since(Instant::now()))
+        let next = self.tasks.values().filter_map(|task| task.life.deadline()).min();
+        let next = next.map(|next| next.saturating_duration_since(Instant::now()));
+        if self.spec.lease.is_none() {
+            return next;
+        }
+        // Without a lease what is due waits; with one, its end must not be missed, also when the machine sleeps.
+        let look = match self.lease_remaining() {
+            Duration::ZERO => LEASE_LOOK,
+            remaining => remaining.min(LEASE_LOOK).min(next.unwrap_or(LEASE_LOOK)),
+        };
+        Some(look)
     }
 
     fn handle(&mut self, source: Source) -> Result<()> {

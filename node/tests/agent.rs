@@ -28,7 +28,7 @@ use tempfile::TempDir;
 
 use self::{
     net::{NODE_ADDRESS, Net, in_netns, ip, text},
-    server::{CLUSTER, Ca, TestServer},
+    server::{CLUSTER, Ca, LEASE_MS, TestServer},
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -48,14 +48,14 @@ fn a_node_joins_runs_a_pod_and_removes_it() {
     assert!(ip(&["-n", &pod.id, "-6", "addr", "show", "dev", "eth0"]).contains(&address));
     let ping = in_netns(&node.net.node, "ping").args(["-6", "-c1", "-W2", &address]).output().unwrap();
     assert!(ping.status.success(), "{}", text(&ping));
-    let (hello, heartbeats) = {
+    let (hello, renewals) = {
         let talk = server.talk.lock().unwrap();
-        (talk.hellos[0].clone(), talk.heartbeats)
+        (talk.hellos[0].clone(), talk.renewals)
     };
     assert_eq!(hello.underlay, NODE_ADDRESS.parse::<Ipv6Addr>().unwrap().octets());
     assert_eq!(hello.underlay_v4, [192, 0, 2, 2]);
     assert_eq!(hello.labels["disk"], "ssd");
-    node.wait_for("heartbeats", || server.talk.lock().unwrap().heartbeats >= heartbeats + 3);
+    node.wait_for("renewals", || server.talk.lock().unwrap().renewals >= renewals + 3);
 
     server.assign(vec![], vec![pod.id.clone(), "never-was-here".into()]);
     node.wait_for("the pod's end", || server.report(&pod.id).is_some_and(|report| report.gone));
@@ -94,6 +94,78 @@ fn a_killed_agent_leaves_the_pod_alone_and_its_successor_adopts_it() {
     let plan = node.run_once("plan");
     let own: Vec<&str> = plan.lines().filter(|line| !line.starts_with("protocol ")).collect();
     assert!(own.is_empty(), "{own:?}");
+}
+
+/// There must never be two that live: what may be replaced elsewhere has ended here before, also without the agent.
+#[test]
+fn a_single_pod_ends_with_the_lease_and_starts_again_in_the_term_of_its_assignment() {
+    let Some(mut node) = TestNode::new("single") else { return };
+    let server = node.serve();
+    node.start(true);
+    let script = "echo $HEXTET_FENCING_TOKEN > token; echo $$ > pid; setsid sleep 1000 & exec sleep 1000";
+    let single = PodAssignment { singleton: true, serial: 7, ..node.pod(&server, 1, script) };
+    let free = node.pod(&server, 2, "echo $$ > pid; exec sleep 1000");
+    server.assign(vec![single.clone(), free.clone()], vec![]);
+    let free_pid = node.task_pid(&free);
+    let waits = || server.report(&single.id).is_some_and(|report| report.message.contains("node's lease"));
+    node.wait_for("the pod to wait for a lease", waits);
+    assert_eq!(node.try_task_pid(&single), None, "it was never started");
+
+    server.talk.lock().unwrap().granted = Some(0);
+    node.wait_for_phase(&server, &single.id, PodPhase::Running);
+    assert_eq!(node.task_file(&single, "token").unwrap(), "7");
+    let first = node.task_pid(&single);
+    std::thread::sleep(Duration::from_millis(u64::from(LEASE_MS) + 500));
+    assert!(is_alive(first), "a lease that is renewed does not end");
+
+    node.kill();
+    let died = Instant::now();
+    node.wait_for("the end of what only one node may run", || !is_alive(first));
+    assert!(died.elapsed() < Duration::from_millis(u64::from(LEASE_MS) + 500), "{:?}", died.elapsed());
+    let netns = PathBuf::from("/run/netns").join(&single.id);
+    let left = std::process::Command::new("ip").args(["netns", "pids"]).arg(&single.id).output().unwrap();
+    let left: Vec<String> = text(&left).split_whitespace().map(str::to_owned).collect();
+    let sleeps =
+        |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "sleep");
+    assert!(
+        netns.exists() && !left.iter().any(sleeps),
+        "a process that left its session ends, too: {left:?}"
+    );
+    assert!(is_alive(free_pid), "the other pod needs no lease");
+
+    // The server has counted it out meanwhile: grants are of the next term, and so is what it says next.
+    server.talk.lock().unwrap().granted = Some(1);
+    fs::remove_file(node.path("state/pods").join(&single.id).join("web/pid")).unwrap();
+    node.start(false);
+    let renewals = server.talk.lock().unwrap().renewals;
+    node.wait_for("renewals", || server.talk.lock().unwrap().renewals >= renewals + 10);
+    assert_eq!(node.try_task_pid(&single), None, "an assignment of an earlier term starts nothing");
+    server.talk.lock().unwrap().term = 1;
+    server.assign(vec![single.clone()], vec![]);
+    node.wait_for_phase(&server, &single.id, PodPhase::Running);
+    assert!(is_alive(node.task_pid(&single)));
+}
+
+#[test]
+fn a_pod_that_was_replaced_while_its_node_was_down_is_not_started_again() {
+    let Some(mut node) = TestNode::new("replaced") else { return };
+    let server = node.serve();
+    node.start(true);
+    let script = "echo started >> starts; exec sleep 1000";
+    let (gone, kept) = (node.pod(&server, 1, script), node.pod(&server, 2, script));
+    server.assign(vec![gone.clone(), kept.clone()], vec![]);
+    [&gone, &kept].iter().for_each(|pod| node.wait_for_phase(&server, &pod.id, PodPhase::Running));
+    node.run_once("down");
+    node.wait_for_end();
+    let starts = node.path("state/pods").join(&gone.id).join("web/starts");
+    let link = node.path("starts");
+    fs::hard_link(&starts, &link).unwrap();
+    server.talk.lock().unwrap().pods = vec![kept.clone()];
+    server.talk.lock().unwrap().reports.clear();
+    node.start(false);
+    node.wait_for_phase(&server, &kept.id, PodPhase::Running);
+    node.wait_for("the end of the record", || !starts.exists());
+    assert_eq!(fs::read_to_string(&link).unwrap(), "started\n", "it ran once, before");
 }
 
 #[test]
@@ -476,6 +548,7 @@ impl TestNode {
                 ..Task::default()
             }],
             job_version: 1,
+            ..PodAssignment::default()
         }
     }
 

@@ -277,6 +277,7 @@ impl TestPod {
             uid: geteuid().is_root().then_some(TEST_UID),
             folder: folder.path().join("state"),
             tasks: tasks.iter().map(|(name, script)| task(name, script)).collect(),
+            lease: None,
         };
         TestPod { run: folder.path().join("run"), folder, spec }
     }

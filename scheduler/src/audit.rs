@@ -231,7 +231,7 @@ fn subject(event: &Event) -> String {
     match event {
         Event::ApplyJob(job) => format!("job/{}", cut(&job.job)),
         Event::DeleteJob(name) => format!("job/{}", cut(name)),
-        Event::DeleteNode(name) => format!("node/{}", cut(name)),
+        Event::DeleteNode(name) | Event::NodeDead(name) => format!("node/{}", cut(name)),
         Event::CreateToken(_, token) => {
             format!("token for {} {}", token.role.word(), token.name.as_deref().unwrap_or("-"))
         }

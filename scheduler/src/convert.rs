@@ -84,6 +84,7 @@ fn group_to_message(name: &str, group: &Group) -> v1::Group {
         None => v1::Availability::Unspecified,
         Some(Availability::Ha) => v1::Availability::Ha,
         Some(Availability::Pet) => v1::Availability::Pet,
+        Some(Availability::Singleton) => v1::Availability::Singleton,
     };
     let (spread, spread_label) = placement::spread_to_message(&group.spread);
     let (constraints, rules) = placement::constraints_to_message(&group.constraints);
@@ -107,6 +108,7 @@ fn group_from_message(message: v1::Group) -> Result<(String, Group), ConvertErro
         Ok(v1::Availability::Unspecified) => None,
         Ok(v1::Availability::Ha) => Some(Availability::Ha),
         Ok(v1::Availability::Pet) => Some(Availability::Pet),
+        Ok(v1::Availability::Singleton) => Some(Availability::Singleton),
         Err(_) => return Err(unknown("availability", message.availability)),
     };
     let spread = placement::spread_from_message(message.spread, message.spread_label)?;
@@ -200,7 +202,9 @@ pub fn node(state: &State, node: &Node) -> v1::Node {
     let phase = match node.phase {
         NodePhase::Joined => v1::NodePhase::Joined,
         NodePhase::Ready => v1::NodePhase::Ready,
+        NodePhase::CutOff => v1::NodePhase::CutOff,
         NodePhase::Lost => v1::NodePhase::Lost,
+        NodePhase::Dead => v1::NodePhase::Dead,
     };
     v1::Node {
         name: node.name.clone(),
@@ -276,7 +280,7 @@ pub fn conflict(message: v1::AddressConflict) -> Result<Conflict, ConvertError> 
 
 /// What a node is told.
 #[must_use]
-pub fn assignment(diff: Diff, revision: u64, epoch: &str, full: bool, lease_ms: u32) -> v1::Assignment {
+pub fn assignment(diff: Diff, revision: u64, epoch: &str, full: bool) -> v1::Assignment {
     let peers = diff.peers.into_iter().map(|(name, peer)| v1::Peer {
         name,
         prefix: Some(peer.prefix.network().into()),
@@ -292,7 +296,7 @@ pub fn assignment(diff: Diff, revision: u64, epoch: &str, full: bool, lease_ms: 
         removed_peers: diff.removed_peers,
         pods: diff.pods.iter().map(|(id, pod)| pod_assignment(id, pod)).collect(),
         removed_pods: diff.removed_pods.into_iter().map(|id| id.0).collect(),
-        lease_ms,
+        term: diff.term,
     }
 }
 
@@ -305,6 +309,8 @@ fn pod_assignment(id: &PodId, pod: &Assigned) -> v1::PodAssignment {
         address: pod.address.octets().to_vec(),
         tasks: tasks.map(|(name, task)| task_to_message(name, task)).collect(),
         job_version: pod.job_version,
+        singleton: pod.spec().is_some_and(|group| group.availability() == Availability::Singleton),
+        serial: pod.serial,
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use crate::{
     audit,
     clock::Clock,
+    lease_stream::LeaseStreams,
     logs::Relays,
     pki::Pki,
     session::Sessions,
@@ -34,6 +35,7 @@ pub(crate) struct Hub {
     /// Where nodes and people reach this server and the others, `host:port`.
     pub(crate) servers: watch::Receiver<Vec<String>>,
     pub(crate) sessions: Sessions,
+    pub(crate) lease_streams: LeaseStreams,
     pub(crate) relays: Relays,
     /// Told when a drain may have come to its end.
     pub(crate) drains_changed: Notify,
@@ -67,6 +69,7 @@ impl Hub {
             cluster: parts.cluster,
             servers: parts.servers,
             sessions: Sessions::default(),
+            lease_streams: LeaseStreams::default(),
             relays: Relays::default(),
             drains_changed: Notify::new(),
             state: watch::Sender::new(Arc::new(parts.state)),

@@ -17,6 +17,7 @@ mod front;
 mod history;
 mod hub;
 mod identity;
+mod lease_stream;
 mod logs;
 mod net;
 pub mod pki;

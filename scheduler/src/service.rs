@@ -39,7 +39,10 @@ fn refused(refusal: &Refusal) -> Status {
             Status::invalid_argument(text)
         }
         Refusal::NoJob(_) | Refusal::NoNode(_) => Status::not_found(text),
-        Refusal::NodeReports(_) | Refusal::PodPrefix { .. } => Status::failed_precondition(text),
+        Refusal::NodeReports(_)
+        | Refusal::NodeCutOff(_)
+        | Refusal::NotFenced(_)
+        | Refusal::PodPrefix { .. } => Status::failed_precondition(text),
         Refusal::KeyReplaced => Status::unauthenticated(text),
         Refusal::Token(_) => Status::permission_denied(text),
         Refusal::NameTaken(_) => with_reason(Status::already_exists(text), "name"),

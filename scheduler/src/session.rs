@@ -1,7 +1,6 @@
 //! One attached node: its reports come in, what it must run goes out.
 //!
-//! Three things go on at once and none waits for another: reading reports, which renews the lease at once;
-//! writing them down, which may wait for the disk; and telling the node what has changed.
+//! Three things go on at once and none waits for another: reading reports, which are signs of life; writing them down, which may wait for the disk; and telling the node what has changed.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +11,6 @@ use std::{
 use hextet_api::v1::{self, node_command::Command, node_report::Report};
 use scheduler_core::{
     event::Event,
-    node::NodePhase,
     session::{Inbox as Waiting, InboxFull, Telling, Told as Known},
     transition::Origin,
 };
@@ -211,12 +209,11 @@ fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> 
             let conflict = convert::conflict(conflict).map_err(service::malformed)?;
             inbox.put(|waiting| waiting.conflict(conflict))?;
         }
-        Some(Report::Heartbeat(_)) => {}
         Some(Report::Hello(_) | Report::Leaving(_)) | None => {
             return Err(Status::invalid_argument("a node says hello once, first"));
         }
     }
-    if hub.state().nodes().get(node).is_some_and(|node| node.phase == NodePhase::Lost) {
+    if hub.state().nodes().get(node).is_some_and(|node| !node.phase.reports()) {
         inbox.lock().returned();
         inbox.came.notify_one();
     }
@@ -287,8 +284,7 @@ impl Told<'_> {
     }
 
     async fn tell(&self, Telling { diff, revision, full }: Telling) -> Result<(), Status> {
-        let lease_ms = u32::try_from(self.hub.leases().length().as_millis()).unwrap_or(u32::MAX);
-        let assignment = convert::assignment(diff, revision, self.hub.store.epoch(), full, lease_ms);
+        let assignment = convert::assignment(diff, revision, self.hub.store.epoch(), full);
         self.send(Command::Assignment(assignment)).await
     }
 

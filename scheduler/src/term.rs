@@ -70,7 +70,7 @@ impl Term {
         let (inlets, outlets) = front::channel();
         let servers = serve(&hub, audit, outlets, &stopped)?;
         let mut timers = JoinSet::new();
-        timers.spawn(timers::end_leases(hub.clone()));
+        timers.spawn(timers::look_at_leases(hub.clone()));
         timers.spawn(timers::finish_drains(hub.clone()));
         Ok((Term { hub, writer, writer_ended, servers, timers, stop }, inlets))
     }

@@ -2,31 +2,65 @@
 
 use std::{sync::Arc, time::Duration};
 
-use scheduler_core::event::Event;
+use hextet_api::v1::LookFor;
+use scheduler_core::{
+    event::Event,
+    lease::{Finding, Look},
+    state::State,
+};
 use tokio::{task::JoinHandle, time};
 use tracing::warn;
 
 use crate::hub::{self, Hub};
 
-/// Leases are looked at this often in the time of one.
-const LOOKS_PER_LEASE: u32 = 8;
+/// Leases are looked at this often in the time after which a silent node is asked about.
+const LOOKS_PER_SILENCE: u32 = 10;
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Tells the writer which leases have ended. It goes on looking while a slow disk holds the writer up: a
-/// gap between looks would be taken for a stop of the server itself.
-pub(crate) async fn end_leases(hub: Arc<Hub>) {
-    let interval = hub.leases().length() / LOOKS_PER_LEASE;
+/// Asks about nodes that are silent, and tells the writer what is found out about them. It goes on looking while a slow
+/// disk holds the writer up: a gap between looks would be taken for a stop of the server itself.
+pub(crate) async fn look_at_leases(hub: Arc<Hub>) {
+    let interval = hub.leases().silence_max() / LOOKS_PER_SILENCE;
     let mut ticks = time::interval(interval.max(Duration::from_millis(10)));
     let mut telling: Option<JoinHandle<()>> = None;
     loop {
         ticks.tick().await;
-        let state = hub.state();
-        let ended = hub.leases().lost(&state, hub.clock.now());
-        drop(state);
+        let findings = look(&hub);
         let busy = telling.as_ref().is_some_and(|task| !task.is_finished());
-        if !ended.is_empty() && !busy {
-            telling = Some(tokio::spawn(tell(hub.clone(), Event::LeaseEnded(ended))));
+        if !findings.is_empty() && !busy {
+            telling = Some(tokio::spawn(tell_all(hub.clone(), findings)));
         }
+    }
+}
+
+/// Asks what is to be asked; what is found out. It lets go of the state: a snapshot that is held costs the writer a copy.
+fn look(hub: &Hub) -> Vec<Finding> {
+    let state = hub.state();
+    let Look { questions, findings } = hub.leases().look(&state, hub.clock.now());
+    for question in questions {
+        if let Some(look_for) = look_for(&state, question.about) {
+            hub.lease_streams.ask(&question.witness, look_for);
+        }
+    }
+    findings
+}
+
+fn look_for(state: &State, node: String) -> Option<LookFor> {
+    let underlay = state.nodes().get(&node)?.underlay?.octets().to_vec();
+    Some(LookFor { node, underlay })
+}
+
+async fn tell_all(hub: Arc<Hub>, findings: Vec<Finding>) {
+    let (mut lost, mut cut_off, mut fenced) = (Vec::new(), Vec::new(), Vec::new());
+    for finding in findings {
+        match finding {
+            Finding::Lost(node) => lost.push(node),
+            Finding::CutOff(node) => cut_off.push(node),
+            Finding::Fenced(node) => fenced.push(node),
+        }
+    }
+    for event in [Event::LeaseEnded(lost), Event::CutOff(cut_off), Event::Fenced(fenced)] {
+        tell(hub.clone(), event).await;
     }
 }
 

@@ -1,11 +1,11 @@
 //! `netctl node`: runs the node agent, or looks at what it put into this machine's kernel.
 
-use std::{net::Ipv6Addr, path::PathBuf};
+use std::{fmt, net::Ipv6Addr, path::PathBuf};
 
 use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodeEvent, NodePaths, PodPrefixChoice};
 use anyhow::bail;
 use dataplane::{Filtering, Ipv6Exit};
-use hextet_api::token::Token;
+use hextet_api::{token::Token, v1};
 use scheduler_core::{
     job,
     quantity::{Cpu, Memory},
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{age, asked_to_end, block_on, block_on_threads, now_unix_ms};
 use crate::{
-    client::variable,
+    client::{Client, ServerArgs, request, variable},
     print::{self, Format, Row},
 };
 
@@ -132,6 +132,42 @@ enum Command {
     /// The agent, if it runs, ends too. The node keeps its name and prefix: `netctl node` brings it back.
     #[command(after_help = "Example:\n  netctl node down")]
     Down(PathArgs),
+    /// Say to the server that a node is dead
+    ///
+    /// For a node that is lost or cut off: then pods that wait for it are replaced, too. Be sure of it: a node
+    /// that is alive goes on running them until it hears from the server again. A node that returns is
+    /// welcome, without the pods that were replaced.
+    #[command(after_help = "Example:\n  netctl node dead n2 -m 'its power supply burnt'")]
+    Dead(DeadArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct DeadArgs {
+    /// The node
+    #[arg(value_name = "NODE")]
+    node: String,
+    /// Why; kept with the revision
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    message: String,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// What became of a node that was declared dead.
+#[derive(Debug, Serialize)]
+struct Declared {
+    node: String,
+    revision: u64,
+    changed: bool,
+}
+
+impl fmt::Display for Declared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.changed {
+            true => write!(f, "node/{} declared dead (revision {})", self.node, self.revision),
+            false => write!(f, "node/{} was declared dead before", self.node),
+        }
+    }
 }
 
 impl PathArgs {
@@ -225,7 +261,17 @@ pub(super) fn run(args: Args, format: Format) -> anyhow::Result<()> {
         Some(Command::Events(paths)) => block_on(events(paths.paths(), format)),
         Some(Command::Down(paths)) => block_on(down(paths.paths(), format)),
         Some(Command::Counters(paths)) => counters(&paths.paths(), format),
+        Some(Command::Dead(args)) => block_on(dead(args, format)),
     }
+}
+
+async fn dead(args: DeadArgs, format: Format) -> anyhow::Result<()> {
+    let client = Client::connect(&args.server).await?;
+    let message = v1::DeclareDeadRequest { name: args.node.clone(), message: args.message };
+    let v1::DeclareDeadResponse { revision, changed } =
+        client.answer(client.cluster().declare_dead(request(message))).await?;
+    let declared = Declared { node: args.node, revision, changed };
+    print::to_stdout(|out| print::one(out, format, &declared))
 }
 
 async fn plan(paths: NodePaths, format: Format) -> anyhow::Result<()> {

@@ -107,7 +107,9 @@ pub(super) fn state(phase: NodePhase) -> &'static str {
         NodePhase::Unspecified => "unknown",
         NodePhase::Joined => "joined",
         NodePhase::Ready => "ready",
+        NodePhase::CutOff => "cut-off",
         NodePhase::Lost => "lost",
+        NodePhase::Dead => "dead",
     }
 }
 

@@ -32,6 +32,9 @@ pub struct PodSpec {
     pub folder: PathBuf,
     /// The processes to run.
     pub tasks: Vec<TaskSpec>,
+    /// They may run only while the node holds the lease in this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<PathBuf>,
 }
 
 /// One process.

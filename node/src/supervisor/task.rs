@@ -15,15 +15,6 @@ pub(super) const STEADY_AFTER: Duration = Duration::from_secs(10);
 /// How long a task may take to end after SIGTERM.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// What is due for a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Due {
-    /// Start its process.
-    Start,
-    /// Send SIGKILL to this process and its group.
-    Kill(i32),
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Waiting { start_at: Instant },
@@ -58,7 +49,7 @@ impl Life {
         self.phase == Phase::Stopped
     }
 
-    /// When [`Life::due`] has something, at the latest.
+    /// When [`Life::is_due`] or [`Life::overdue`] has something, at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Waiting { start_at } => Some(start_at),
@@ -67,13 +58,17 @@ impl Life {
         }
     }
 
-    /// What is to be done at `now`. SIGKILL is due again after each grace, until the process has ended.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
+    /// Whether its process is to be started.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        matches!(self.phase, Phase::Waiting { start_at } if start_at <= now)
+    }
+
+    /// The process that gets SIGKILL, with its group: again after each grace, until it has ended.
+    pub(super) fn overdue(&mut self, now: Instant) -> Option<i32> {
         match &mut self.phase {
-            Phase::Waiting { start_at } if *start_at <= now => Some(Due::Start),
             Phase::Stopping { pid, kill_at, .. } if *kill_at <= now => {
                 *kill_at = now + STOP_GRACE;
-                Some(Due::Kill(*pid))
+                Some(*pid)
             }
             _ => None,
         }
@@ -188,7 +183,7 @@ mod tests {
         let now = Instant::now();
         let mut life = Life::new(now);
         assert_eq!(life.status().state, TaskState::Starting);
-        assert_eq!(life.due(now), Some(Due::Start));
+        assert!(life.is_due(now));
         life.started(7, now);
         assert_eq!((life.status().restarts, life.status().pid), (0, Some(7)));
         life.ended("killed by SIGSEGV".into(), now);
@@ -204,9 +199,9 @@ mod tests {
         let mut life = Life::new(now);
         life.started(7, now);
         assert_eq!(life.stop(false, now), Some(7));
-        assert_eq!(life.due(now), None);
+        assert_eq!(life.overdue(now), None);
         assert_eq!(life.deadline(), Some(now + STOP_GRACE));
-        assert_eq!(life.due(now + STOP_GRACE), Some(Due::Kill(7)));
+        assert_eq!(life.overdue(now + STOP_GRACE), Some(7));
         life.ended("killed by SIGKILL".into(), now + STOP_GRACE);
         assert!(life.is_stopped());
         assert_eq!(life.deadline(), None);
@@ -219,7 +214,7 @@ mod tests {
         life.started(7, now);
         assert_eq!(life.stop(true, now), Some(7));
         life.ended("killed by SIGTERM".into(), now);
-        assert_eq!(life.due(now), Some(Due::Start));
+        assert!(life.is_due(now));
     }
 
     #[test]

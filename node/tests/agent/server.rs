@@ -13,10 +13,13 @@ use std::{
 use hextet_api::{
     token::{Fingerprint, Role, Token},
     v1::{
-        AddressConflict, Assignment, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix, NodeCommand,
-        NodeHello, NodeReport, PodAssignment, PodReport, ReadLogs, SendLogsRequest, SendLogsResponse,
+        AddressConflict, Assignment, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix, LeaseAnswer,
+        LeaseGrant, LeaseRenewal, NodeCommand, NodeHello, NodeReport, PodAssignment, PodReport, ReadLogs,
+        SendLogsRequest, SendLogsResponse,
         agent_server::{Agent, AgentServer},
         enrollment_server::{Enrollment, EnrollmentServer},
+        lease_answer::Answer,
+        lease_renewal::Renewal,
         node_command::Command,
         node_report::Report,
     },
@@ -40,6 +43,8 @@ pub(crate) const CLUSTER: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 0, 0, 0, 0, 0);
 /// The prefix of the link between server and node.
 const LAN: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 7, 0, 0, 0, 0, 0);
 const PORT: u16 = 4679;
+/// How long a grant is good.
+pub(crate) const LEASE_MS: u32 = 2000;
 
 /// The cluster's CA; it outlives the servers.
 pub(crate) struct Ca {
@@ -90,7 +95,10 @@ pub(crate) struct Talk {
     /// Subnets to refuse, whatever they are.
     pub(crate) refuse_subnets: u32,
     pub(crate) hellos: Vec<NodeHello>,
-    pub(crate) heartbeats: u32,
+    pub(crate) renewals: u32,
+    /// The term of grants and assignments; none: nothing is granted.
+    pub(crate) granted: Option<u64>,
+    pub(crate) term: u64,
     pub(crate) reports: Vec<PodReport>,
     pub(crate) conflicts: Vec<AddressConflict>,
     pub(crate) logs: BTreeMap<u64, (Vec<u8>, String)>,
@@ -157,7 +165,7 @@ impl Drop for TestServer {
 
 impl Talk {
     fn assignment(&self) -> Assignment {
-        Assignment { revision: self.revision, epoch: "e".into(), lease_ms: 1000, ..Assignment::default() }
+        Assignment { revision: self.revision, epoch: "e".into(), term: self.term, ..Assignment::default() }
     }
 
     fn say(&mut self, command: Command) {
@@ -237,6 +245,7 @@ impl Enrollment for Service {
 #[tonic::async_trait]
 impl Agent for Service {
     type AttachStream = Pin<Box<dyn Stream<Item = Result<NodeCommand, Status>> + Send>>;
+    type HoldLeaseStream = Pin<Box<dyn Stream<Item = Result<LeaseAnswer, Status>> + Send>>;
 
     async fn attach(
         &self,
@@ -262,6 +271,26 @@ impl Agent for Service {
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(commands))))
     }
 
+    async fn hold_lease(
+        &self,
+        request: Request<Streaming<LeaseRenewal>>,
+    ) -> Result<Response<Self::HoldLeaseStream>, Status> {
+        let (answers, stream) = mpsc::unbounded_channel();
+        let (mut renewals, talk) = (request.into_inner(), self.talk.clone());
+        tokio::spawn(async move {
+            while let Some(Ok(renewal)) = renewals.next().await {
+                let Some(Renewal::Number(number)) = renewal.renewal else { continue };
+                let mut talk = talk.lock().unwrap();
+                talk.renewals += 1;
+                if let Some(term) = talk.granted {
+                    let grant = LeaseGrant { number, lease_ms: LEASE_MS, renew_ms: LEASE_MS / 20, term };
+                    let _ = answers.send(Ok(LeaseAnswer { answer: Some(Answer::Grant(grant)) }));
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(stream))))
+    }
+
     async fn send_logs(
         &self,
         request: Request<Streaming<SendLogsRequest>>,
@@ -282,7 +311,6 @@ impl Talk {
     fn hear(&mut self, report: NodeReport) {
         match report.report {
             Some(Report::Hello(hello)) => self.hellos.push(hello),
-            Some(Report::Heartbeat(_)) => self.heartbeats += 1,
             Some(Report::Pods(pods)) => self.reports.extend(pods.pods),
             Some(Report::Conflict(conflict)) => self.conflicts.push(conflict),
             // The end of the stream tells that it was heard.

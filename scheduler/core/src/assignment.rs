@@ -25,6 +25,8 @@ pub struct View {
     pub pods: BTreeMap<PodId, Assigned>,
     /// Pods that it must stop and then report gone.
     pub stopping: BTreeSet<PodId>,
+    /// The term of the node in which this is so.
+    pub term: u64,
 }
 
 /// Another node. A lost one stays a peer: a cut of the control path alone leaves traffic untouched. Its peers are told,
@@ -52,6 +54,8 @@ pub struct Assigned {
     pub group: String,
     /// The job's version.
     pub job_version: u32,
+    /// Its serial number: of two pods of a group the later one has the greater.
+    pub serial: u64,
 }
 
 /// What a node is told: everything, or what has changed.
@@ -65,6 +69,10 @@ pub struct Diff {
     pub pods: Vec<(PodId, Assigned)>,
     /// Stop them, then report them gone.
     pub removed_pods: Vec<PodId>,
+    /// The node's term.
+    pub term: u64,
+    /// Whether that is another than before.
+    pub is_new_term: bool,
 }
 
 impl PartialEq for Assigned {
@@ -91,10 +99,11 @@ pub fn view(state: &State, node: &str) -> View {
     let others = state.nodes().values().filter(|other| other.name != node);
     let peer = |other: &Arc<Node>| {
         let left = if tells_of(state, node, other) { other.left.clone() } else { Vec::new() };
-        let lost = other.phase == NodePhase::Lost;
+        let lost = other.phase.is_gone();
         Some((other.name.clone(), Peer { prefix: other.prefix, underlay: other.underlay?, lost, left }))
     };
-    let mut view = View { peers: others.filter_map(peer).collect(), ..View::default() };
+    let term = state.nodes().get(node).map_or(0, |node| node.term);
+    let mut view = View { peers: others.filter_map(peer).collect(), term, ..View::default() };
     for pod in state.pods_on(node) {
         if pod.stop {
             view.stopping.insert(pod.id.clone());
@@ -114,7 +123,13 @@ fn tells_of(state: &State, node: &str, lost: &Node) -> bool {
 
 fn assigned(state: &State, pod: &Pod) -> Option<Assigned> {
     let job = state.job_of(pod)?.clone();
-    Some(Assigned { address: pod.address?, job, group: pod.group.clone(), job_version: pod.job_version })
+    Some(Assigned {
+        address: pod.address?,
+        job,
+        group: pod.group.clone(),
+        job_version: pod.job_version,
+        serial: pod.serial,
+    })
 }
 
 /// Whether a revision may have changed what `node` is told.
@@ -155,6 +170,8 @@ pub fn diff(old: &View, new: &View) -> Diff {
         removed_peers: old.peers.keys().filter(|name| !new.peers.contains_key(*name)).cloned().collect(),
         pods: new.pods.iter().filter(changed_pod).map(|(id, pod)| (id.clone(), pod.clone())).collect(),
         removed_pods: gone.chain(stopping).cloned().collect(),
+        term: new.term,
+        is_new_term: old.term != new.term,
     }
 }
 
@@ -166,6 +183,7 @@ impl Diff {
             && self.removed_peers.is_empty()
             && self.pods.is_empty()
             && self.removed_pods.is_empty()
+            && !self.is_new_term
     }
 }
 
@@ -179,6 +197,7 @@ mod tests {
             peers: BTreeMap::from([peer("n2", 2), peer("n3", 3)]),
             pods: BTreeMap::from([pod("a", 1), pod("b", 1)]),
             stopping: BTreeSet::from([PodId("z".into())]),
+            term: 0,
         };
         assert_eq!(full(&old).removed_pods, [PodId("z".into())]);
         assert_eq!((full(&old).peers.len(), full(&old).pods.len()), (2, 2));
@@ -187,6 +206,7 @@ mod tests {
             peers: BTreeMap::from([peer("n3", 4), peer("n4", 4)]),
             pods: BTreeMap::from([pod("b", 2)]),
             stopping: BTreeSet::from([PodId("a".into()), PodId("never-sent".into())]),
+            term: 0,
         };
         let change = diff(&old, &new);
         assert_eq!(change.peers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["n3", "n4"]);
@@ -194,6 +214,8 @@ mod tests {
         assert_eq!(change.pods, [pod("b", 2)]);
         assert_eq!(change.removed_pods, ["a", "never-sent"].map(|id| PodId(id.into())));
         assert!(diff(&new, &new).is_empty());
+        let returned = View { term: 1, ..new.clone() };
+        assert!(!diff(&new, &returned).is_empty(), "a node that returns hears so");
     }
 
     fn peer(name: &str, host: u16) -> (String, Peer) {
@@ -212,6 +234,6 @@ mod tests {
     fn pod(id: &str, job_version: u32) -> (PodId, Assigned) {
         let job = Arc::new(Job { job: "j".into(), ..Job::default() });
         let address = "fd00:1:2:3::9".parse().unwrap();
-        (PodId(id.to_owned()), Assigned { address, job, group: "g".into(), job_version })
+        (PodId(id.to_owned()), Assigned { address, job, group: "g".into(), job_version, serial: 0 })
     }
 }

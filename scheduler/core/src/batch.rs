@@ -74,12 +74,15 @@ fn bring_about(
     handle(state, &event, origin, &mut surroundings.context)
 }
 
+fn silent(nodes: &[String], lease_runs: &dyn Fn(&str) -> bool) -> Vec<String> {
+    nodes.iter().filter(|node| !lease_runs(node)).cloned().collect()
+}
+
 /// A node that has reported while its end waited in the queue is not lost.
 fn still_so(event: &Event, lease_runs: &dyn Fn(&str) -> bool) -> Event {
     match event {
-        Event::LeaseEnded(nodes) => {
-            Event::LeaseEnded(nodes.iter().filter(|node| !lease_runs(node)).cloned().collect())
-        }
+        Event::LeaseEnded(nodes) => Event::LeaseEnded(silent(nodes, lease_runs)),
+        Event::CutOff(nodes) => Event::CutOff(silent(nodes, lease_runs)),
         event => event.clone(),
     }
 }

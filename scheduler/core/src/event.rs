@@ -42,8 +42,14 @@ pub enum Event {
     PodReports(String, Vec<PodReport>),
     /// A node says that another machine has the address of one of its pods.
     AddressConflict(String, Conflict),
-    /// These nodes have not reported for a lease's time.
+    /// These nodes do not report, and are dead as far as anybody can tell.
     LeaseEnded(Vec<String>),
+    /// These nodes do not report, and may well be alive.
+    CutOff(Vec<String>),
+    /// What these nodes were last granted is over, by their own clocks.
+    Fenced(Vec<String>),
+    /// An operator says that a node is dead.
+    NodeDead(String),
     /// A node is being taken down and gives its lease back.
     NodeLeaving(String),
     /// Load balancers know that these pods terminate, or have had the time to.
@@ -160,6 +166,15 @@ pub enum Refusal {
     /// Its pods may be running.
     #[error("node `{0}` still reports; stop its agent and wait until its lease ends")]
     NodeReports(String),
+    /// Its pods run, as far as anybody can tell.
+    #[error(
+        "node `{0}` does not report but may be alive, and its pods with it; if it is dead, say so first: \
+         `netctl node dead {0}`"
+    )]
+    NodeCutOff(String),
+    /// There must never be two of its pods.
+    #[error("node `{0}` may still run a pod of which there is only one; try again in a few seconds")]
+    NotFenced(String),
     /// What a node says of itself is wrong.
     #[error(transparent)]
     Hello(#[from] HelloError),

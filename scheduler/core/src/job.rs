@@ -120,8 +120,10 @@ pub struct Task {
 pub enum Availability {
     /// Another pod takes its place on another node, at once.
     Ha,
-    /// It waits for its node.
+    /// It waits for its node, or for an operator's word that the node is dead.
     Pet,
+    /// Another pod takes its place once the first has surely ended: never are there two that live.
+    Singleton,
 }
 
 /// A field of a job that is wrong, and why: `groups.web.count: 20000 is more than 10000`.
@@ -165,6 +167,9 @@ pub enum JobProblem {
     /// A variable that the runtime sets.
     #[error("variables that start with `HEXTET_` are set by the node")]
     ReservedVariable,
+    /// There is only ever one.
+    #[error("{0} is more than the one pod of a group with `availability: singleton`")]
+    Singleton(u32),
     /// A key or value that no label of a node can equal.
     #[error("a label's key and value have 1 to {LABEL_LEN_MAX} characters, none of them a control character")]
     Label,
@@ -259,6 +264,7 @@ impl Group {
     fn validate(&self, path: &str) -> Result<(), JobError> {
         let within = |name: &str| format!("{path}.{name}");
         at(&within("count"), check_max(u64::from(self.count), u64::from(COUNT_MAX), ""))?;
+        at(&within("count"), self.check_singleton())?;
         self.validate_placement(path)?;
         at(&within("tasks"), check_len(self.tasks.len(), TASKS_MAX, ""))?;
         for (name, task) in &self.tasks {
@@ -284,6 +290,11 @@ impl Group {
             at(&format!("{path}.apart[{place}].from"), check_from(apart.from.as_deref()))?;
         }
         check_countables(&format!("{path}.resources"), &self.resources)
+    }
+
+    fn check_singleton(&self) -> Result<(), JobProblem> {
+        let too_many = self.count > 1 && self.availability == Some(Availability::Singleton);
+        if too_many { Err(JobProblem::Singleton(self.count)) } else { Ok(()) }
     }
 }
 

@@ -1,4 +1,7 @@
-//! Which nodes have reported lately. A lease ends when no report has come for its time.
+//! Which nodes live, by what they say and by what their neighbours say of them.
+//!
+//! A node renews its lease several times a second. One that falls silent is asked about: other nodes of its link look
+//! whether their kernels reach it. What follows is the table in `docs/node-states.md`.
 //!
 //! Kept in memory alone and measured on the monotonic clock: a server that starts gives every node time to
 //! come back, and a server that was itself stopped for a while does not blame the nodes for it.
@@ -7,48 +10,86 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     change::{Key, Revision, Value},
-    node::NodePhase,
+    node::{Node, NodePhase},
     state::State,
     time::Moment,
 };
 
+/// A node is asked about when it has been silent for this part of a lease.
+pub const SILENCES_PER_LEASE: u32 = 5;
 /// How many leases a node has time to come back after the server has started.
 const LEASES_AT_START: u32 = 3;
+/// How many of its neighbours are asked about a node at a time.
+pub const WITNESSES_MAX: usize = 3;
+/// How long an answer is waited for. A witness takes 400 ms to be sure that nobody answers.
+pub const ANSWER_MAX: Duration = Duration::from_millis(800);
+/// A lease is over for its node when its length has gone by since the node sent what the server granted. The server waits
+/// for this much more: clocks may differ by a hundredth, and what ends takes a moment to end.
+pub const FENCE_MARGIN_DIVISOR: u32 = 4;
 
 /// Leases of nodes by name.
 #[derive(Clone, Debug)]
 pub struct Leases {
     lease: Duration,
-    ends: BTreeMap<String, Moment>,
+    nodes: BTreeMap<String, Lease>,
     looked: Moment,
+    questions: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    /// When it last gave a sign of life; in the future while it is given time to come back.
+    renewed: Moment,
+    /// When it has surely ended what only one node may run.
+    fenced: Moment,
+    phase: NodePhase,
+    is_fenced: bool,
+    /// Its stream was ended by its machine, which therefore lives: its agent has ended.
+    has_ended: bool,
+    inquiry: Option<Inquiry>,
+}
+
+/// What the neighbours of a silent node were asked.
+#[derive(Clone, Debug)]
+struct Inquiry {
+    until: Moment,
+    answers: BTreeMap<String, Option<bool>>,
+}
+
+/// What is to be done about silent nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// To be asked.
+    pub questions: Vec<Question>,
+    /// What the state does not hold yet; said again until it does.
+    pub findings: Vec<Finding>,
+}
+
+/// One node is asked whether it reaches another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Who is asked.
+    pub witness: String,
+    /// About whom.
+    pub about: String,
+}
+
+/// What is found out about a node that does not report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Nobody says that it is dead.
+    CutOff(String),
+    /// It is dead as far as anybody can tell, or has no agent.
+    Lost(String),
+    /// It has surely ended what only one node may run.
+    Fenced(String),
 }
 
 impl Leases {
     /// No leases yet; each will be of this length.
     #[must_use]
     pub fn new(lease: Duration, now: Moment) -> Leases {
-        Leases { lease, ends: BTreeMap::new(), looked: now }
-    }
-
-    /// A server starts: every node that was there has time to come back.
-    #[must_use]
-    pub fn resume(state: &State, lease: Duration, now: Moment) -> Leases {
-        let mut leases = Leases::new(lease, now);
-        for node in state.nodes().values().filter(|node| node.phase == NodePhase::Ready) {
-            leases.extend(&node.name, now + lease * LEASES_AT_START);
-        }
-        leases
-    }
-
-    /// A node that is ready has a lease; one that is lost or deleted has none.
-    pub fn committed(&mut self, revision: &Revision, now: Moment) {
-        for change in &revision.changes {
-            let Key::Node(name) = &change.key else { continue };
-            match &change.new {
-                Some(Value::Node(node)) if node.phase == NodePhase::Ready => self.renew(name, now),
-                _ => self.forget(name),
-            }
-        }
+        Leases { lease, nodes: BTreeMap::new(), looked: now, questions: 0 }
     }
 
     /// How long a lease is.
@@ -57,103 +98,197 @@ impl Leases {
         self.lease
     }
 
-    /// A report of `node` has come.
-    pub fn renew(&mut self, node: &str, now: Moment) {
-        self.extend(node, now + self.lease);
+    /// How long a node may be silent before its neighbours are asked about it.
+    #[must_use]
+    pub fn silence_max(&self) -> Duration {
+        self.lease / SILENCES_PER_LEASE
     }
 
-    /// Gives `node` until then, if it does not have longer already.
-    pub fn extend(&mut self, node: &str, until: Moment) {
-        match self.ends.get_mut(node) {
-            Some(end) => *end = until.max(*end),
-            None => drop(self.ends.insert(node.to_owned(), until)),
+    /// A server starts: every node that was there has time to come back, and what an earlier server has granted is over
+    /// only a whole lease from now.
+    #[must_use]
+    pub fn resume(state: &State, lease: Duration, now: Moment) -> Leases {
+        let mut leases = Leases::new(lease, now);
+        for node in state.nodes().values() {
+            leases.follow(node, now);
+        }
+        leases.give_all(lease * LEASES_AT_START, now);
+        leases
+    }
+
+    /// What the state holds of nodes now.
+    pub fn committed(&mut self, revision: &Revision, now: Moment) {
+        for change in &revision.changes {
+            match (&change.key, &change.new) {
+                (Key::Node(_), Some(Value::Node(node))) => self.follow(node, now),
+                (Key::Node(name), _) => drop(self.nodes.remove(name)),
+                _ => {}
+            }
         }
     }
 
-    /// The node is lost or deleted: it has no lease until it reports again.
-    pub fn forget(&mut self, node: &str) {
-        self.ends.remove(node);
+    fn follow(&mut self, node: &Node, now: Moment) {
+        let fenced = self.fence_from(now);
+        let lease = self.nodes.entry(node.name.clone()).or_insert_with(|| Lease {
+            renewed: now,
+            fenced,
+            phase: node.phase,
+            is_fenced: false,
+            has_ended: false,
+            inquiry: None,
+        });
+        // Whatever made it ready was a sign of life.
+        if node.phase == NodePhase::Ready && lease.phase != NodePhase::Ready {
+            lease.renewed = lease.renewed.max(now);
+        }
+        (lease.phase, lease.is_fenced) = (node.phase, node.fenced);
+    }
+
+    /// A sign of life of `node` has come.
+    pub fn renew(&mut self, node: &str, now: Moment) {
+        if let Some(lease) = self.nodes.get_mut(node) {
+            lease.renewed = now.max(lease.renewed);
+            (lease.has_ended, lease.inquiry) = (false, None);
+        }
+    }
+
+    /// The node is told that its lease runs anew, as of when it asked. False when it may not be told: it is not ready.
+    pub fn grant(&mut self, node: &str, now: Moment) -> bool {
+        let fenced = self.fence_from(now);
+        let ready = |lease: &&mut Lease| lease.phase == NodePhase::Ready;
+        let Some(lease) = self.nodes.get_mut(node).filter(ready) else { return false };
+        lease.fenced = fenced.max(lease.fenced);
+        true
+    }
+
+    /// The node's stream has ended, by its own machine's word if that comes at once.
+    pub fn ended(&mut self, node: &str, now: Moment) {
+        let silence_max = self.silence_max();
+        if let Some(lease) = self.nodes.get_mut(node) {
+            lease.has_ended = now - lease.renewed < silence_max;
+        }
+    }
+
+    /// What `witness` says of `about`.
+    pub fn answered(&mut self, witness: &str, about: &str, is_there: bool) {
+        let inquiry = self.nodes.get_mut(about).and_then(|lease| lease.inquiry.as_mut());
+        if let Some(answer) = inquiry.and_then(|inquiry| inquiry.answers.get_mut(witness)) {
+            *answer = Some(is_there);
+        }
     }
 
     /// Whether the lease of `node` runs.
     #[must_use]
     pub fn runs(&self, node: &str, now: Moment) -> bool {
-        self.ends.get(node).is_some_and(|end| now < *end)
+        self.nodes.get(node).is_some_and(|lease| now - lease.renewed < self.silence_max())
     }
 
-    /// Nodes of this state that are to be lost: their lease has ended. One that is lost or deleted may have
-    /// reported once more: its lease means nothing until it is ready again. As often as [`Leases::ended`].
-    pub fn lost(&mut self, state: &State, now: Moment) -> Vec<String> {
-        let is_ready =
-            |name: &String| state.nodes().get(name).is_some_and(|node| node.phase == NodePhase::Ready);
-        let (lost, stale) = self.ended(now).into_iter().partition::<Vec<_>, _>(is_ready);
-        stale.iter().for_each(|name| self.forget(name));
-        lost
+    /// Looks at every lease. It must be called several times in a silence: after a longer gap the server itself was
+    /// stopped, could have read nothing, and gives all nodes time.
+    pub fn look(&mut self, state: &State, now: Moment) -> Look {
+        self.look_with(|name| state.neighbours(name), now)
     }
 
-    /// Nodes whose lease has ended and is not yet forgotten. It must be called at least twice in a lease's
-    /// time: after a longer gap the server itself was stopped, could have read no report, and gives all
-    /// nodes a lease anew.
-    pub fn ended(&mut self, now: Moment) -> Vec<String> {
+    fn look_with(&mut self, neighbours: impl Fn(&str) -> Vec<String>, now: Moment) -> Look {
         let gap = now - self.looked;
         self.looked = now;
-        if gap > self.lease / 2 {
-            let until = now + self.lease;
-            self.ends.values_mut().for_each(|end| *end = until.max(*end));
+        if gap > self.silence_max() / 2 {
+            self.give_all(self.lease, now);
         }
-        self.ends.iter().filter(|(_, end)| now >= **end).map(|(node, _)| node.clone()).collect()
+        let mut look = Look::default();
+        for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
+            look.findings.extend(self.fence_is_over(&name, now));
+            if !self.runs(&name, now) && self.nodes[&name].phase.has_pods() {
+                self.look_at(&name, &neighbours, now, &mut look);
+            }
+        }
+        look
+    }
+
+    fn give_all(&mut self, time: Duration, now: Moment) {
+        let until = now + time;
+        self.nodes.values_mut().for_each(|lease| lease.renewed = until.max(lease.renewed));
+    }
+
+    fn fence_is_over(&self, name: &str, now: Moment) -> Option<Finding> {
+        let lease = &self.nodes[name];
+        let is_silent = lease.phase.is_gone() || lease.phase == NodePhase::CutOff;
+        let is_news = is_silent && !lease.is_fenced && now >= lease.fenced;
+        is_news.then(|| Finding::Fenced(name.to_owned()))
+    }
+
+    /// One that is silent.
+    fn look_at(
+        &mut self,
+        name: &str,
+        neighbours: impl Fn(&str) -> Vec<String>,
+        now: Moment,
+        look: &mut Look,
+    ) {
+        let lease = &self.nodes[name];
+        let waited_in_vain = now - lease.renewed >= self.lease;
+        let Some(inquiry) = &lease.inquiry else {
+            return self.ask(name, &neighbours(name), now, look);
+        };
+        let answers: Vec<bool> = inquiry.answers.values().flatten().copied().collect();
+        let all = answers.len() == inquiry.answers.len();
+        if !all && !answers.contains(&true) && now < inquiry.until {
+            return;
+        }
+        let finding = match answers.as_slice() {
+            [] if !waited_in_vain => None,
+            [] if lease.has_ended => Some(Finding::Lost(name.to_owned())),
+            // Without a neighbour to ask the lease decides, unless it is the server that is cut off.
+            [] if all && self.others_report(name, now) => Some(Finding::Lost(name.to_owned())),
+            [] => Some(Finding::CutOff(name.to_owned())),
+            some if !some.contains(&true) => Some(Finding::Lost(name.to_owned())),
+            _ if lease.has_ended && !waited_in_vain => None,
+            _ if lease.has_ended => Some(Finding::Lost(name.to_owned())),
+            _ => Some(Finding::CutOff(name.to_owned())),
+        };
+        let is_known = |finding: &Finding| {
+            matches!(finding, Finding::CutOff(_)) && self.nodes[name].phase == NodePhase::CutOff
+        };
+        look.findings.extend(finding.filter(|finding| !is_known(finding)));
+        if now >= inquiry.until {
+            self.ask(name, &neighbours(name), now, look);
+        }
+    }
+
+    /// Asks some neighbours that report, each time others.
+    fn ask(&mut self, about: &str, neighbours: &[String], now: Moment, look: &mut Look) {
+        let mut fresh: Vec<&String> =
+            neighbours.iter().filter(|name| *name != about && self.is_fresh(name, now)).collect();
+        let turn = usize::try_from(self.questions).unwrap_or(0) % fresh.len().max(1);
+        fresh.rotate_left(turn);
+        fresh.truncate(WITNESSES_MAX);
+        self.questions += 1;
+        let answers = fresh.iter().map(|witness| ((*witness).clone(), None)).collect();
+        let questions =
+            fresh.into_iter().map(|witness| Question { witness: witness.clone(), about: about.to_owned() });
+        look.questions.extend(questions);
+        let until = now + ANSWER_MAX.max(self.silence_max());
+        if let Some(lease) = self.nodes.get_mut(about) {
+            lease.inquiry = Some(Inquiry { until, answers });
+        }
+    }
+
+    fn others_report(&self, name: &str, now: Moment) -> bool {
+        self.nodes.keys().any(|other| other != name && self.is_fresh(other, now))
+    }
+
+    /// Whether a node is ready and has just renewed its lease: not one that is merely given time to come back.
+    fn is_fresh(&self, node: &str, now: Moment) -> bool {
+        let silence = self.silence_max();
+        self.nodes.get(node).is_some_and(|lease| {
+            lease.phase == NodePhase::Ready && lease.renewed <= now && now - lease.renewed < silence
+        })
+    }
+
+    fn fence_from(&self, now: Moment) -> Moment {
+        now + self.lease + self.lease / FENCE_MARGIN_DIVISOR
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LEASE: Duration = Duration::from_secs(4);
-
-    #[test]
-    fn a_lease_ends_when_no_report_comes() {
-        let mut leases = leases();
-        leases.renew("n1", at(0));
-        leases.renew("n2", at(2));
-        assert_eq!(look(&mut leases, 2, 3), NONE);
-        assert_eq!(look(&mut leases, 4, 5), ["n1"]);
-        assert!(!leases.runs("n1", at(4)) && leases.runs("n2", at(4)) && !leases.runs("n3", at(4)));
-        leases.renew("n1", at(5));
-        assert_eq!(look(&mut leases, 6, 8), ["n2"]);
-        leases.forget("n2");
-        assert_eq!(look(&mut leases, 8, 8), NONE);
-    }
-
-    #[test]
-    fn a_report_never_shortens_a_lease() {
-        let mut leases = leases();
-        leases.extend("n1", at(12));
-        leases.renew("n1", at(1));
-        assert!(leases.runs("n1", at(11)));
-    }
-
-    #[test]
-    fn a_server_that_was_stopped_gives_all_nodes_a_lease() {
-        let mut leases = leases();
-        leases.renew("n1", at(0));
-        assert_eq!(leases.ended(at(60)), NONE);
-        assert_eq!(look(&mut leases, 61, 63), NONE);
-        assert_eq!(leases.ended(at(64)), ["n1"]);
-    }
-
-    const NONE: [&str; 0] = [];
-
-    fn leases() -> Leases {
-        Leases::new(LEASE, at(0))
-    }
-
-    fn at(seconds: u64) -> Moment {
-        Moment(Duration::from_secs(seconds))
-    }
-
-    /// Looks every second and gives what the last look found.
-    fn look(leases: &mut Leases, from: u64, to: u64) -> Vec<String> {
-        (from..=to).map(|second| leases.ended(at(second))).last().unwrap()
-    }
-}
+mod tests;

@@ -56,18 +56,29 @@ pub struct Node {
     /// While it is lost: the addresses of the pods that it had then, at most [`LEFT_MAX`], for LAN hosts to ask anew.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<Ipv6Addr>,
+    /// The last grant of its lease is over, by its own clock: it has ended what only one node may run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fenced: bool,
+    /// How often that was so. What only one node may run needs a lease and an assignment of one term: a node that returns
+    /// hears first what was replaced.
+    #[serde(default)]
+    pub term: u64,
 }
 
 /// Whether a node can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum NodePhase {
     /// It has a certificate and has not attached yet.
     Joined,
     /// It reports.
     Ready,
-    /// It has not reported for a lease's time.
+    /// It does not report, and nobody says that it is dead: its pods run and are reached.
+    CutOff,
+    /// It does not report, and its neighbours do not reach it, or its agent has not come back for a lease's time.
     Lost,
+    /// An operator says that it is dead.
+    Dead,
 }
 
 /// What a node says of itself when it attaches.
@@ -170,10 +181,14 @@ impl Node {
             capacity: Resources { memory: hello.capacity.memory.min(MEMORY_MAX), ..hello.capacity },
             countables: hello.countables.clone(),
             agent_version: hello.agent_version.chars().take(LABEL_LEN_MAX).collect(),
-            phase: NodePhase::Ready,
-            left: Vec::new(),
-            ..self.clone()
+            ..self.returned()
         }
+    }
+
+    /// The same, now that it reports.
+    #[must_use]
+    pub fn returned(&self) -> Node {
+        Node { phase: NodePhase::Ready, left: Vec::new(), fenced: false, ..self.clone() }
     }
 
     /// Whether both have underlay addresses of one /64, which is one link (RFC 4291 section 2.5.4).
@@ -184,12 +199,34 @@ impl Node {
     }
 }
 
+impl NodePhase {
+    /// Whether it is expected to report, or not yet.
+    #[must_use]
+    pub fn reports(self) -> bool {
+        matches!(self, NodePhase::Joined | NodePhase::Ready)
+    }
+
+    /// Whether its pods count as running: it reports, or only its path to the server is gone.
+    #[must_use]
+    pub fn has_pods(self) -> bool {
+        matches!(self, NodePhase::Ready | NodePhase::CutOff)
+    }
+
+    /// Whether its pods count as lost.
+    #[must_use]
+    pub fn is_gone(self) -> bool {
+        matches!(self, NodePhase::Lost | NodePhase::Dead)
+    }
+}
+
 impl fmt::Display for NodePhase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             NodePhase::Joined => "joined",
             NodePhase::Ready => "ready",
+            NodePhase::CutOff => "cut-off",
             NodePhase::Lost => "lost",
+            NodePhase::Dead => "dead",
         })
     }
 }

@@ -95,6 +95,14 @@ impl State {
         &self.nodes
     }
 
+    /// The other nodes on the link of one.
+    #[must_use]
+    pub fn neighbours(&self, name: &str) -> Vec<String> {
+        let Some(node) = self.nodes.get(name) else { return Vec::new() };
+        let here = self.nodes.values().filter(|other| other.name != name && other.shares_link(node));
+        here.map(|other| other.name.clone()).collect()
+    }
+
     /// Pods by id.
     #[must_use]
     pub fn pods(&self) -> &BTreeMap<PodId, Arc<Pod>> {

@@ -80,6 +80,9 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
             let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
             told(world, "scheduler", Event::LeaseEnded(nodes))
         }
+        ["cut-off", node] => told(world, "scheduler", Event::CutOff(vec![(*node).to_owned()])),
+        ["fenced", node] => told(world, "scheduler", Event::Fenced(vec![(*node).to_owned()])),
+        ["dead", node] => told(world, "user:alice", Event::NodeDead((*node).to_owned())),
         ["leaving", node] => told(world, &format!("node:{node}"), Event::NodeLeaving((*node).to_owned())),
         ["returned", node] => told(world, &format!("node:{node}"), Event::NodeReturned((*node).to_owned())),
         ["drained"] => {
@@ -236,5 +239,6 @@ fn assignment_lines(world: &World, node: &str) -> String {
         format!("run {id} v{}: {}\n", pod.job_version, tasks.join("; "))
     });
     let removed = full.removed_pods.iter().map(|id| format!("stop {id}\n"));
-    peers.chain(pods).chain(removed).collect()
+    let term = if full.term == 0 { String::new() } else { format!("term {}\n", full.term) };
+    peers.chain(pods).chain(removed).chain([term]).collect()
 }

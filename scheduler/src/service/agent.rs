@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use hextet_api::v1::{NodeCommand, NodeReport, SendLogsRequest, SendLogsResponse, agent_server::Agent};
+use hextet_api::v1::{
+    LeaseAnswer, LeaseRenewal, NodeCommand, NodeReport, SendLogsRequest, SendLogsResponse,
+    agent_server::Agent,
+};
 use scheduler_core::{event::Event, token::Role, transition::Origin};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status;
-use crate::{auth, hub::Hub, identity::Identity, logs, session};
+use crate::{auth, hub::Hub, identity::Identity, lease_stream, logs, session};
 
 /// Commands between the session and the connection.
 const OUT_MAX: usize = 16;
@@ -19,6 +22,7 @@ pub(crate) struct AgentService(pub(crate) Arc<Hub>);
 #[tonic::async_trait]
 impl Agent for AgentService {
     type AttachStream = ReceiverStream<Result<NodeCommand, Status>>;
+    type HoldLeaseStream = ReceiverStream<Result<LeaseAnswer, Status>>;
 
     async fn attach(
         &self,
@@ -30,6 +34,16 @@ impl Agent for AgentService {
         let (out, commands) = mpsc::channel(OUT_MAX);
         tokio::spawn(session::run(self.0.clone(), node, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(commands)))
+    }
+
+    async fn hold_lease(
+        &self,
+        request: Request<Streaming<LeaseRenewal>>,
+    ) -> Result<Response<Self::HoldLeaseStream>, Status> {
+        let node = self.node(&auth::caller(&request))?;
+        let (out, answers) = mpsc::channel(OUT_MAX);
+        tokio::spawn(lease_stream::run(self.0.clone(), node, request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 
     async fn send_logs(

@@ -185,6 +185,16 @@ impl Cluster for ClusterService {
         Ok(Response::new(v1::DeleteNodeResponse { revision }))
     }
 
+    async fn declare_dead(
+        &self,
+        request: Request<v1::DeclareDeadRequest>,
+    ) -> Result<Response<v1::DeclareDeadResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let v1::DeclareDeadRequest { name, message } = request.into_inner();
+        let Committed { revision, changed } = self.write(changer, message, Event::NodeDead(name)).await?;
+        Ok(Response::new(v1::DeclareDeadResponse { revision, changed }))
+    }
+
     async fn create_token(
         &self,
         request: Request<v1::CreateTokenRequest>,

@@ -4,7 +4,7 @@
 pub(crate) mod etcd;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -15,7 +15,8 @@ use hextet_api::{
     token::Token,
     v1::{
         self, agent_client::AgentClient, cluster_client::ClusterClient, endpoints_client::EndpointsClient,
-        node_command::Command, node_report::Report, watch_request::Request, watch_response::Response,
+        lease_answer::Answer, lease_renewal::Renewal, node_command::Command, node_report::Report,
+        watch_request::Request, watch_response::Response,
     },
 };
 use scheduler::{
@@ -32,7 +33,7 @@ use tonic::{Code, Status, Streaming, transport::Channel};
 
 /// No condition takes longer than this, also on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
-pub(crate) const LEASE: Duration = Duration::from_millis(800);
+pub(crate) const LEASE: Duration = Duration::from_millis(1500);
 
 pub(crate) struct TestServer {
     pub(crate) ready: Ready,
@@ -192,6 +193,14 @@ pub(crate) struct Told {
     pub(crate) full: u32,
     /// Why the stream ended.
     pub(crate) ended: Option<Status>,
+    /// It does not renew its lease, and its connections stay, as when somebody cuts its cable.
+    pub(crate) is_silent: bool,
+    /// Who is not there, when it is asked.
+    pub(crate) gone: BTreeSet<String>,
+    /// The last grant.
+    pub(crate) grant: Option<v1::LeaseGrant>,
+    /// The term of the last assignment.
+    pub(crate) term: u64,
 }
 
 pub(crate) struct FakeNode {
@@ -215,7 +224,15 @@ impl FakeNode {
         reports.send(report(Report::Hello(hello_of(&credentials.name)))).await.unwrap();
         let commands = client.attach(ReceiverStream::new(stream)).await.unwrap().into_inner();
         let told = Arc::new(Mutex::new(Told::default()));
-        let task = tokio::spawn(live(client, reports.clone(), commands, told.clone()));
+        let (renewals, stream) = mpsc::channel(64);
+        let answers = client.hold_lease(ReceiverStream::new(stream)).await.unwrap().into_inner();
+        let (alive, holding) = (live(client, reports.clone(), commands, told.clone()), told.clone());
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = alive => {}
+                () = hold(renewals, answers, holding) => {}
+            }
+        });
         let node = FakeNode { credentials, told, reports, task };
         node.when("an assignment", |told| (told.full > 0).then_some(())).await;
         node
@@ -232,6 +249,16 @@ impl FakeNode {
         timeout(DEADLINE, self.task).await.expect("the stream ends").unwrap();
         assert!(self.told.lock().unwrap().ended.is_none(), "without an error");
         self.credentials
+    }
+
+    /// Goes on running and is not heard any more, as when somebody cuts its cable.
+    pub(crate) fn fall_silent(&self, silent: bool) {
+        self.told.lock().unwrap().is_silent = silent;
+    }
+
+    /// Says of another node that it is not there.
+    pub(crate) fn miss(&self, node: &str) {
+        self.told.lock().unwrap().gone.insert(node.to_owned());
     }
 
     /// Stops at once, as a machine that loses its power does.
@@ -285,28 +312,52 @@ async fn live(
     mut commands: Streaming<v1::NodeCommand>,
     told: Arc<Mutex<Told>>,
 ) {
-    let mut beats = tokio::time::interval(LEASE / 6);
     loop {
-        tokio::select! {
-            _ = beats.tick() => {
-                if reports.send(report(Report::Heartbeat(v1::NodeHeartbeat {}))).await.is_err() {
-                    return;
-                }
+        match commands.message().await {
+            Ok(Some(v1::NodeCommand { command: Some(Command::Assignment(assignment)) })) => {
+                let pods = take(&mut told.lock().unwrap(), assignment);
+                let _ = reports.send(report(Report::Pods(v1::PodReports { pods }))).await;
             }
-            command = commands.message() => match command {
-                Ok(Some(v1::NodeCommand { command: Some(Command::Assignment(assignment)) })) => {
-                    let pods = take(&mut told.lock().unwrap(), assignment);
-                    let _ = reports.send(report(Report::Pods(v1::PodReports { pods }))).await;
+            Ok(Some(v1::NodeCommand { command: Some(Command::ReadLogs(ask)) })) => {
+                tokio::spawn(send_logs(client.clone(), ask));
+            }
+            Ok(_) => return,
+            Err(status) => {
+                told.lock().unwrap().ended = Some(status);
+                return;
+            }
+        }
+    }
+}
+
+/// Renews the lease, and says of others what it was given to say. A stream that ends leaves the other to end.
+async fn hold(
+    renewals: mpsc::Sender<v1::LeaseRenewal>,
+    mut answers: Streaming<v1::LeaseAnswer>,
+    told: Arc<Mutex<Told>>,
+) {
+    let mut beats = tokio::time::interval(LEASE / 25);
+    let mut number = 0;
+    loop {
+        let renewal = tokio::select! {
+            _ = beats.tick() => {
+                number += 1;
+                if told.lock().unwrap().is_silent { None } else { Some(Renewal::Number(number)) }
+            }
+            answer = answers.message() => match answer {
+                Ok(Some(v1::LeaseAnswer { answer: Some(Answer::LookFor(v1::LookFor { node, .. })) })) => {
+                    let is_there = !told.lock().unwrap().gone.contains(&node);
+                    Some(Renewal::Seen(v1::NeighbourSeen { node, is_there }))
                 }
-                Ok(Some(v1::NodeCommand { command: Some(Command::ReadLogs(ask)) })) => {
-                    tokio::spawn(send_logs(client.clone(), ask));
+                Ok(Some(v1::LeaseAnswer { answer: Some(Answer::Grant(grant)) })) => {
+                    told.lock().unwrap().grant = Some(grant);
+                    None
                 }
-                Ok(_) => return,
-                Err(status) => {
-                    told.lock().unwrap().ended = Some(status);
-                    return;
-                }
+                _ => return std::future::pending().await,
             },
+        };
+        if let Some(renewal) = renewal {
+            let _ = renewals.send(v1::LeaseRenewal { renewal: Some(renewal) }).await;
         }
     }
 }
@@ -317,6 +368,7 @@ fn take(told: &mut Told, assignment: v1::Assignment) -> Vec<v1::PodReport> {
         told.pods.clear();
         told.peers.clear();
     }
+    told.term = assignment.term;
     let mut reports = vec![];
     for peer in assignment.peers {
         told.peers.insert(peer.name.clone(), peer);

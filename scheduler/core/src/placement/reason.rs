@@ -138,6 +138,8 @@ impl fmt::Display for Reason {
         match self {
             Reason::NotReady(NodePhase::Joined) => f.write_str("has not attached yet"),
             Reason::NotReady(NodePhase::Lost) => f.write_str("its lease has ended"),
+            Reason::NotReady(NodePhase::CutOff) => f.write_str("is cut off"),
+            Reason::NotReady(NodePhase::Dead) => f.write_str("was declared dead"),
             Reason::NotReady(phase) => write!(f, "is {phase}"),
             Reason::Label { key, wanted, found } => {
                 write!(f, "needs {}, has ", wanted.of(key))?;

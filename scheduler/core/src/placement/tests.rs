@@ -192,6 +192,8 @@ fn node(name: &str, cpu: u32, memory_units: u64) -> Node {
         agent_version: String::new(),
         phase: NodePhase::Ready,
         left: Vec::new(),
+        fenced: false,
+        term: 0,
         joined: WallTime(0),
     }
 }

@@ -186,6 +186,7 @@ impl fmt::Display for Fix {
             Fix::Relabel(wanted) => write!(f, "have {wanted}"),
             Fix::Move(whom) => write!(f, "move {whom} away"),
             Fix::Attach(NodePhase::Joined) => f.write_str("start the agent"),
+            Fix::Attach(NodePhase::CutOff) => f.write_str("mend its path to the server"),
             Fix::Attach(_) => f.write_str("bring the agent back"),
             Fix::Unpin(wanted) => write!(f, "allow it without {wanted}"),
             Fix::AddCpu(millis) => write!(f, "have {} more CPU, or ask for less,", cpu(millis)),

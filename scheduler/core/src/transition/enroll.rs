@@ -97,6 +97,8 @@ fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTi
         agent_version: String::new(),
         phase: NodePhase::Joined,
         left: Vec::new(),
+        fenced: false,
+        term: 0,
         joined: now,
     });
     Ok(())

@@ -3,7 +3,7 @@
 use crate::{
     change::JobRecord,
     draft::Draft,
-    job::Group,
+    job::{Availability, Group},
     node::NodePhase,
     placement,
     pod::{Pod, PodId, PodPhase},
@@ -63,7 +63,7 @@ fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
         Some(node) if !fits(draft, pod, wanted) => match node.phase {
             NodePhase::Ready => Fate::IsReplaced("its node has no room for its new requests".to_owned()),
             // What becomes of it is decided when its node is back.
-            NodePhase::Joined | NodePhase::Lost => Fate::Stays,
+            _ => Fate::Stays,
         },
         _ if now.is_some_and(|now| same_programs(now, wanted)) => Fate::Goes(On::Unharmed),
         _ => Fate::Goes(On::Restarted),
@@ -160,7 +160,7 @@ pub(super) fn create(
 /// Takes a pod away: at once when nothing of it runs; otherwise load balancers are told first, if there are
 /// any, and then its node.
 pub(super) fn stop(draft: &mut Draft<'_>, pod: Pod, why: &str, context: &Context<'_>) {
-    if !on_living_node(draft, &pod) {
+    if !may_live(draft, &pod) {
         return forget(draft, &pod);
     }
     let stop = !(context.is_watched)(&pod);
@@ -189,9 +189,20 @@ pub(super) fn forget(draft: &mut Draft<'_>, pod: &Pod) {
     }
 }
 
-fn on_living_node(draft: &Draft<'_>, pod: &Pod) -> bool {
+/// Whether something of a pod may run somewhere. What runs on a node that is lost does not count, unless there may
+/// only be one.
+pub(super) fn may_live(draft: &Draft<'_>, pod: &Pod) -> bool {
     let node = pod.node.as_deref().and_then(|name| draft.nodes().get(name));
-    node.is_some_and(|node| node.phase == NodePhase::Ready)
+    node.is_some_and(|node| match is_singleton(draft, pod) {
+        true => !node.fenced,
+        false => node.phase.has_pods(),
+    })
+}
+
+/// Whether there may never be two that live.
+pub(super) fn is_singleton(draft: &Draft<'_>, pod: &Pod) -> bool {
+    let group = draft.job_of(pod).and_then(|job| job.groups.get(&pod.group));
+    group.is_some_and(|group| group.availability() == Availability::Singleton)
 }
 
 /// Pods that count towards the group's `count`, in the order in which they were made.

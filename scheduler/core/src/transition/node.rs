@@ -48,10 +48,10 @@ pub(super) fn returned(
     context: &mut Context<'_>,
 ) -> Result<Step, Refusal> {
     let node = find(draft, name)?;
-    if node.phase != NodePhase::Lost {
+    if node.phase.reports() {
         return Ok(Step { message: String::new(), replan: false });
     }
-    draft.put_node(Node { phase: NodePhase::Ready, left: Vec::new(), ..Node::clone(&node) });
+    draft.put_node(node.returned());
     pods_return(draft, name);
     reconcile_groups(draft, groups_on(draft, name), context);
     Ok(Step { message: format!("node {name} returned"), replan: true })
@@ -124,29 +124,99 @@ fn cut(message: &str) -> String {
 pub(super) fn lease_ended(draft: &mut Draft<'_>, names: &[String]) -> Step {
     let mut lost = Vec::new();
     for name in names {
-        let Some(node) = draft.nodes().get(name).filter(|node| node.phase == NodePhase::Ready).cloned()
-        else {
+        let Some(node) = draft.nodes().get(name).filter(|node| node.phase.has_pods()).cloned() else {
             continue;
         };
-        let pods = pods_on(draft, name);
-        let left = pods.iter().filter_map(|pod| pod.address).take(LEFT_MAX).collect();
-        draft.put_node(Node { phase: NodePhase::Lost, left, ..Node::clone(&node) });
-        pods.into_iter().for_each(|pod| lose(draft, pod, name));
+        lose_node(draft, &node, NodePhase::Lost);
         lost.push(name.as_str());
     }
     let replan = !lost.is_empty();
     Step { message: format!("lease of {} ended", lost.join(", ")), replan }
 }
 
-/// The same, by the node's own word and at once.
+fn lose_node(draft: &mut Draft<'_>, node: &Node, phase: NodePhase) {
+    let pods = pods_on(draft, &node.name);
+    let left = pods.iter().filter_map(|pod| pod.address).take(LEFT_MAX).collect();
+    draft.put_node(Node { phase, left, ..node.clone() });
+    pods.into_iter().for_each(|pod| lose(draft, pod, &node.name));
+}
+
+/// The same, by the node's own word and at once: it has ended its pods.
 pub(super) fn leaving(draft: &mut Draft<'_>, name: &str) -> Step {
-    let message = format!("node {name} was taken down");
-    Step { message, ..lease_ended(draft, &[name.to_owned()]) }
+    let names = [name.to_owned()];
+    let step = lease_ended(draft, &names);
+    fenced(draft, &names);
+    Step { message: format!("node {name} was taken down"), ..step }
+}
+
+/// The nodes get no new pods, and those that they have go on: nobody says that they are dead.
+pub(super) fn cut_off(draft: &mut Draft<'_>, names: &[String]) -> Step {
+    let mut cut = Vec::new();
+    for name in names {
+        let Some(node) = draft.nodes().get(name).filter(|node| node.phase == NodePhase::Ready).cloned()
+        else {
+            continue;
+        };
+        draft.put_node(Node { phase: NodePhase::CutOff, ..Node::clone(&node) });
+        cut.push(name.as_str());
+    }
+    Step {
+        message: format!("{} cut off: no report comes, and nobody says dead", cut.join(", ")),
+        replan: false,
+    }
+}
+
+/// What only one node may run has ended on these: another may.
+pub(super) fn fenced(draft: &mut Draft<'_>, names: &[String]) -> Step {
+    let mut done = Vec::new();
+    for name in names {
+        let is_silent = |node: &&Arc<Node>| node.phase.is_gone() || node.phase == NodePhase::CutOff;
+        let Some(node) = draft.nodes().get(name).filter(is_silent).filter(|node| !node.fenced).cloned()
+        else {
+            continue;
+        };
+        fence(draft, &node);
+        done.push(name.as_str());
+    }
+    let replan = !done.is_empty();
+    Step { message: format!("what {} alone could run has ended there", done.join(", ")), replan }
+}
+
+fn fence(draft: &mut Draft<'_>, node: &Node) {
+    let mut pods = pods_on(draft, &node.name);
+    pods.retain(|pod| group::is_singleton(draft, pod));
+    draft.put_node(Node { fenced: true, term: node.term + 1, ..node.clone() });
+    pods.into_iter().for_each(|pod| lose_singleton(draft, pod, &node.name));
+}
+
+fn lose_singleton(draft: &mut Draft<'_>, pod: Pod, node: &str) {
+    if pod.phase == PodPhase::Terminating {
+        return group::forget(draft, &pod);
+    }
+    let message = format!("its node {node} does not report, and has ended it");
+    draft.put_pod(Pod { phase: PodPhase::Lost, message, ..pod });
+}
+
+/// An operator says that a node is dead: also pods that wait for it are replaced.
+pub(super) fn dead(draft: &mut Draft<'_>, name: &str) -> Result<Step, Refusal> {
+    let node = find(draft, name)?;
+    match node.phase {
+        NodePhase::Ready => return Err(Refusal::NodeReports(name.to_owned())),
+        NodePhase::Dead => return Ok(Step { message: String::new(), replan: false }),
+        NodePhase::CutOff => lose_node(draft, &node, NodePhase::Dead),
+        NodePhase::Joined | NodePhase::Lost => {
+            draft.put_node(Node { phase: NodePhase::Dead, ..Node::clone(&node) });
+        }
+    }
+    Ok(Step { message: format!("node {name} declared dead"), replan: true })
 }
 
 fn lose(draft: &mut Draft<'_>, pod: Pod, node: &str) {
     if pod.phase == PodPhase::Terminating {
-        return group::forget(draft, &pod);
+        if !group::may_live(draft, &pod) {
+            group::forget(draft, &pod);
+        }
+        return;
     }
     let message = format!("its node {node} does not report; it waits for it");
     draft.put_pod(Pod { phase: PodPhase::Lost, message, ..pod });
@@ -154,8 +224,13 @@ fn lose(draft: &mut Draft<'_>, pod: Pod, node: &str) {
 
 pub(super) fn delete(draft: &mut Draft<'_>, name: &str, context: &mut Context<'_>) -> Result<Step, Refusal> {
     let node = find(draft, name)?;
-    if node.phase == NodePhase::Ready {
-        return Err(Refusal::NodeReports(name.to_owned()));
+    match node.phase {
+        NodePhase::Ready => return Err(Refusal::NodeReports(name.to_owned())),
+        NodePhase::CutOff => return Err(Refusal::NodeCutOff(name.to_owned())),
+        NodePhase::Joined | NodePhase::Lost | NodePhase::Dead => {}
+    }
+    if draft.pods_on(name).any(|pod| group::may_live(draft, pod)) {
+        return Err(Refusal::NotFenced(name.to_owned()));
     }
     let groups = groups_on(draft, name);
     pods_on(draft, name).iter().for_each(|pod| group::forget(draft, pod));

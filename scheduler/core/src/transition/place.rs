@@ -9,6 +9,7 @@ use std::{cmp::Reverse, sync::Arc};
 use crate::{
     draft::Draft,
     job::{Availability, Group, Job},
+    node::NodePhase,
     placement,
     pod::{Pod, PodPhase},
     transition::{Context, address, group, preempt},
@@ -60,9 +61,31 @@ impl Turn {
 
     /// Its pods without a place that may have one.
     pub(super) fn unplaced(&self, draft: &Draft<'_>) -> Vec<Arc<Pod>> {
-        let ha = self.text().is_some_and(|group| group.availability() == Availability::Ha);
+        let Some(group) = self.text() else { return Vec::new() };
         let pods = draft.unplaced_of_group(&self.job.job, &self.group);
-        pods.filter(|pod| pod.phase == PodPhase::Pending || ha).cloned().collect()
+        pods.filter(|pod| is_replaceable(draft, group, pod)).cloned().collect()
+    }
+
+    /// Of a group that may only have one pod that lives, the one that may, in words.
+    pub(super) fn in_the_way(&self, draft: &Draft<'_>) -> Option<String> {
+        if self.text()?.availability() != Availability::Singleton {
+            return None;
+        }
+        let mut pods = draft.pods_of_group(&self.job.job, &self.group);
+        let other = pods.find(|pod| group::may_live(draft, pod))?;
+        let node = other.node.as_deref().unwrap_or_default();
+        Some(format!("waits until {} has ended on {node}: there is never more than one", other.id))
+    }
+}
+
+/// A pod that is lost with its node gives way when its group wants that and its node leaves no doubt.
+fn is_replaceable(draft: &Draft<'_>, group: &Group, pod: &Pod) -> bool {
+    let node = pod.node.as_deref().and_then(|name| draft.nodes().get(name));
+    match (pod.phase, group.availability()) {
+        (PodPhase::Pending, _) | (PodPhase::Lost, Availability::Ha) => true,
+        (PodPhase::Lost, Availability::Pet) => node.is_none_or(|node| node.phase == NodePhase::Dead),
+        (PodPhase::Lost, Availability::Singleton) => !group::may_live(draft, pod),
+        _ => false,
     }
 }
 
@@ -71,6 +94,9 @@ fn place_group(draft: &mut Draft<'_>, turn: &Turn, looks: &mut usize, context: &
     let unplaced = turn.unplaced(draft);
     if unplaced.is_empty() {
         return;
+    }
+    if let Some(other) = turn.in_the_way(draft) {
+        return say(draft, &unplaced, Some(&other));
     }
     let survey = placement::survey(draft, turn.name(), wanted, context.wall);
     let demand = survey.demand(unplaced.len());

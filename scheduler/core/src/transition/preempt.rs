@@ -31,6 +31,9 @@ pub(super) fn make_room(draft: &mut Draft<'_>, context: &mut Context<'_>) -> Vec
     let mut harmed = BTreeSet::new();
     let (mut promises, mut victims) = (Promises::new(), 0);
     for turn in turns(draft).into_iter().filter(|turn| turn.job.preempts) {
+        if turn.in_the_way(draft).is_some() {
+            continue;
+        }
         let mut waiting = turn.unplaced(draft);
         while victims < VICTIMS_MAX
             && let Some(pod) = waiting.first()

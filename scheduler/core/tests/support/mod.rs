@@ -70,6 +70,12 @@ impl World {
         labels: BTreeMap<String, String>,
         claim: Claim,
     ) -> Result<Option<Revision>, Refusal> {
+        self.enroll_with(name, claim)?;
+        self.attach(name, capacity, labels)
+    }
+
+    /// A node gets a token and a certificate for this claim.
+    pub(crate) fn enroll_with(&mut self, name: &str, claim: Claim) -> Result<Option<Revision>, Refusal> {
         self.nodes_made += 1;
         let number = self.nodes_made;
         let expires = WallTime(self.wall.0 + 1000);
@@ -78,7 +84,17 @@ impl World {
         self.event("user:root", Event::CreateToken(id.clone(), token))?;
         let key = format!("key-{number}");
         let enroll = Enroll { token: id, name: Some(name.to_owned()), key, node: Some(claim) };
-        self.event(&format!("node:{name}"), Event::Enroll(enroll))?;
+        self.event(&format!("node:{name}"), Event::Enroll(enroll))
+    }
+
+    /// The node that was enrolled last attaches.
+    pub(crate) fn attach(
+        &mut self,
+        name: &str,
+        capacity: Resources,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Option<Revision>, Refusal> {
+        let number = self.nodes_made;
         let underlay = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number);
         let agent_version = "test".to_owned();
         let countables = std::mem::take(&mut self.countables);

@@ -1,0 +1,113 @@
+//! One node's lease: its numbers renew it, grants answer them, and questions about silent neighbours go the same way.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use hextet_api::v1::{
+    LeaseAnswer, LeaseGrant, LeaseRenewal, LookFor, NeighbourSeen, lease_answer::Answer,
+    lease_renewal::Renewal,
+};
+use scheduler_core::{event::Event, transition::Origin};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tonic::{Status, Streaming};
+use tracing::debug;
+
+use crate::hub::Hub;
+
+/// A node renews its lease this often in the time after which a silent one is asked about.
+const RENEWALS_PER_SILENCE: u32 = 4;
+
+/// Where a node reads its grants.
+pub(crate) type Out = mpsc::Sender<Result<LeaseAnswer, Status>>;
+
+/// The streams of the nodes that hold a lease, by name.
+#[derive(Default)]
+pub(crate) struct LeaseStreams(Mutex<BTreeMap<String, Out>>);
+
+impl LeaseStreams {
+    /// Asks `node` about another, if it listens. One that does not keep up is not asked: its neighbours are.
+    pub(crate) fn ask(&self, node: &str, look_for: LookFor) {
+        if let Some(out) = self.lock().get(node) {
+            let _ = out.try_send(Ok(LeaseAnswer { answer: Some(Answer::LookFor(look_for)) }));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Out>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves a node's lease until its stream ends. A later stream of the same node takes its place.
+pub(crate) async fn run(hub: Arc<Hub>, node: String, mut renewals: Streaming<LeaseRenewal>, out: Out) {
+    hub.lease_streams.lock().insert(node.clone(), out.clone());
+    let mut holder = Holder { hub: hub.clone(), node: node.clone(), out: out.clone(), returning: None };
+    tokio::select! {
+        () = holder.read(&mut renewals) => {}
+        () = hub.closed() => {}
+        () = out.closed() => {}
+    }
+    hub.leases().ended(&node, hub.clock.now());
+    let mut streams = hub.lease_streams.lock();
+    if streams.get(&node).is_some_and(|last| last.same_channel(&out)) {
+        streams.remove(&node);
+    }
+}
+
+struct Holder {
+    hub: Arc<Hub>,
+    node: String,
+    out: Out,
+    /// The state is being told that the node reports again.
+    returning: Option<JoinHandle<()>>,
+}
+
+impl Holder {
+    async fn read(&mut self, renewals: &mut Streaming<LeaseRenewal>) {
+        while let Ok(Some(renewal)) = renewals.message().await {
+            match renewal.renewal {
+                Some(Renewal::Number(number)) => self.renew(number),
+                Some(Renewal::Seen(NeighbourSeen { node, is_there })) => {
+                    self.hub.leases().answered(&self.node, &node, is_there);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn renew(&mut self, number: u64) {
+        let mut leases = self.hub.leases();
+        let now = self.hub.clock.now();
+        leases.renew(&self.node, now);
+        let granted = leases.grant(&self.node, now);
+        let (lease, renew) = (leases.length(), leases.silence_max() / RENEWALS_PER_SILENCE);
+        drop(leases);
+        if !granted {
+            return self.returns();
+        }
+        let term = self.hub.state().nodes().get(&self.node).map_or(0, |node| node.term);
+        let grant = LeaseGrant { number, lease_ms: ms(lease), renew_ms: ms(renew), term };
+        // A node that does not read its grants holds no lease.
+        let _ = self.out.try_send(Ok(LeaseAnswer { answer: Some(Answer::Grant(grant)) }));
+    }
+
+    /// The state holds that the node does not report. Renewals go on being read while that is put right.
+    fn returns(&mut self) {
+        if self.returning.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let (hub, node) = (self.hub.clone(), self.node.clone());
+        self.returning = Some(tokio::spawn(async move {
+            let origin = Origin { changer: format!("node:{node}"), message: String::new() };
+            if let Err(error) = hub.write(origin, Event::NodeReturned(node.clone())).await {
+                debug!(%node, %error, "its return waits for the store");
+            }
+        }));
+    }
+}
+
+fn ms(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
