@@ -98,6 +98,7 @@ fn group_to_message(name: &str, group: &Group) -> v1::Group {
         rules,
         apart: group.apart.iter().map(placement::apart_to_message).collect(),
         countables: group.resources.0.clone(),
+        rollout: group.rollout.map(placement::rollout_to_message),
         tasks: group.tasks.iter().map(|(name, task)| task_to_message(name, task)).collect(),
     }
 }
@@ -121,8 +122,9 @@ fn group_from_message(message: v1::Group) -> Result<(String, Group), ConvertErro
         tasks.insert(task.name.clone(), task_from_message(task));
     }
     let apart = message.apart.into_iter().map(placement::apart_from_message).collect();
+    let rollout = message.rollout.map(placement::rollout_from_message);
     let (count, resources) = (message.count, Countables(message.countables));
-    Ok((message.name, Group { count, availability, spread, constraints, apart, resources, tasks }))
+    Ok((message.name, Group { count, availability, spread, constraints, apart, resources, rollout, tasks }))
 }
 
 fn task_to_message(name: &str, task: &Task) -> v1::Task {
@@ -342,7 +344,7 @@ preempts: true
 preemptible: true
 groups:
   web: {count: 3, availability: pet, spread: pack, constraints: {disk: fast, rack: [a, b], cores: {at-least: 4, not: [5]}}, resources: {gpu: 1}, apart: [{by: rack}, {from: other/db}], tasks: {a: {exec: [/bin/a, b], env: {K: v}, cpu: 2, memory: 1Gi, resources: {gpu: 2}}}}
-  db: {spread: rack, tasks: {a: {exec: [/bin/a]}}}
+  db: {spread: rack, rollout: {previous: 3, next: 4, percent-next: 20}, tasks: {a: {exec: [/bin/a]}}}
 ";
 
     #[test]

@@ -42,6 +42,7 @@ fn refused(refusal: &Refusal) -> Status {
         Refusal::NodeReports(_)
         | Refusal::NodeCutOff(_)
         | Refusal::NotFenced(_)
+        | Refusal::NoVersion { .. }
         | Refusal::PodPrefix { .. } => Status::failed_precondition(text),
         Refusal::KeyReplaced => Status::unauthenticated(text),
         Refusal::Token(_) => Status::permission_denied(text),

@@ -100,6 +100,7 @@ pub(crate) fn job(name: String, count: u32, cpu: u32, spread: Spread) -> Event {
         spread,
         constraints: BTreeMap::new(),
         apart: Vec::new(),
+        rollout: None,
         resources: Countables::default(),
         tasks: BTreeMap::from([("server".to_owned(), task)]),
     };

@@ -160,6 +160,18 @@ pub enum Refusal {
     /// There is no such job.
     #[error("there is no job `{0}`; `netctl jobs` lists them")]
     NoJob(String),
+    /// A rollout names a version whose text is not kept, or that has not the group.
+    #[error("groups.{group}.rollout: job {job} has no version {version} with this group; it has {known}")]
+    NoVersion {
+        /// The job.
+        job: String,
+        /// The group.
+        group: String,
+        /// What was named.
+        version: u32,
+        /// Those that there are.
+        known: String,
+    },
     /// There is no such node.
     #[error("there is no node `{0}`; `netctl nodes` lists them")]
     NoNode(String),

@@ -15,6 +15,7 @@ use crate::{
     countable::{COUNTABLE_MAX, COUNTABLES_MAX, Countables},
     name::{self, JOB_NAME_LEN_MAX, NameError},
     quantity::{Cpu, Memory, Resources},
+    rollout::Rollout,
 };
 
 mod constraint;
@@ -89,6 +90,9 @@ pub struct Group {
     /// What a pod takes besides what its tasks take of what nodes have a number of.
     #[serde(default, skip_serializing_if = "Countables::is_empty")]
     pub resources: Countables,
+    /// Two versions of its tasks that run side by side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
     /// Its processes by name.
     #[serde(deserialize_with = "unique")]
     pub tasks: BTreeMap<String, Task>,
@@ -182,6 +186,14 @@ pub enum JobProblem {
     /// A countable that has a field of its own.
     #[error("`{0}` is a field of its own, beside `resources`")]
     OwnField(String),
+    /// A rollout of a group that may not grow.
+    #[error(
+        "a rollout has pods of both versions for a while, and of a singleton there is never more than one"
+    )]
+    SingletonRollout,
+    /// A rollout from a version to itself.
+    #[error("`previous` and `next` are both {0}: a rollout goes from one version to another")]
+    SameVersion(u32),
     /// None of a countable is asked for.
     #[error("it has to be at least 1: leave it out to ask for none")]
     Zero,
@@ -266,6 +278,7 @@ impl Group {
         at(&within("count"), check_max(u64::from(self.count), u64::from(COUNT_MAX), ""))?;
         at(&within("count"), self.check_singleton())?;
         self.validate_placement(path)?;
+        at(&within("rollout"), self.check_rollout())?;
         at(&within("tasks"), check_len(self.tasks.len(), TASKS_MAX, ""))?;
         for (name, task) in &self.tasks {
             let path = format!("{path}.tasks.{name}");
@@ -273,6 +286,15 @@ impl Group {
             task.validate(&path)?;
         }
         Ok(())
+    }
+
+    /// A rollout grows before it shrinks, which a group of which there is never more than one pod cannot.
+    fn check_rollout(&self) -> Result<(), JobProblem> {
+        match (self.rollout, self.availability()) {
+            (Some(_), Availability::Singleton) => Err(JobProblem::SingletonRollout),
+            (Some(rollout), _) => rollout.check(),
+            (None, _) => Ok(()),
+        }
     }
 
     fn validate_placement(&self, path: &str) -> Result<(), JobError> {

@@ -25,6 +25,7 @@ pub mod placement;
 pub mod pod;
 pub mod quantity;
 pub mod renewal;
+pub mod rollout;
 pub mod session;
 pub mod state;
 pub mod time;

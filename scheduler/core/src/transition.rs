@@ -23,6 +23,7 @@ mod node;
 mod place;
 mod preempt;
 mod renew;
+mod rollout;
 
 /// The most pods of all jobs together.
 pub const PODS_MAX: u64 = 2_000_000;

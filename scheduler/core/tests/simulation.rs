@@ -21,6 +21,7 @@ use scheduler_core::{
     node::NodePhase,
     pod::{Pod, PodId, PodPhase},
     quantity::{Cpu, Memory, Resources},
+    rollout::{self, Rollout},
     state::State,
 };
 use support::World;
@@ -61,7 +62,7 @@ impl Simulation {
 
     fn step(&mut self) {
         self.world.watched = self.world.rng.random_bool(0.5);
-        match self.world.rng.random_range(0..13) {
+        match self.world.rng.random_range(0..15) {
             0 => self.join(),
             1..=3 => self.apply(),
             4 => self.delete_job(),
@@ -70,6 +71,7 @@ impl Simulation {
             7 => self.delete_node(),
             8 => self.drain(),
             9 => self.conflict(),
+            10..=11 => self.roll(),
             _ => self.report(0.5),
         }
     }
@@ -78,7 +80,7 @@ impl Simulation {
     /// and nothing that is pending would fit anywhere.
     fn settle(&mut self) {
         self.everyone_returns(1.0);
-        for _ in 0..3 {
+        for _ in 0..8 {
             self.drain();
             self.report(1.0);
         }
@@ -89,7 +91,17 @@ impl Simulation {
         }
         for (name, record) in state.jobs() {
             for (group, wanted) in &record.current().unwrap().groups {
-                assert_eq!(state.pods_of_group(name, group).count(), wanted.count as usize, "{name}/{group}");
+                let pods: Vec<_> = state.pods_of_group(name, group).collect();
+                if let Some(sides) = rollout::sides(record, group, wanted) {
+                    let nexts = pods.iter().filter(|pod| rollout::is_next(record, &sides, pod)).count();
+                    let [previous, next] = sides;
+                    let full = pods.iter().any(|pod| pod.phase == PodPhase::Pending);
+                    let exact = nexts == next.text.count as usize && pods.len() == wanted.count as usize;
+                    // Without room for the new the old ones stay: it would shrink before it grows.
+                    assert!(exact || full, "{name}/{group}: {nexts} of {previous:?} to {next:?}");
+                } else {
+                    assert_eq!(pods.len(), wanted.count as usize, "{name}/{group}");
+                }
             }
         }
         let pending = state.pods().values().filter(|pod| pod.phase == PodPhase::Pending);
@@ -114,10 +126,25 @@ impl Simulation {
         assert_eq!(loaded, self.world.state, "indexes are those of the values");
 
         self.note_given(revision);
+        self.check_grows_before_it_shrinks(revision);
         let selector = "j0".parse().unwrap();
         endpoint::changed_by(revision, &selector).apply(&mut self.seen);
         assert_eq!(self.seen, endpoint::select(&self.world.state, &selector), "a watch misses nothing");
         self.check();
+    }
+
+    /// A rollout stops a pod that runs only while as many as are wanted run without it. Jobs that give way to others
+    /// may have lost more of them in the same revision.
+    fn check_grows_before_it_shrinks(&self, revision: &Revision) {
+        for change in &revision.changes {
+            let (Some(Value::Pod(old)), Some(Value::Pod(new))) = (&change.old, &change.new) else { continue };
+            let Some(job) = self.world.state.job(&new.job).filter(|job| !job.preemptible) else { continue };
+            if old.phase == PodPhase::Running && new.message.starts_with("the rollout wants") {
+                let pods = self.world.state.pods_of_group(&new.job, &new.group);
+                let running = pods.filter(|pod| pod.phase == PodPhase::Running).count();
+                assert!(running >= job.groups[&new.group].count as usize, "{} was stopped too early", new.id);
+            }
+        }
     }
 
     /// An address is given once: to no second pod, and not to the same one again.
@@ -208,6 +235,7 @@ impl Simulation {
                 .clone(),
             constraints,
             apart: Vec::new(),
+            rollout: None,
             resources: Countables(gpus),
             tasks: BTreeMap::from([("t".to_owned(), task)]),
         };
@@ -220,6 +248,26 @@ impl Simulation {
             preemptible,
             groups: BTreeMap::from([(name, group)]),
         }));
+    }
+
+    /// A rollout from the text in force to other tasks, or another percentage of one that is under way.
+    fn roll(&mut self) {
+        let rng = &mut self.world.rng;
+        let Some((name, record)) = self.world.state.jobs().choose(rng) else { return };
+        let mut job = Job::clone(record.current().unwrap());
+        let (name, version) = (name.clone(), record.version);
+        let percent_next = [0, 20, 50, 99, 100][rng.random_range(0..5)];
+        for group in job.groups.values_mut() {
+            let start = Rollout { previous: version, next: version + 1, percent_next };
+            let rollout = group.rollout.map_or(start, |rollout| Rollout { percent_next, ..rollout });
+            if group.rollout.is_none() {
+                group.tasks.get_mut("t").unwrap().exec[1] = rng.random_range(0..3).to_string();
+            }
+            group.rollout = Some(rollout);
+        }
+        let known = !self.world.state.job_record(&name).unwrap().removed;
+        assert!(known, "only jobs that are there are rolled");
+        self.event(Event::ApplyJob(job));
     }
 
     fn lose(&mut self) {
@@ -302,7 +350,10 @@ fn check_counts(state: &State) {
         let job = record.current().unwrap();
         for (group, wanted) in &job.groups {
             let pods: Vec<_> = state.pods_of_group(name, group).filter(|pod| pod.is_wanted()).collect();
-            assert_eq!(pods.len(), wanted.count as usize, "{name}/{group}");
+            match wanted.rollout {
+                None => assert_eq!(pods.len(), wanted.count as usize, "{name}/{group}"),
+                Some(_) => assert!(pods.len() >= wanted.count as usize, "{name}/{group} has {}", pods.len()),
+            }
             for pod in pods.into_iter().filter(|pod| pod.phase == PodPhase::Lost) {
                 let ha = wanted.availability() == Availability::Ha;
                 assert!(!ha || !fits_somewhere(state, pod), "{} is lost and would fit elsewhere", pod.id);
@@ -314,6 +365,10 @@ fn check_counts(state: &State) {
 /// Asked without the code under test.
 fn fits_somewhere(state: &State, pod: &Pod) -> bool {
     let wanted = &state.job(&pod.job).unwrap().groups[&pod.group];
+    let record = state.job_record(&pod.job).unwrap();
+    let sides = rollout::sides(record, &pod.group, wanted);
+    let side = sides.as_ref().map(|sides| &sides[usize::from(rollout::is_next(record, sides, pod))].text);
+    let wanted = side.unwrap_or(wanted);
     let needs = wanted.resources();
     state.nodes().values().filter(|node| node.phase == NodePhase::Ready).any(|node| {
         let usage = state.usage(&node.name);

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use hextet_api::v1;
-use scheduler_core::job::{Apart, Conditions, Constraint, Spread};
+use scheduler_core::{
+    job::{Apart, Conditions, Constraint, Spread},
+    rollout::Rollout,
+};
 
 use super::ConvertError;
 
@@ -76,4 +79,14 @@ pub(super) fn apart_to_message(apart: &Apart) -> v1::Apart {
 
 pub(super) fn apart_from_message(message: v1::Apart) -> Apart {
     Apart { from: Some(message.from).filter(|from| !from.is_empty()), by: message.by }
+}
+
+pub(super) fn rollout_to_message(rollout: Rollout) -> v1::Rollout {
+    let Rollout { previous, next, percent_next } = rollout;
+    v1::Rollout { previous, next, percent_next }
+}
+
+pub(super) fn rollout_from_message(message: v1::Rollout) -> Rollout {
+    let v1::Rollout { previous, next, percent_next } = message;
+    Rollout { previous, next, percent_next }
 }

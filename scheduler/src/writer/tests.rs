@@ -307,6 +307,7 @@ pub(crate) async fn apply(hub: &Hub, name: &str) -> Result<Committed, WriteError
     };
     let group = Group {
         apart: Vec::new(),
+        rollout: None,
         resources: Default::default(),
         count: 1,
         availability: None,

@@ -7,6 +7,7 @@ use crate::{
     node::{NODE_LABEL, NodePhase},
     pod::Pod,
     quantity::{Cpu, Memory},
+    rollout,
     state::State,
     time::WallTime,
 };
@@ -78,6 +79,11 @@ pub fn explain(demand: &Demand<'_>, candidates: &[Candidate<'_>]) -> Explanation
 pub fn why_not(state: &State, pod: &Pod, now: WallTime) -> Explanation {
     let job = state.job(&pod.job);
     let Some(wanted) = job.and_then(|job| job.groups.get(&pod.group)) else { return Explanation::default() };
+    let side = state.job_record(&pod.job).and_then(|record| {
+        let sides = rollout::sides(record, &pod.group, wanted)?;
+        Some(sides[usize::from(rollout::is_next(record, &sides, pod))].text.clone())
+    });
+    let wanted = side.as_ref().unwrap_or(wanted);
     let survey = survey(state, (&pod.job, &pod.group), wanted, now);
     explain(&survey.demand(1), &survey.all())
 }

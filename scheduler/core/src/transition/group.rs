@@ -7,7 +7,7 @@ use crate::{
     node::NodePhase,
     placement,
     pod::{Pod, PodId, PodPhase},
-    transition::{Context, Step},
+    transition::{Context, Step, rollout},
 };
 
 /// Makes the pods of one group what `wanted` says; `None` is none at all.
@@ -22,6 +22,9 @@ pub(super) fn reconcile(
         let why = "its group is no longer wanted";
         return live(draft, job, group).into_iter().for_each(|pod| stop(draft, pod, why, context));
     };
+    if let Some(sides) = rollout::sides(draft, job, group, wanted) {
+        return rollout::reconcile(draft, (job, group), wanted.count, &sides, context);
+    }
     for pod in live(draft, job, group) {
         match fate(draft, &pod, wanted) {
             Fate::Stays => {}
@@ -127,12 +130,19 @@ fn scale(draft: &mut Draft<'_>, job: &str, group: &str, wanted: &Group, context:
     pods.into_iter().take(too_many).for_each(|pod| stop(draft, pod, "fewer pods are wanted", context));
 }
 
+/// A new pod of the version in force that waits for a place.
+fn create(draft: &mut Draft<'_>, job: &str, group: &str, wanted: &Group, context: &Context<'_>) -> Pod {
+    let version = draft.job_record(job).map_or(0, |record| record.version);
+    create_of(draft, job, group, wanted, version, context)
+}
+
 /// A new pod that waits for a place.
-pub(super) fn create(
+pub(super) fn create_of(
     draft: &mut Draft<'_>,
     job: &str,
     group: &str,
     wanted: &Group,
+    job_version: u32,
     context: &Context<'_>,
 ) -> Pod {
     let serial = draft.next_serial();
@@ -141,7 +151,7 @@ pub(super) fn create(
         id: PodId::of(job, group, serial, id_key),
         job: job.to_owned(),
         group: group.to_owned(),
-        job_version: draft.job_record(job).map_or(0, |record| record.version),
+        job_version,
         serial,
         resources: wanted.resources(),
         countables: wanted.countables(),
@@ -206,7 +216,7 @@ pub(super) fn is_singleton(draft: &Draft<'_>, pod: &Pod) -> bool {
 }
 
 /// Pods that count towards the group's `count`, in the order in which they were made.
-fn live(draft: &Draft<'_>, job: &str, group: &str) -> Vec<Pod> {
+pub(super) fn live(draft: &Draft<'_>, job: &str, group: &str) -> Vec<Pod> {
     let wanted = draft.pods_of_group(job, group).filter(|pod| pod.is_wanted());
     wanted.map(|pod| Pod::clone(pod)).collect()
 }

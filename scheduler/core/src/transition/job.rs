@@ -7,7 +7,7 @@ use crate::{
     draft::Draft,
     event::Refusal,
     job::Job,
-    transition::{Context, PODS_MAX, Step, group},
+    transition::{Context, PODS_MAX, Step, group, rollout},
 };
 
 pub(super) fn apply(
@@ -21,6 +21,7 @@ pub(super) fn apply(
         return Ok(Step { message: String::new(), replan: false });
     }
     check_total(draft, job)?;
+    rollout::check(draft, job, next_version(draft, &job.job))?;
     let version = bring_about(draft, job, None, changer, context);
     Ok(Step { message: format!("job {} version {version} applied", job.job), replan: true })
 }
@@ -35,6 +36,7 @@ pub(super) fn rollback(
 ) -> Result<Step, Refusal> {
     job.validate()?;
     check_total(draft, job)?;
+    rollout::check(draft, job, next_version(draft, &job.job))?;
     let version = bring_about(draft, job, Some(to), changer, context);
     Ok(Step { message: format!("job {} version {version} = {to}", job.job), replan: true })
 }
@@ -79,7 +81,11 @@ fn check_total(draft: &Draft<'_>, job: &Job) -> Result<(), Refusal> {
     if wanted > PODS_MAX { Err(Refusal::TooManyPods { wanted, max: PODS_MAX }) } else { Ok(()) }
 }
 
-/// Makes the text the next version; older ones stay as long as a pod runs them.
+fn next_version(draft: &Draft<'_>, job: &str) -> u32 {
+    draft.job_record(job).map_or(1, |record| record.version.saturating_add(1))
+}
+
+/// Makes the text the next version; older ones stay as long as a pod runs them or its rollouts name them.
 fn put_version(
     draft: &mut Draft<'_>,
     job: &Job,
@@ -88,9 +94,9 @@ fn put_version(
     context: &Context<'_>,
 ) -> u32 {
     let old = draft.job_record(&job.job).cloned();
-    let version = old.as_ref().map_or(1, |record| record.version.saturating_add(1));
+    let version = next_version(draft, &job.job);
     let mut versions = old.map(|record| record.versions.clone()).unwrap_or_default();
-    versions.retain(|version, _| draft.runs_version(&job.job, *version));
+    versions.retain(|version, _| draft.runs_version(&job.job, *version) || rollout::names(job, *version));
     versions.insert(version, Arc::new(job.clone()));
     let (applied, changer) = (context.wall, changer.to_owned());
     draft.put_job(&job.job, JobRecord { version, versions, removed: false, applied, changer, equals });

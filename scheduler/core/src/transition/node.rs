@@ -76,13 +76,34 @@ pub(super) fn reports(
 ) -> Result<Step, Refusal> {
     // A report is as good a sign of life as a heartbeat.
     let mut replan = returned(draft, name, context)?.replan;
+    let mut changed = BTreeSet::new();
     for report in reports {
         let Some(pod) = draft.pods().get(&report.id).map(|pod| Pod::clone(pod)) else { continue };
         if pod.node.as_deref() == Some(name) {
+            let (before, group) = (pod.phase, (pod.job.clone(), pod.group.clone()));
             replan |= take_report(draft, pod, report, context);
+            if draft.pods().get(&report.id).is_none_or(|pod| pod.phase != before) {
+                changed.insert(group);
+            }
         }
     }
+    replan |= go_on_with_rollouts(draft, changed, context);
     Ok(Step { message: format!("node {name} reported"), replan })
+}
+
+/// A rollout goes on when one of its pods runs, and stops what it no longer needs. Says whether there was one.
+fn go_on_with_rollouts(
+    draft: &mut Draft<'_>,
+    mut changed: BTreeSet<(String, String)>,
+    context: &mut Context<'_>,
+) -> bool {
+    changed.retain(|(job, group)| {
+        let text = draft.job(job).and_then(|job| job.groups.get(group));
+        text.is_some_and(|text| text.rollout.is_some())
+    });
+    let any = !changed.is_empty();
+    reconcile_groups(draft, changed, context);
+    any
 }
 
 /// Says whether room has become free.

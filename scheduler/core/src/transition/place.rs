@@ -12,7 +12,8 @@ use crate::{
     node::NodePhase,
     placement,
     pod::{Pod, PodPhase},
-    transition::{Context, address, group, preempt},
+    rollout::{Side, is_next},
+    transition::{Context, address, group, preempt, rollout},
 };
 
 /// How many pods of a group get a new reason in one revision; the others keep an older one for now.
@@ -25,6 +26,8 @@ const LOOKS_MAX: usize = 200_000;
 pub(super) struct Turn {
     pub(super) job: Arc<Job>,
     pub(super) group: String,
+    /// Of a group in a rollout its versions, and which of them this is.
+    side: Option<([Side; 2], usize)>,
 }
 
 pub(super) fn place_all(draft: &mut Draft<'_>, context: &mut Context<'_>) {
@@ -42,8 +45,8 @@ pub(super) fn turns(draft: &Draft<'_>) -> Vec<Turn> {
     let mut turns = Vec::new();
     for (name, group) in draft.unplaced_groups() {
         let first = draft.unplaced_of_group(&name, &group).next().map(|pod| pod.serial);
-        if let Some(job) = draft.job(&name).cloned() {
-            turns.push(((Reverse(job.priority), first), Turn { job, group }));
+        for turn in Turn::of(draft, &name, group) {
+            turns.push(((Reverse(turn.job.priority), first), turn));
         }
     }
     turns.sort_by_key(|(order, _)| *order);
@@ -51,8 +54,28 @@ pub(super) fn turns(draft: &Draft<'_>) -> Vec<Turn> {
 }
 
 impl Turn {
+    /// The pods of a group without a place: all are alike, or in a rollout those of each version.
+    pub(super) fn of(draft: &Draft<'_>, job: &str, group: String) -> Vec<Turn> {
+        let Some(job) = draft.job(job).cloned() else { return Vec::new() };
+        let sides = job.groups.get(&group).and_then(|text| rollout::sides(draft, &job.job, &group, text));
+        let turn = |side| Turn { job: job.clone(), group: group.clone(), side };
+        match sides {
+            None => vec![turn(None)],
+            Some(sides) => vec![turn(Some((sides.clone(), 1))), turn(Some((sides, 0)))],
+        }
+    }
+
     pub(super) fn text(&self) -> Option<&Group> {
-        self.job.groups.get(&self.group)
+        match &self.side {
+            Some((sides, which)) => Some(&sides[*which].text),
+            None => self.job.groups.get(&self.group),
+        }
+    }
+
+    fn has(&self, draft: &Draft<'_>, pod: &Pod) -> bool {
+        let Some((sides, which)) = &self.side else { return true };
+        let record = draft.job_record(&self.job.job);
+        record.is_some_and(|record| is_next(record, sides, pod) == (*which == 1))
     }
 
     pub(super) fn name(&self) -> (&str, &str) {
@@ -63,7 +86,7 @@ impl Turn {
     pub(super) fn unplaced(&self, draft: &Draft<'_>) -> Vec<Arc<Pod>> {
         let Some(group) = self.text() else { return Vec::new() };
         let pods = draft.unplaced_of_group(&self.job.job, &self.group);
-        pods.filter(|pod| is_replaceable(draft, group, pod)).cloned().collect()
+        pods.filter(|pod| is_replaceable(draft, group, pod) && self.has(draft, pod)).cloned().collect()
     }
 
     /// Of a group that may only have one pod that lives, the one that may, in words.
@@ -104,7 +127,7 @@ fn place_group(draft: &mut Draft<'_>, turn: &Turn, looks: &mut usize, context: &
     let (placed, left) = unplaced.split_at(nodes.len());
     for (pod, node) in placed.iter().zip(&nodes) {
         let pod = Pod::clone(pod);
-        let pod = if pod.phase == PodPhase::Lost { replace(draft, &pod, wanted, context) } else { pod };
+        let pod = if pod.phase == PodPhase::Lost { replace(draft, &pod, turn, wanted, context) } else { pod };
         settle(draft, pod, node, context);
     }
     if !left.is_empty() {
@@ -127,9 +150,11 @@ fn why_not(
 }
 
 /// A new pod in the place of one that is lost with its node.
-fn replace(draft: &mut Draft<'_>, lost: &Pod, wanted: &Group, context: &mut Context<'_>) -> Pod {
+fn replace(draft: &mut Draft<'_>, lost: &Pod, turn: &Turn, wanted: &Group, context: &mut Context<'_>) -> Pod {
     group::forget(draft, lost);
-    group::create(draft, &lost.job, &lost.group, wanted, context)
+    let in_force = draft.job_record(&lost.job).map_or(0, |record| record.version);
+    let version = turn.side.as_ref().map_or(in_force, |(sides, which)| sides[*which].version);
+    group::create_of(draft, &lost.job, &lost.group, wanted, version, context)
 }
 
 fn settle(draft: &mut Draft<'_>, pod: Pod, node: &str, context: &mut Context<'_>) {

@@ -50,14 +50,14 @@ pub(super) fn make_room(draft: &mut Draft<'_>, context: &mut Context<'_>) -> Vec
             waiting.remove(0);
         }
     }
-    harmed.into_iter().filter_map(|(job, group)| refill(draft, &job, group, context)).collect()
+    harmed.into_iter().flat_map(|(job, group)| refill(draft, &job, group, context)).collect()
 }
 
 /// Makes pods anew for those that gave way.
-fn refill(draft: &mut Draft<'_>, job: &str, group: String, context: &mut Context<'_>) -> Option<Turn> {
-    let text = draft.job(job).cloned()?;
+fn refill(draft: &mut Draft<'_>, job: &str, group: String, context: &mut Context<'_>) -> Vec<Turn> {
+    let Some(text) = draft.job(job).cloned() else { return Vec::new() };
     group::reconcile(draft, job, &group, text.groups.get(&group), context);
-    Some(Turn { job: text, group })
+    Turn::of(draft, job, group)
 }
 
 /// A node that has room once some pods are gone.

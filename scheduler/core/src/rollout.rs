@@ -1,0 +1,160 @@
+//! A group that runs two versions of itself: which pods are of which, and how many of each there are to be.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    change::JobRecord,
+    job::{Group, JobProblem},
+    pod::{Pod, PodPhase},
+};
+
+/// Two versions of a group's tasks, and how many of its pods are of the next, in hundredths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Rollout {
+    /// The version of the job that is left.
+    pub previous: u32,
+    /// The version of the job that is gone to; it may be that of the text in which this stands.
+    pub next: u32,
+    /// 0 is back to the previous, 100 is all the way to the next.
+    pub percent_next: u32,
+}
+
+/// One of the two versions of a group in a rollout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// The version of the job that its pods run.
+    pub version: u32,
+    /// What they are: the tasks, resources and constraints of that version, and all else of the text in force. Its
+    /// `count` is that of this side.
+    pub text: Group,
+}
+
+impl Rollout {
+    /// How many of `count` pods are of the next version: rounded up, as a percentage above zero that tries nothing
+    /// would pass every check; but below 100 % one stays of the previous version if there are two or more.
+    #[must_use]
+    pub fn next_of(&self, count: u32) -> u32 {
+        if self.percent_next >= 100 {
+            return count;
+        }
+        let rounded = (u64::from(count) * u64::from(self.percent_next)).div_ceil(100);
+        let rounded = u32::try_from(rounded).unwrap_or(count);
+        if count >= 2 { rounded.min(count - 1) } else { rounded }
+    }
+
+    /// Checks what can be told without knowing which versions there are.
+    ///
+    /// # Errors
+    /// Both versions are the same, one of them is none, or the percentage is none.
+    pub fn check(&self) -> Result<(), JobProblem> {
+        if self.previous == self.next {
+            return Err(JobProblem::SameVersion(self.next));
+        }
+        if self.previous == 0 || self.next == 0 {
+            return Err(JobProblem::Zero);
+        }
+        match self.percent_next {
+            0..=100 => Ok(()),
+            given => Err(JobProblem::TooMany { given: u64::from(given), max: 100, unit: "" }),
+        }
+    }
+}
+
+/// The previous and the next side of a group whose text in force is `wanted`; none when it has no rollout, or a text
+/// is missing, which no text that was applied lets happen.
+#[must_use]
+pub fn sides(record: &JobRecord, group: &str, wanted: &Group) -> Option<[Side; 2]> {
+    let rollout = wanted.rollout?;
+    let next = rollout.next_of(wanted.count);
+    let side = |version: u32, count: u32| {
+        let of_version = record.versions.get(&version)?.groups.get(group)?;
+        let text = Group {
+            count,
+            // That of the whole group: one pod of three is as important as the others.
+            availability: Some(wanted.availability()),
+            tasks: of_version.tasks.clone(),
+            resources: of_version.resources.clone(),
+            constraints: of_version.constraints.clone(),
+            rollout: None,
+            ..wanted.clone()
+        };
+        Some(Side { version, text })
+    };
+    Some([side(rollout.previous, wanted.count - next)?, side(rollout.next, next)?])
+}
+
+/// Whether `pod` is of the next side. One of another version than the two is, when its tasks are the same; all others
+/// are of the previous side, and are replaced as its own are.
+#[must_use]
+pub fn is_next(record: &JobRecord, [previous, next]: &[Side; 2], pod: &Pod) -> bool {
+    if pod.job_version == next.version || pod.job_version == previous.version {
+        return pod.job_version == next.version;
+    }
+    let now = record.versions.get(&pod.job_version).and_then(|job| job.groups.get(&pod.group));
+    now.is_some_and(|now| now.tasks == next.text.tasks && now.resources == next.text.resources)
+}
+
+/// Which of the live pods of a group stop, when `surplus` of these `pods` are too many and `serving` pods of the whole
+/// group run: first all that serve nobody, then as many of those that run as leave `count` that do. The newest first.
+#[must_use]
+pub fn to_stop(mut pods: Vec<Pod>, surplus: usize, serving: &mut usize, count: usize) -> Vec<Pod> {
+    let runs = |pod: &Pod| pod.phase == PodPhase::Running;
+    pods.sort_by_key(|pod| (runs(pod), u64::MAX - pod.serial));
+    let mut stopping = Vec::new();
+    for pod in pods.into_iter().take(surplus) {
+        if runs(&pod) {
+            if *serving <= count {
+                break;
+            }
+            *serving -= 1;
+        }
+        stopping.push(pod);
+    }
+    stopping
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_rounded_up_and_one_stays_below_all() {
+        let cases = [
+            (10, 0, 0),
+            (10, 1, 1),
+            (10, 20, 2),
+            (10, 21, 3),
+            (10, 99, 9),
+            (10, 100, 10),
+            (3, 20, 1),
+            (3, 70, 2),
+            (2, 99, 1),
+            (1, 0, 0),
+            (1, 1, 1),
+            (0, 50, 0),
+            (0, 100, 0),
+        ];
+        for (count, percent_next, next) in cases {
+            let rollout = Rollout { previous: 1, next: 2, percent_next };
+            assert_eq!(rollout.next_of(count), next, "{percent_next} % of {count}");
+        }
+    }
+
+    #[test]
+    fn more_percent_are_never_fewer_pods() {
+        for count in 0..50 {
+            let next = |percent_next| Rollout { previous: 1, next: 2, percent_next }.next_of(count);
+            assert!((0..100).all(|percent| next(percent) <= next(percent + 1)), "{count}");
+        }
+    }
+
+    #[test]
+    fn a_rollout_has_two_versions_and_a_percentage() {
+        let check = |previous, next, percent_next| Rollout { previous, next, percent_next }.check();
+        assert_eq!(check(3, 4, 20), Ok(()));
+        assert_eq!(check(4, 4, 20), Err(JobProblem::SameVersion(4)));
+        assert_eq!(check(0, 4, 20), Err(JobProblem::Zero));
+        assert!(matches!(check(3, 4, 101), Err(JobProblem::TooMany { given: 101, max: 100, .. })));
+    }
+}
