@@ -144,7 +144,7 @@ async fn a_key_an_address_and_a_name_have_one_node() {
     let second = try_enroll(&token, &Key::generate().unwrap(), "n2", 2).await.unwrap();
     let (refused, message) = code(hello_with(&second, support::hello_of("n1")).await);
     assert_eq!(refused, Code::AlreadyExists);
-    assert!(message.contains("is that of node `n1`, which reports"), "{message}");
+    assert!(message.contains("is that of node `n1`, which is not lost"), "{message}");
     let nodes = server.nodes().await;
     assert_eq!(
         nodes.iter().map(|node| node.phase()).collect::<Vec<_>>(),

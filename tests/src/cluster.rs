@@ -60,9 +60,17 @@ pub struct Server {
 struct ServerCommand {
     dir: PathBuf,
     args: Vec<String>,
+    environment: Vec<(String, OsString)>,
 }
 
 impl Server {
+    /// The same server, to be started with more in its environment.
+    #[must_use]
+    pub fn with_environment(mut self, more: &[(String, OsString)]) -> Server {
+        self.command.environment.extend_from_slice(more);
+        self
+    }
+
     /// Starts it and waits until it answers.
     ///
     /// # Errors
@@ -78,6 +86,7 @@ impl Server {
             command.arg("--lease").arg(format!("{}s", scaled(LEASE).as_secs()));
         }
         command.args(&self.command.args);
+        command.envs(self.command.environment.iter().map(|(k, v)| (k, v)));
         let before = self.daemon.log_len();
         self.daemon.start(command)?;
         self.daemon.wait_ready(Duration::from_secs(10), before, || self.answers())
@@ -118,6 +127,13 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// The same agent, to be started with more in its environment.
+    #[must_use]
+    pub fn with_environment(mut self, more: &[(String, OsString)]) -> Agent {
+        self.environment.extend_from_slice(more);
+        self
+    }
+
     /// Starts it, with a token when it has not joined yet.
     ///
     /// # Errors
@@ -213,7 +229,11 @@ impl Testbed {
     pub fn server(&self) -> Server {
         Server {
             daemon: Daemon::new("server", self.netns("n1"), &self.dir),
-            command: ServerCommand { dir: self.dir.clone(), args: self.options.server_args.clone() },
+            command: ServerCommand {
+                dir: self.dir.clone(),
+                args: self.options.server_args.clone(),
+                environment: Vec::new(),
+            },
         }
     }
 

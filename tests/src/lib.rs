@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod lan;
 pub mod machine;
 pub mod meter;
+pub mod moved_clock;
 pub mod netns;
 pub mod probe;
 pub mod process;

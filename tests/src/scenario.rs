@@ -23,6 +23,8 @@ pub const PING: (&str, &str) = ("ping", "iputils-ping");
 pub const TCPDUMP: (&str, &str) = ("tcpdump", "tcpdump");
 /// `curl`.
 pub const CURL: (&str, &str) = ("curl", "curl");
+/// `faketime`.
+pub const FAKETIME: (&str, &str) = ("faketime", "faketime");
 /// `iperf3`.
 pub const IPERF: (&str, &str) = ("iperf3", "iperf3");
 /// `radvd`.

@@ -7,18 +7,24 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hextet_tests::cluster::Agent;
+use hextet_tests::cluster::{Agent, Server};
+use hextet_tests::moved_clock::days_ahead;
 use hextet_tests::netns::{self, NetNs};
 use hextet_tests::probe::{all_greet, greet, host_link};
 use hextet_tests::process::{Daemon, describe, end_all_in, living_in};
 use hextet_tests::progress::Progress;
-use hextet_tests::scenario::{BUSYBOX, CURL, NFT, Needs, check, scenario};
+use hextet_tests::scenario::{BUSYBOX, CURL, FAKETIME, NFT, Needs, check, scenario};
 use hextet_tests::testbed::netctl_program;
 use hextet_tests::wait::wait_for;
 use hextet_tests::{Options, Pod, Testbed, jobs, machine, wait_until};
 
 const NEEDS: Needs = Needs { programs: &[CURL, BUSYBOX, NFT] };
 const SOON: Duration = Duration::from_secs(20);
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+/// How soon a node has its pods again that starts with nothing but its disk.
+const COLD: Duration = Duration::from_secs(5);
+/// What an agent says of a new certificate.
+const RENEWED: &str = "the node has a new certificate";
 
 fn ids(pods: &[Pod]) -> BTreeSet<&str> {
     pods.iter().map(|pod| pod.id.as_str()).collect()
@@ -199,6 +205,80 @@ fn cold_boot(testbed: &Testbed) -> Result<()> {
         ensure!(after == pods, "{after:?} were {pods:?}");
         all_greet(&client, &after, SOON)
     })
+}
+
+#[test]
+fn a_month_without_a_server_ends_as_if_nothing_had_been() {
+    let needs = Needs { programs: &[CURL, BUSYBOX, NFT, FAKETIME] };
+    scenario("a_month_without_a_server_ends_as_if_nothing_had_been", needs, Options::default(), month);
+}
+
+/// n1 is left alone, n2 loses its power and starts 40 days later, n3's agent starts 400 days later: its certificate has
+/// ended by then.
+fn month(testbed: &Testbed) -> Result<()> {
+    let client = testbed.netns("client");
+    testbed.apply(&jobs::hello(6))?;
+    let pods = testbed.wait_running("hello", 6, SOON)?;
+    all_greet(&client, &pods, SOON)?;
+    let on = |node: &str| pods.iter().filter(|pod| pod.node == node).cloned().collect::<Vec<Pod>>();
+    testbed.server().kill9()?;
+    let n2 = testbed.agent("n2").with_environment(&days_ahead(40)?);
+    let n3 = testbed.agent("n3").with_environment(&days_ahead(400)?);
+    check("a node that starts 40 days later has its pods within 5 s", || {
+        wipe(testbed, "n2", &on("n2"))?;
+        n2.start()?;
+        all_greet(&client, &on("n2"), COLD)
+    })?;
+    check("pods are kept by an agent that starts 400 days later, and started again", || {
+        n3.kill9()?;
+        n3.start()?;
+        all_greet(&client, &on("n3"), COLD)?;
+        let place = NetNs::named(&on("n3")[0].id);
+        end_all_in(&place.identity().into_iter().collect(), Duration::ZERO)?;
+        all_greet(&client, &on("n3"), COLD)
+    })?;
+    let agents = || NODES.map(|node| testbed.agent(node).pid());
+    let before = agents();
+    let reconciles = |server: &Server| {
+        returns(testbed, server, &pods)?;
+        ensure!(agents() == before, "no agent was started anew: {:?} were {before:?}", agents());
+        Ok(())
+    };
+    let renewals = |node: &str| testbed.agent(node).log().matches(RENEWED).count();
+    check("the server returns, with the clock of before: all is as it was", || {
+        reconciles(&testbed.server())?;
+        ensure!(
+            NODES.map(renewals) == [0, 0, 1],
+            "who has renewed its certificate: {:?}",
+            NODES.map(renewals)
+        );
+        testbed.server().kill9()
+    })?;
+    check("the server returns 400 days later, by whose clock no certificate is good: the same", || {
+        reconciles(&testbed.server().with_environment(&days_ahead(400)?))?;
+        ensure!(
+            NODES.map(renewals) == [1, 1, 2],
+            "who has renewed its certificate: {:?}",
+            NODES.map(renewals)
+        );
+        testbed.server().kill9()
+    })?;
+    check("and with the clock of before again", || reconciles(&testbed.server()))
+}
+
+/// The server starts: every node attaches, the pods are these and no others, and answer.
+fn returns(testbed: &Testbed, server: &Server, pods: &[Pod]) -> Result<()> {
+    let agents = NODES.map(|node| testbed.agent(node));
+    let since = agents.each_ref().map(|agent| agent.daemon().log_len());
+    server.start()?;
+    for (agent, since) in agents.iter().zip(since) {
+        wait_until(SOON, "each node is attached", || {
+            agent.daemon().log_since(since).contains("attached to the server")
+        })?;
+    }
+    let after = testbed.wait_running("hello", pods.len(), SOON)?;
+    ensure!(after == pods, "{after:?} were {pods:?}");
+    all_greet(&testbed.netns("client"), &after, SOON)
 }
 
 /// What a power failure leaves of a node: its disk.

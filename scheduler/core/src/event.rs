@@ -212,7 +212,7 @@ pub enum Refusal {
     TooManyRenewals,
     /// Another node has the address.
     #[error(
-        "the underlay address {address} is that of node `{node}`, which reports: give this node another, or name another of its \
+        "the underlay address {address} is that of node `{node}`, which is not lost: give this node another, or name another of its \
          addresses with --underlay"
     )]
     UnderlayTaken {

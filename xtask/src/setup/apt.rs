@@ -8,12 +8,13 @@ use super::services;
 use crate::process::{self, find_program};
 
 /// Programs and where Debian keeps them. A program found elsewhere is as good.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 16] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("cc", "gcc"),
     ("curl", "curl"),
     ("etcd", "etcd-server"),
+    ("faketime", "faketime"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("ndppd", "ndppd"),

@@ -31,12 +31,12 @@ pub(super) fn hello(
     Ok(Step { message: format!("node {name} attached"), replan: true })
 }
 
-/// Of two nodes with one address neither could be told where the other's packets go. That of a node that does not report
+/// Of two nodes with one address neither could be told where the other's packets go. That of a node that is lost
 /// may have been given to another machine.
 fn check_underlay(draft: &Draft<'_>, name: &str, address: Ipv6Addr) -> Result<(), Refusal> {
     let has_it = |node: &&Arc<Node>| node.name != name && node.underlay == Some(address);
     let mut others = draft.nodes().values().filter(has_it);
-    match others.find(|node| node.phase == NodePhase::Ready) {
+    match others.find(|node| node.phase.has_pods()) {
         Some(other) => Err(Refusal::UnderlayTaken { address, node: other.name.clone() }),
         None => Ok(()),
     }
