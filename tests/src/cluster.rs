@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use crate::command::{Output, Run, ip_batch_holding};
 use crate::machine::{self, Lock};
-use crate::process::Daemon;
+use crate::netns::NetNs;
+use crate::process::{Daemon, end_all_in};
 use crate::testbed::{Testbed, netctl_program};
 use crate::topology::Place;
 use crate::wait::{scaled, wait_for};
@@ -364,7 +365,7 @@ impl Testbed {
         Ok(nodes.iter().map(|node| (text(node, &["node"]), phase(node))).collect())
     }
 
-    /// Waits until a node is in a phase (`ready`, `lost`).
+    /// Waits until a node is in a phase (`ready`, `cut-off`, `lost`).
     ///
     /// # Errors
     /// When that does not happen in time.
@@ -377,6 +378,17 @@ impl Testbed {
             }
         })?;
         Ok(())
+    }
+
+    /// Pulls a node's cable and ends all that runs on it, these pods included.
+    ///
+    /// # Errors
+    /// When its agent does not run, or something survives.
+    pub fn kill_node(&self, node: &str, pods: &[&Pod]) -> Result<()> {
+        self.run_in(node, &["ip", "link", "set", "eth0", "down"]).success()?;
+        self.agent(node).kill9()?;
+        let places = pods.iter().map(|pod| NetNs::named(&pod.id)).chain([self.netns(node)]);
+        end_all_in(&places.filter_map(|place| place.identity()).collect(), Duration::ZERO)
     }
 
     /// The /64 of a node.

@@ -129,7 +129,7 @@ fn node_lost(testbed: &Testbed) -> Result<()> {
     all_greet(&client, std::slice::from_ref(&pet), SOON)?;
     let lost = before.iter().find(|pod| pod.node == "n3").context("a pod is on n3")?.clone();
     check("a new pod takes the place of the one that was lost", || {
-        cut_off(testbed, "n3", &[&lost, &pet])?;
+        testbed.kill_node("n3", &[&lost, &pet])?;
         testbed.wait_node("n3", "lost", SOON)?;
         let (_, pods) = wait_for(SOON, "three pods run on n1 and n2", || {
             let pods = testbed.pods("hello").map_err(|e| format!("{e:#}"))?;
@@ -162,14 +162,6 @@ fn node_lost(testbed: &Testbed) -> Result<()> {
         wait_until(SOON, "the namespace of the replaced pod is gone", || !netns::list().contains(&lost.id))?;
         Ok(())
     })
-}
-
-/// A node whose cable is pulled and whose programs die.
-fn cut_off(testbed: &Testbed, node: &str, pods: &[&Pod]) -> Result<()> {
-    testbed.run_in(node, &["ip", "link", "set", "eth0", "down"]).success()?;
-    testbed.agent(node).kill9()?;
-    let places = pods.iter().map(|pod| NetNs::named(&pod.id)).chain([testbed.netns(node)]);
-    end_all_in(&places.filter_map(|place| place.identity()).collect(), Duration::ZERO)
 }
 
 #[test]

@@ -1,0 +1,230 @@
+//! Nodes fall silent: dead, cut off, or only busy. Who is replaced, when, and who is left alone.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use hextet_tests::netns;
+use hextet_tests::probe::{all_greet, greet};
+use hextet_tests::progress::Progress;
+use hextet_tests::scenario::{BUSYBOX, CURL, NFT, Needs, check, scenario};
+use hextet_tests::wait::{scaled, wait_for};
+use hextet_tests::{Options, Pod, Testbed, jobs, wait_until};
+
+const NEEDS: Needs = Needs { programs: &[CURL, BUSYBOX, NFT] };
+const SOON: Duration = Duration::from_secs(20);
+/// The lease that a server has when nothing is said.
+const LEASE: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_dead_node_is_replaced_long_before_its_lease_ends() {
+    scenario("a_dead_node_is_replaced_long_before_its_lease_ends", NEEDS, Options::default(), dead);
+}
+
+fn dead(testbed: &Testbed) -> Result<()> {
+    let client = testbed.netns("client");
+    testbed.apply(jobs::HELLO)?;
+    testbed.apply(&jobs::hello_as("cat", 1, &["availability: pet", "constraints: {node: n3}"]))?;
+    let before = testbed.wait_running("hello", 3, SOON)?;
+    let pet = testbed.wait_running("cat", 1, SOON)?.remove(0);
+    all_greet(&client, &before, SOON)?;
+    let lost = before.iter().find(|pod| pod.node == "n3").context("a pod is on n3")?.clone();
+    check("a pod in its place answers before the lease could have ended", || {
+        let died = Instant::now();
+        testbed.kill_node("n3", &[&lost, &pet])?;
+        wait_for(SOON, "a pod in its place answers", || {
+            let pods = testbed.pods("hello").map_err(|error| format!("{error:#}"))?;
+            let new = pods.into_iter().find(|pod| !before.contains(pod) && pod.phase == "running");
+            greet(&client, &new.ok_or("there is no new pod")?).map_err(|error| format!("{error:#}"))
+        })?;
+        let took = died.elapsed();
+        println!("a pod in the place of one on a dead node answers after {} ms", took.as_millis());
+        ensure!(took < scaled(LEASE), "it took {took:?}");
+        Ok(())
+    })?;
+    check("the pet waits, until somebody says that the node is dead", || {
+        let pods = testbed.pods("cat")?;
+        ensure!(pods.len() == 1 && pods[0].id == pet.id && pods[0].phase == "lost", "{pods:?}");
+        let refused = testbed.netctl(&["node", "dead", "n1"])?.failed_with(1)?;
+        ensure!(refused.contains("still reports"), "{refused}");
+        testbed.netctl(&["node", "dead", "n3", "-m", "its power supply burnt"])?.success()?;
+        testbed.wait_node("n3", "dead", SOON)?;
+        testbed.apply(&jobs::hello_as("cat", 1, &["availability: pet"]))?;
+        let again = testbed.wait_running("cat", 1, SOON)?.remove(0);
+        ensure!(again.node != "n3" && again.id != pet.id, "{again:?}");
+        all_greet(&client, &[again], SOON)
+    })?;
+    check("it was not dead: it returns, and gives up both before it serves them again", || {
+        testbed.run_in("n3", &["ip", "link", "set", "eth0", "up"]).success()?;
+        let since = testbed.agent("n3").daemon().log_len();
+        // Its addresses and routes went with the interface; a machine's network configuration sets them again.
+        Testbed::up(testbed.prefix().clone(), testbed.options().clone(), Progress::Quiet)?;
+        testbed.wait_node("n3", "ready", SOON)?;
+        wait_until(SOON, "nothing of them is left", || {
+            [&lost, &pet].iter().all(|pod| !netns::list().contains(&pod.id))
+        })?;
+        let log = testbed.agent("n3").daemon().log_since(since);
+        let ran = |pod: &Pod| log.lines().any(|line| line.contains(&pod.id) && line.contains("running"));
+        ensure!(!ran(&lost) && !ran(&pet), "one of them ran again: {log}");
+        testbed.wait_running("hello", 3, SOON).map(drop)
+    })
+}
+
+#[test]
+fn a_cut_of_the_control_path_leaves_pods_and_traffic_alone() {
+    scenario("a_cut_of_the_control_path_leaves_pods_and_traffic_alone", NEEDS, Options::default(), cut);
+}
+
+fn cut(testbed: &Testbed) -> Result<()> {
+    let client = testbed.netns("client");
+    testbed.apply(jobs::HELLO)?;
+    let before = testbed.wait_running("hello", 3, SOON)?;
+    all_greet(&client, &before, SOON)?;
+    check("its neighbours reach it: it is cut off, for more than a lease, and all pods answer", || {
+        cut_control(testbed, "n3")?;
+        testbed.wait_node("n3", "cut-off", SOON)?;
+        let since = Instant::now();
+        while since.elapsed() < scaled(LEASE) + Duration::from_secs(2) {
+            before.iter().try_for_each(|pod| greet(&client, pod))?;
+            sleep(Duration::from_millis(100));
+        }
+        ensure!(testbed.pods("hello")? == before, "{:?}", testbed.pods("hello")?);
+        ensure!(testbed.node_phases()?["n3"] == "cut-off", "{:?}", testbed.node_phases()?);
+        Ok(())
+    })?;
+    check("it is back with the same pods, none restarted", || {
+        mend_control(testbed, "n3")?;
+        testbed.wait_node("n3", "ready", SOON)?;
+        let after = testbed.wait_running("hello", 3, SOON)?;
+        ensure!(after == before, "{after:?} were {before:?}");
+        testbed.plans_nothing_on("n3")
+    })
+}
+
+#[test]
+fn of_a_singleton_there_are_never_two_that_live() {
+    scenario("of_a_singleton_there_are_never_two_that_live", NEEDS, Options::default(), singleton);
+}
+
+/// A job whose pod writes who it is, all the time, into a file that outlives it.
+fn queue(testbed: &Testbed, more: &str) -> String {
+    let beats = testbed.dir().join("beats");
+    let script = format!("echo $HEXTET_POD $HEXTET_FENCING_TOKEN >> {}", beats.display());
+    format!(
+        "job: queue\ngroups:\n  boss:\n    count: 1\n    availability: singleton\n{more}    tasks:\n      t:\n        \
+         exec: [/bin/sh, -c, 'while :; do {script}; sleep 0.02; done']\n"
+    )
+}
+
+fn singleton(testbed: &Testbed) -> Result<()> {
+    let beats = testbed.dir().join("beats");
+    fs::write(&beats, "")?;
+    fs::set_permissions(&beats, fs::Permissions::from_mode(0o666))?;
+    testbed.apply(&queue(testbed, "    constraints: {node: n3}\n"))?;
+    let first = testbed.wait_running("queue", 1, SOON)?.remove(0);
+    let second = check("a change that moves it ends it first", || {
+        testbed.apply(&queue(testbed, "    constraints: {node: n2}\n"))?;
+        Ok(wait_for(SOON, "it runs on n2", || runs(testbed, |pod| pod.node == "n2"))?.1)
+    })?;
+    testbed.apply(&queue(testbed, ""))?;
+    let third = check("on a node that is cut off it ends by itself, and another starts then", || {
+        let at = Instant::now();
+        cut_control(testbed, "n2")?;
+        let third = wait_for(SOON, "another runs", || runs(testbed, |pod| pod.id != second.id))?.1;
+        println!("a singleton runs elsewhere {} ms after its node was cut off", at.elapsed().as_millis());
+        Ok(third)
+    })?;
+    check("back, the node does not start it again, and never were there two", || {
+        mend_control(testbed, "n2")?;
+        testbed.wait_node("n2", "ready", SOON)?;
+        wait_until(SOON, "nothing of the old one is left", || !netns::list().contains(&second.id))?;
+        let turns = turns(&fs::read_to_string(&beats)?);
+        let pods: Vec<&str> = turns.iter().map(|(pod, _)| pod.as_str()).collect();
+        ensure!(pods == [&first.id, &second.id, &third.id], "they took turns: {turns:?}");
+        ensure!(turns.is_sorted_by_key(|(_, token)| *token), "the tokens grow: {turns:?}");
+        Ok(())
+    })
+}
+
+/// The pod that runs and is so.
+fn runs(testbed: &Testbed, so: impl Fn(&Pod) -> bool) -> Result<Pod, String> {
+    let pods = testbed.pods("queue").map_err(|error| format!("{error:#}"))?;
+    let found = pods.iter().find(|pod| pod.phase == "running" && so(pod));
+    found.cloned().ok_or_else(|| format!("{pods:?}"))
+}
+
+/// Who wrote after whom, with the fencing token of each.
+fn turns(beats: &str) -> Vec<(String, u64)> {
+    let lines = beats.lines().filter_map(|line| line.split_once(' '));
+    let mut turns: Vec<(String, u64)> =
+        lines.map(|(pod, token)| (pod.to_owned(), token.parse().unwrap_or(0))).collect();
+    turns.dedup();
+    turns
+}
+
+#[test]
+fn a_busy_node_is_not_taken_for_a_dead_one() {
+    scenario("a_busy_node_is_not_taken_for_a_dead_one", NEEDS, Options::default(), busy);
+}
+
+fn busy(testbed: &Testbed) -> Result<()> {
+    testbed.apply(jobs::HELLO)?;
+    let before = testbed.wait_running("hello", 3, SOON)?;
+    let since = testbed.server().daemon().log_len();
+    check("every processor is busy for two leases, and nobody is lost", || {
+        let hogs = Hogs::start()?;
+        let start = Instant::now();
+        let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+        while start.elapsed() < 2 * LEASE {
+            for phase in testbed.node_phases()?.into_values() {
+                *seen.entry(phase).or_default() += 1;
+            }
+        }
+        drop(hogs);
+        println!("phases of nodes while every processor was busy: {seen:?}");
+        ensure!(!seen.contains_key("lost"), "{seen:?}");
+        let log = testbed.server().daemon().log_since(since);
+        ensure!(!log.contains("lease of"), "a node was lost: {log}");
+        let after = testbed.wait_running("hello", 3, SOON)?;
+        ensure!(after == before, "{after:?} were {before:?}");
+        Ok(())
+    })
+}
+
+/// Processes that want all the time that they can get: four for each processor.
+struct Hogs(Vec<Child>);
+
+impl Hogs {
+    fn start() -> Result<Hogs> {
+        let count = 4 * std::thread::available_parallelism()?.get();
+        let hog = |_| Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn();
+        Ok(Hogs((0..count).map(hog).collect::<Result<_, _>>()?))
+    }
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        for hog in &mut self.0 {
+            let _ = hog.kill();
+            let _ = hog.wait();
+        }
+    }
+}
+
+/// Cuts a node's path to the server and nothing else.
+fn cut_control(testbed: &Testbed, node: &str) -> Result<()> {
+    let rules = "table inet cut {\n chain out {\n  type filter hook output priority 0\n  tcp dport 4679 drop\n }\n}\n";
+    let file = testbed.dir().join("cut.nft");
+    fs::write(&file, rules)?;
+    testbed.run_in(node, &["nft", "-f", &file.to_string_lossy()]).success().map(drop)
+}
+
+fn mend_control(testbed: &Testbed, node: &str) -> Result<()> {
+    testbed.run_in(node, &["nft", "delete", "table", "inet", "cut"]).success().map(drop)
+}
