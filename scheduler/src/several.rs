@@ -1,6 +1,14 @@
 //! Several servers with one store in etcd: one leads, the others forward to it.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use tokio::{
@@ -33,7 +41,7 @@ const NAMED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often a server says that it is there.
 const SAY: Duration = Duration::from_secs(3600);
 /// How often the leader looks which servers there are.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(2);
 /// The most servers that are looked at.
 const SERVERS_PAGE: i64 = 64;
 
@@ -49,6 +57,8 @@ struct Member<'a> {
     /// Where all servers are reached.
     servers: watch::Receiver<Vec<String>>,
     clock: Clock,
+    /// Whether it was said that the server can be reached.
+    is_told: AtomicBool,
 }
 
 /// Runs until `shutdown` resolves, whoever leads.
@@ -75,8 +85,18 @@ pub(crate) async fn run(
     tasks.spawn(be_named(etcd.clone(), location.prefix.clone(), own.clone()));
     tasks.spawn(look_for_servers(etcd.clone(), location.prefix.clone(), own.clone(), tell_servers));
     let (prefix, audit) = (location.prefix.clone(), Arc::new(Audit::open(&config.state_dir, clock)));
-    let member =
-        Member { config, etcd, prefix, shared, own: Leader { addresses: own }, front, audit, servers, clock };
+    let member = Member {
+        config,
+        etcd,
+        prefix,
+        shared,
+        own: Leader { addresses: own },
+        front,
+        audit,
+        servers,
+        clock,
+        is_told: AtomicBool::new(false),
+    };
     member.stand_again_and_again(&mut shutdown, addresses, ready).await
 }
 
@@ -164,7 +184,9 @@ impl Member<'_> {
                 Err(error) => self.front.set(Mode::Nobody(format!("{error:#}"))),
             }
         }
-        is_ready(None);
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            is_ready(None);
+        }
         tokio::select! {
             () = election::deposed(&self.etcd, &self.prefix, followed) => {}
             () = self.outlive(followed) => {}
@@ -207,7 +229,9 @@ impl Member<'_> {
             Term::start(opened, &self.audit, self.config.lease, self.clock, self.servers.clone())?;
         self.front.set(Mode::Leads(inlets));
         info!(revision = term.hub.state().revision(), "this server leads");
-        is_ready(term.first_token().await);
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            is_ready(term.first_token().await);
+        }
         let result = tokio::select! {
             () = &mut *shutdown => Ok(true),
             () = seat.lost() => Ok(false),

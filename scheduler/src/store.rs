@@ -164,6 +164,16 @@ pub enum StoreError {
     /// etcd has not done it, or nobody knows whether it has.
     #[error("nothing is written until etcd does")]
     Etcd(#[source] EtcdError),
+    /// etcd does not take a value of this size.
+    #[error("{key} takes {len} bytes, and etcd takes {max}: make it smaller")]
+    TooLarge {
+        /// What it is the value of.
+        key: String,
+        /// Its size.
+        len: usize,
+        /// The bound.
+        max: usize,
+    },
     /// Another server may write now.
     #[error("this server does not lead any more: try again")]
     Deposed,

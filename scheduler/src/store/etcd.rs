@@ -48,6 +48,8 @@ mod view;
 const OPERATIONS_MAX: usize = 120;
 /// etcd takes 1.5 MiB in a request (`--max-request-bytes`).
 const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// The largest value that fits into a request with what comes along.
+const VALUE_BYTES_MAX: usize = 1400 << 10;
 /// Entries of one commit. One that has more revisions puts several into an entry.
 const ENTRIES_MAX: usize = 64;
 /// Current values read at a time.
@@ -299,6 +301,9 @@ impl EtcdStore {
         self.settle(condition)?;
         let view = View::of(revisions);
         let addresses = view.addresses().map_err(StoreError::AddressUsed)?;
+        if let Some((key, len)) = view.largest().filter(|(_, len)| *len > VALUE_BYTES_MAX) {
+            return Err(StoreError::TooLarge { key: key.to_owned(), len, max: VALUE_BYTES_MAX });
+        }
         if let Some(address) = self.used(&addresses)? {
             return Err(StoreError::AddressUsed(address));
         }

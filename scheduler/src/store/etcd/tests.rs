@@ -98,6 +98,23 @@ fn what_arrives_late_is_refused() {
     assert_eq!(store.load().unwrap().0, 2);
 }
 
+/// Otherwise it would be in the log, and what follows from it could never be written.
+#[test]
+fn a_value_that_etcd_does_not_take_is_refused_before_it_is_in_the_log() {
+    let test = "a_value_that_etcd_does_not_take_is_refused_before_it_is_in_the_log";
+    let Some(rig) = Rig::start(test) else { return };
+    let store = rig.open("/p");
+    let mut large = revision(1, None);
+    let Some(Value::Pod(pod)) = &mut large.changes[0].new else { panic!("it is a pod") };
+    let noise: Vec<u8> = (0..2_000_000).map(|_| rand::random_range(b' '..=b'~')).collect();
+    std::sync::Arc::make_mut(pod).message = String::from_utf8(noise).unwrap();
+    let refused = store.commit(&[large]).unwrap_err().to_string();
+    assert!(refused.starts_with("pod/a-b-1 takes 1") && refused.ends_with("make it smaller"), "{refused}");
+    store.recover().unwrap();
+    store.commit(&[revision(1, None)]).unwrap();
+    assert_eq!(store.load().unwrap().0, 1);
+}
+
 /// A leader dies between the pieces of a large entry and the entry, or before what follows from it is written.
 #[test]
 fn a_large_commit_that_was_cut_off_is_there_or_not() {

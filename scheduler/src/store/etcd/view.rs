@@ -40,6 +40,12 @@ impl View {
         }
     }
 
+    /// The key with the largest value.
+    pub(super) fn largest(&self) -> Option<(&str, usize)> {
+        let lens = self.values.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_ref()?.len())));
+        lens.max_by_key(|(_, len)| *len)
+    }
+
     /// What has to be written, and how large it is.
     pub(super) fn operations(&self, prefix: &str) -> impl Iterator<Item = (pb::RequestOp, usize)> {
         let values = self.values.iter().map(move |(key, value)| {
