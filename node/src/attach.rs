@@ -129,6 +129,7 @@ async fn attach(
         tokio::select! {
             command = commands.message() => {
                 let Some(command) = command.map_err(refused)? else { return Ok(()) };
+                know_servers(certificates, &command).await;
                 if let Some(event) = event(command) {
                     *served = true;
                     events.send(event).await.context("the agent ends")?;
@@ -145,6 +146,14 @@ async fn attach(
                 return Ok(());
             }
         }
+    }
+}
+
+/// A node that cannot keep them goes on with those that it knew.
+async fn know_servers(certificates: &Certificates, command: &NodeCommand) {
+    let Some(Command::Assignment(assignment)) = &command.command else { return };
+    if let Err(error) = certificates.servers(&assignment.servers).await {
+        warn!("the list of servers is not kept: {error:#}");
     }
 }
 

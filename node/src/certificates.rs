@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hextet_api::connect::{self, Credentials};
+use hextet_api::{
+    connect::{self, Credentials},
+    token::{SERVERS_MAX, is_host_and_port},
+};
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tracing::{debug, info};
@@ -72,6 +75,18 @@ impl Certificates {
         Ok(())
     }
 
+    /// The server says where all servers are: from the next connection on these are tried.
+    pub(crate) async fn servers(&self, told: &[String]) -> Result<()> {
+        let mut identity = self.lock().identity.clone();
+        let Some(servers) = merged(&identity.credentials.servers, told) else { return Ok(()) };
+        identity.name_servers(&servers);
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.save_identity(&identity)).await??;
+        info!(?servers, "there are other servers than before");
+        self.lock().identity.name_servers(&servers);
+        Ok(())
+    }
+
     /// The server does not know the key: the next connection is made with the one before it, and the one after that with
     /// this one again.
     pub(crate) fn not_known(&self) {
@@ -84,5 +99,37 @@ impl Certificates {
 
     fn lock(&self) -> MutexGuard<'_, Present> {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The servers that a node knows from now on; none when they are the same. The first that it knew stays, whatever it is
+/// told: it was reached from here.
+fn merged(known: &[String], told: &[String]) -> Option<Vec<String>> {
+    let told: Vec<&String> = told.iter().filter(|server| is_host_and_port(server)).collect();
+    if told.is_empty() {
+        return None;
+    }
+    let stay = known.iter().enumerate().filter(|(number, server)| *number == 0 || told.contains(server));
+    let come = told.iter().copied().filter(|server| !known.contains(server));
+    let all: Vec<String> =
+        stay.map(|(_, server)| server).chain(come).take(SERVERS_MAX + 1).cloned().collect();
+    (all != known).then_some(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_come_and_go_and_the_first_stays() {
+        let list = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let merged = |known, told| merged(&list(known), &list(told)).map(|all| all.join(" "));
+        assert_eq!(merged("a:1 b:1", ""), None, "nothing new");
+        assert_eq!(merged("a:1 b:1", "b:1 a:1"), None, "the same");
+        assert_eq!(merged("a:1 b:1", "a:1 c:1"), Some("a:1 c:1".to_owned()));
+        assert_eq!(merged("a:1", "c:1 b:1"), Some("a:1 c:1 b:1".to_owned()));
+        assert_eq!(merged("a:1", "no-port"), None, "a server that lies");
+        let many = (1..100).map(|port| format!("s:{port}")).collect::<Vec<_>>().join(" ");
+        assert_eq!(merged("a:1", &many).unwrap().split(' ').count(), SERVERS_MAX + 1);
     }
 }

@@ -27,6 +27,15 @@ pub(crate) struct Identity {
     pub(crate) previous: Option<Credentials>,
 }
 
+impl Identity {
+    /// From now on these servers are tried, with whatever certificate.
+    pub(crate) fn name_servers(&mut self, servers: &[String]) {
+        for credentials in std::iter::once(&mut self.credentials).chain(&mut self.previous) {
+            credentials.servers = servers.to_vec();
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

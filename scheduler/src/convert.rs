@@ -299,6 +299,7 @@ pub fn assignment(diff: Diff, revision: u64, epoch: &str, full: bool) -> v1::Ass
         pods: diff.pods.iter().map(|(id, pod)| pod_assignment(id, pod)).collect(),
         removed_pods: diff.removed_pods.into_iter().map(|id| id.0).collect(),
         term: diff.term,
+        servers: vec![],
     }
 }
 

@@ -25,7 +25,9 @@ use tracing::{debug, warn};
 
 use crate::{
     auth,
+    clock::Clock,
     net::{self, Accept, Connection},
+    pki::Pki,
 };
 
 /// How long a connection waits for a leader before it is told that there is none.
@@ -40,10 +42,25 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 pub(crate) enum Mode {
     /// This server leads.
     Leads(Inlets),
-    /// Another one does: this is how it is reached.
-    Follows(Arc<Credentials>),
+    /// Another one does.
+    Follows(Arc<Lead>),
     /// Nobody does, and why.
     Nobody(String),
+}
+
+/// How the server that leads is reached.
+pub(crate) struct Lead {
+    /// `host:port`.
+    pub(crate) servers: Vec<String>,
+    pub(crate) pki: Pki,
+    pub(crate) clock: Clock,
+}
+
+impl Lead {
+    /// Made for each connection: a server may follow for longer than a certificate is good.
+    fn credentials(&self) -> io::Result<Credentials> {
+        self.pki.server_credentials(&self.servers, self.clock.wall()).map_err(io::Error::other)
+    }
 }
 
 /// Where connections are put in.
@@ -102,7 +119,7 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Connected + Unpin + Send + Syn
         Self: Sized;
 
     /// Carries bytes both ways until one side ends.
-    fn forward(&mut self, leader: &Credentials) -> impl Future<Output = io::Result<()>> + Send;
+    fn forward(&mut self, leader: &Lead) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 impl Stream for TcpStream {
@@ -110,7 +127,7 @@ impl Stream for TcpStream {
         &inlets.tcp
     }
 
-    async fn forward(&mut self, leader: &Credentials) -> io::Result<()> {
+    async fn forward(&mut self, leader: &Lead) -> io::Result<()> {
         let mut there = connect_tcp(leader).await.map_err(not_there)?;
         copy_bidirectional(self, &mut there).await.map(drop)
     }
@@ -121,13 +138,13 @@ impl Stream for UnixStream {
         &inlets.unix
     }
 
-    async fn forward(&mut self, leader: &Credentials) -> io::Result<()> {
+    async fn forward(&mut self, leader: &Lead) -> io::Result<()> {
         // The leader believes this server.
         let uid = self.peer_cred()?.uid();
         if !auth::is_root(uid) {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        let there = timeout(CONNECT_MAX, connect::stream(leader)).await;
+        let there = timeout(CONNECT_MAX, connect::stream(&leader.credentials()?)).await;
         let there = there.map_err(io::Error::from).and_then(|there| there.map_err(io::Error::other));
         copy_bidirectional(self, &mut there.map_err(not_there)?).await.map(drop)
     }
@@ -138,7 +155,7 @@ fn not_there(error: io::Error) -> io::Error {
     io::Error::new(io::ErrorKind::HostUnreachable, error)
 }
 
-async fn connect_tcp(leader: &Credentials) -> io::Result<TcpStream> {
+async fn connect_tcp(leader: &Lead) -> io::Result<TcpStream> {
     let mut last = io::Error::other("the leader has no address");
     for server in &leader.servers {
         match timeout(CONNECT_MAX, TcpStream::connect(server)).await {

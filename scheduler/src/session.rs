@@ -245,7 +245,7 @@ async fn write_all(hub: &Hub, node: &str, waiting: Waiting) -> Result<(), WriteE
 }
 
 async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out: &Out) -> Status {
-    let mut revisions = hub.revisions();
+    let (mut revisions, mut servers) = (hub.revisions(), hub.servers.clone());
     let mut told = Told { hub, known: Known::new(node), out };
     let mut result = told.all().await;
     while result.is_ok() {
@@ -256,6 +256,8 @@ async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out
                 Err(RecvError::Closed) => Err(Status::unavailable("the server is stopping")),
             },
             Some(command) = commands.recv() => told.send(command).await,
+            // Another server has come, or one has gone for good.
+            Ok(()) = servers.changed() => told.all().await,
         };
     }
     result.expect_err("the loop ends with an error")
@@ -284,7 +286,10 @@ impl Told<'_> {
     }
 
     async fn tell(&self, Telling { diff, revision, full }: Telling) -> Result<(), Status> {
-        let assignment = convert::assignment(diff, revision, self.hub.store.epoch(), full);
+        let mut assignment = convert::assignment(diff, revision, self.hub.store.epoch(), full);
+        if full {
+            assignment.servers = self.hub.servers.borrow().clone();
+        }
         self.send(Command::Assignment(assignment)).await
     }
 

@@ -26,7 +26,7 @@ use crate::{
     election::{self, Followed, Leader, Outcome, Seat},
     etcd::{self, Etcd, EtcdError, Location},
     founding::{self, Opened, Shared},
-    front::{Front, Mode},
+    front::{Front, Lead, Mode},
     server::{Ready, ServerConfig, Sockets},
     sorry,
     store::{EtcdStore, Store as _, StoreError},
@@ -175,12 +175,11 @@ impl Member<'_> {
             self.front.set(Mode::Nobody(why));
         } else {
             info!(?leader, "another server leads: connections are forwarded to it");
-            match self
-                .shared
-                .pki(self.clock)
-                .and_then(|pki| Ok(pki.server_credentials(leader, self.clock.wall())?))
-            {
-                Ok(credentials) => self.front.set(Mode::Follows(Arc::new(credentials))),
+            match self.shared.pki(self.clock) {
+                Ok(pki) => {
+                    let lead = Lead { servers: leader.clone(), pki, clock: self.clock };
+                    self.front.set(Mode::Follows(Arc::new(lead)));
+                }
                 Err(error) => self.front.set(Mode::Nobody(format!("{error:#}"))),
             }
         }
@@ -320,7 +319,8 @@ async fn look_for_servers(etcd: Etcd, prefix: String, own: Vec<String>, tell: wa
         let Ok(found) = etcd.all(&prefix, false, SERVERS_PAGE).await else { continue };
         let others = found.iter().filter_map(|found| serde_json::from_slice(&found.value).ok());
         let all: Vec<Vec<String>> = std::iter::once(own.clone()).chain(others).collect();
-        tell.send_replace(in_turn(&all));
+        let named = in_turn(&all);
+        tell.send_if_modified(|now| std::mem::replace(now, named.clone()) != named);
     }
 }
 

@@ -118,7 +118,7 @@ impl Drop for ServerProcess {
 struct Rig {
     etcd: EtcdProcess,
     servers: Vec<ServerProcess>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Rig {
@@ -130,7 +130,7 @@ impl Rig {
         for server in &servers {
             server.ready().await;
         }
-        Some(Rig { etcd, servers, _dir: dir })
+        Some(Rig { etcd, servers, dir })
     }
 
     /// Which server leads, by what it says in etcd.
@@ -328,6 +328,11 @@ async fn nodes_and_balancers_go_on_with_the_next_leader() {
     let node = FakeNode::attach(first_gone).await;
     apply(&mut client, "hello").await.unwrap();
     node.when("its pod", |told| (told.pods.len() == 1).then_some(())).await;
+    // A server that comes later is told to the nodes that are attached.
+    let third = ServerProcess::start(&rig.dir.path().join("s2"), &rig.etcd.url());
+    let address = third.ready().await;
+    node.when("the third server", |told| told.servers.contains(&address).then_some(())).await;
+    drop(third);
 
     let mut watch = watch(&rig.servers[1 - leader].socket(), subscribe("hello")).await;
     let snapshot = watch.snapshot().await;

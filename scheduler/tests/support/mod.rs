@@ -189,6 +189,8 @@ pub(crate) async fn try_enroll_with(token: &Token, key: &Key, wish: Wish) -> Res
 pub(crate) struct Told {
     pub(crate) pods: BTreeMap<String, v1::PodAssignment>,
     pub(crate) peers: BTreeMap<String, v1::Peer>,
+    /// Where all servers are.
+    pub(crate) servers: Vec<String>,
     /// How many full assignments came.
     pub(crate) full: u32,
     /// Why the stream ended.
@@ -365,6 +367,7 @@ async fn hold(
 fn take(told: &mut Told, assignment: v1::Assignment) -> Vec<v1::PodReport> {
     if assignment.full {
         told.full += 1;
+        told.servers = assignment.servers;
         told.pods.clear();
         told.peers.clear();
     }
