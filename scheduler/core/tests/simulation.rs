@@ -19,10 +19,12 @@ use scheduler_core::{
     event::{Claim, Conflict, Event, Mac, PodReport, PrefixChoice},
     job::{Availability, Constraint, Group, Job, Spread, Task},
     node::NodePhase,
+    placement,
     pod::{Pod, PodId, PodPhase},
     quantity::{Cpu, Memory, Resources},
     rollout::{self, Rollout},
     state::State,
+    time::WallTime,
 };
 use support::World;
 
@@ -184,6 +186,7 @@ impl Simulation {
         }
         assert_eq!(self.made.len() as u64, state.counters().pods_made, "an id names one pod for ever");
         check_counts(state);
+        check_shortlists(state, self.world.wall);
     }
 
     fn join(&mut self) {
@@ -358,6 +361,21 @@ fn check_counts(state: &State) {
                 let ha = wanted.availability() == Availability::Ha;
                 assert!(!ha || !fits_somewhere(state, pod), "{} is lost and would fit elsewhere", pod.id);
             }
+        }
+    }
+}
+
+/// Placement finds among the nodes that it looks at what it would find among all.
+fn check_shortlists(state: &State, now: WallTime) {
+    for (name, record) in state.jobs() {
+        for (group, wanted) in &record.current().unwrap().groups {
+            let survey = placement::survey(state, (name, group), wanted, now);
+            let demand = survey.demand(3);
+            let short = placement::place(&demand, survey.shortlist(&demand));
+            let all = placement::place(&demand, survey.all());
+            // What is packed goes backwards through nodes that are used alike.
+            let same = if wanted.spread == Spread::Pack { short.len() == all.len() } else { short == all };
+            assert!(same, "{name}/{group}: {short:?}, of all {all:?}");
         }
     }
 }

@@ -67,8 +67,9 @@ impl<'a> Survey<'a> {
     /// The nodes among which [`place`](super::place) finds what it would find among all.
     ///
     /// Nodes on which the group has neither pods nor failures differ in nothing but how much of them is used, the
-    /// order of the state: of those that fit, as many as there are pods are enough. That is not so where a choice
-    /// makes other nodes worse: spread over a label, and pods that keep apart from each other.
+    /// order of the state: of those that fit, as many as there are pods are enough, or as many at each value of the
+    /// label that they are spread over. That is not so where a choice rules out other nodes: pods that keep apart from
+    /// each other.
     #[must_use]
     pub fn shortlist(&self, demand: &Demand<'_>) -> Vec<Candidate<'a>> {
         if let Some(pinned) = self.pinned() {
@@ -76,10 +77,17 @@ impl<'a> Survey<'a> {
         }
         let seats = self.state.seats();
         match demand.spread {
-            Spread::Label(_) => self.all(),
             _ if demand.occupied.iter().any(|occupied| occupied.own) => self.all(),
-            Spread::Node => self.first(demand, seats),
-            Spread::Pack => self.first(demand, seats.rev()),
+            Spread::Label(label) => {
+                let mut taken: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+                self.first(demand, seats, |seat| {
+                    let taken = taken.entry(seat.node.label(label)).or_default();
+                    *taken += 1;
+                    if *taken <= demand.count { Want::Take } else { Want::Leave }
+                })
+            }
+            Spread::Node => self.first(demand, seats, up_to(demand.count)),
+            Spread::Pack => self.first(demand, seats.rev(), up_to(demand.count)),
         }
     }
 
@@ -94,15 +102,30 @@ impl<'a> Survey<'a> {
         Some(seats.map(|seat| self.candidate(seat)).collect())
     }
 
-    fn first(&self, demand: &Demand<'_>, seats: impl Iterator<Item = &'a Seat>) -> Vec<Candidate<'a>> {
+    /// The group's own nodes, and of the others that fit those that `want` takes until it has had enough.
+    fn first(
+        &self,
+        demand: &Demand<'_>,
+        seats: impl Iterator<Item = &'a Seat>,
+        mut want: impl FnMut(&'a Seat) -> Want,
+    ) -> Vec<Candidate<'a>> {
         let mut special: BTreeSet<&str> = self.group_pods.keys().copied().collect();
         special.extend(
             self.failures.into_iter().flat_map(|failures| failures.nodes(self.now)).map(String::as_str),
         );
         let mut list: Vec<_> = special.iter().filter_map(|name| self.state.seat(name)).collect();
         let others = seats.filter(|seat| !special.contains(seat.node.name.as_str()));
-        let fitting = others.filter(|seat| obstacle(demand, &self.candidate(seat)).is_none());
-        list.extend(fitting.take(demand.count));
+        for seat in others.filter(|seat| obstacle(demand, &self.candidate(seat)).is_none()) {
+            match want(seat) {
+                Want::Take => list.push(seat),
+                Want::Leave => {}
+                Want::Enough => break,
+            }
+        }
+        if !special.is_empty() && *demand.spread != Spread::Pack {
+            // Of nodes that are equally good the first is taken: in the order of the state, as among all.
+            list.sort_by_cached_key(|seat| (seat.usage.share(&seat.node), seat.node.name.clone()));
+        }
         list.into_iter().map(|seat| self.candidate(seat)).collect()
     }
 
@@ -114,6 +137,21 @@ impl<'a> Survey<'a> {
         };
         let failures = self.failures.map_or(0, |failures| failures.pods(name, self.now));
         Candidate { node: &seat.node, usage: seat.usage.clone(), group_pods, failures }
+    }
+}
+
+/// What is done with a node that fits.
+enum Want {
+    Take,
+    Leave,
+    Enough,
+}
+
+fn up_to(count: usize) -> impl FnMut(&Seat) -> Want {
+    let mut taken = 0;
+    move |_| {
+        taken += 1;
+        if taken <= count { Want::Take } else { Want::Enough }
     }
 }
 
