@@ -120,11 +120,12 @@ impl Hub {
         let _ = self.writer.send(Command::Stop).await;
     }
 
-    /// Shows a revision that is durable: leases and drains first, so that nobody who sees it is ahead of them.
+    /// Shows a revision that is durable: leases, drains and streams first, so that nobody who sees it is ahead of them.
     pub(crate) fn publish(&self, revision: Arc<Revision>) {
         let now = self.clock.now();
         self.leases().committed(&revision, now);
         self.drains().committed(&revision, now);
+        scheduler_core::session::unheard(&revision).for_each(|node| self.sessions.end(node));
         self.state.send_modify(|state| Arc::make_mut(state).advance(&revision));
         self.drains_changed.notify_one();
         // Without readers there is nobody to tell.

@@ -48,7 +48,7 @@ struct Attached {
 struct Handle {
     number: u64,
     commands: mpsc::Sender<Command>,
-    /// Dropped when another stream takes over, or the node is deleted.
+    /// Dropped when another stream takes over, the node is lost, or deleted.
     _end: oneshot::Sender<()>,
 }
 
@@ -70,6 +70,11 @@ impl Sessions {
     /// Ends the stream of `node`, if there is one.
     pub(crate) fn end(&self, node: &str) {
         self.lock().nodes.remove(node);
+    }
+
+    /// A stream that ends in its own way is ended by nobody else while the handle is kept.
+    fn let_go(&self, node: &str) -> Option<Handle> {
+        self.lock().nodes.remove(node)
     }
 
     fn lock(&self) -> MutexGuard<'_, Attached> {
@@ -122,7 +127,7 @@ async fn serve(hub: &Arc<Hub>, node: &str, mut reports: Streaming<v1::NodeReport
             status = read_reports(hub, node, reports, &inbox) => status,
             status = tell(hub, node, commands, out) => status,
             status = write_down(hub, node, &inbox) => status,
-            _ = end => Status::aborted(format!("another stream of node {node} took over, or it was deleted")),
+            _ = end => Status::aborted(format!("another stream of node {node} took over, its lease ended, or it was deleted")),
         }
     };
     end.await
@@ -190,6 +195,7 @@ async fn read_reports(
 async fn leave(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     // Reports that wait would bring the node back.
     inbox.lock().take();
+    let _handle = hub.sessions.let_go(node);
     match hub.write(origin(node), Event::NodeLeaving(node.to_owned())).await {
         Ok(_) => Status::ok("the node was taken down"),
         Err(error) => service::status(error),
@@ -302,3 +308,6 @@ impl Told<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use crate::{
     assignment::{self, Diff, View},
-    change::Revision,
+    change::{Revision, Value},
     event::{Conflict, Event, PodReport},
-    pod::PodId,
+    pod::{PodId, PodPhase},
     state::State,
 };
 
@@ -84,6 +84,19 @@ impl Inbox {
         let conflict = |conflict| Event::AddressConflict(node.to_owned(), conflict);
         std::iter::once(reports).chain(self.conflicts.into_values().map(conflict)).collect()
     }
+}
+
+/// Nodes whose pods count as lost from this revision on. Their streams end: what they said of their pods counts no
+/// more, and only a new stream begins with everything.
+pub fn unheard(revision: &Revision) -> impl Iterator<Item = &str> {
+    let lost = |value: &Option<Value>| match value {
+        Some(Value::Pod(pod)) => pod.phase == PodPhase::Lost,
+        _ => false,
+    };
+    revision.changes.iter().filter_map(move |change| match &change.new {
+        Some(Value::Pod(pod)) if lost(&change.new) && !lost(&change.old) => pod.node.as_deref(),
+        _ => None,
+    })
 }
 
 /// What one stream has told its node.
