@@ -38,6 +38,9 @@ pub(crate) struct Head {
     /// The node's term: see [`crate::lease::Hold`].
     #[serde(default)]
     pub(crate) term: u64,
+    /// The term of which a lease is good: an earlier one until pods that were replaced meanwhile are gone.
+    #[serde(default)]
+    pub(crate) lease_term: u64,
 }
 
 /// Another node.
@@ -99,7 +102,7 @@ pub(crate) struct Merged {
 /// The assignment after `message`.
 pub(crate) fn merge(identity: &Identity, now: &Assignment, message: v1::Assignment) -> Merged {
     let mut merged = Merged { next: now.clone(), ..Merged::default() };
-    merged.next.head = head(&message);
+    merged.next.head = Head { lease_term: now.head.lease_term, ..head(&message) };
     if message.full {
         merged.next.peers.clear();
         mark_unnamed(&mut merged.next.pods, &message.pods);
@@ -120,6 +123,7 @@ pub(crate) fn merge(identity: &Identity, now: &Assignment, message: v1::Assignme
         merged.take_pod(identity, pod);
     }
     give_ipv4(identity.pod_ipv4, &mut merged.next.pods);
+    merged.next.settle_term();
     merged
 }
 
@@ -128,13 +132,22 @@ pub(crate) fn forget(identity: &Identity, now: &Assignment, gone: &[String]) -> 
     let mut next = now.clone();
     next.pods.retain(|id, _| !gone.contains(id));
     give_ipv4(identity.pod_ipv4, &mut next.pods);
+    next.settle_term();
     next
 }
 
 impl Assignment {
     /// The term that the lease must be of, if there are pods that need it.
     pub(crate) fn term_of_singletons(&self) -> Option<u64> {
-        self.pods.values().any(|pod| pod.singleton.is_some()).then_some(self.head.term)
+        self.pods.values().any(|pod| pod.singleton.is_some()).then_some(self.head.lease_term)
+    }
+
+    /// In a new term the lease is good when nothing is left of pods that may have been replaced in the one before: their
+    /// supervisors would take it for theirs.
+    fn settle_term(&mut self) {
+        if !self.pods.values().any(|pod| pod.singleton.is_some() && pod.removing) {
+            self.head.lease_term = self.head.term;
+        }
     }
 }
 
@@ -148,7 +161,7 @@ pub(crate) fn take_address(now: &Assignment, pod: &str, mac: [u8; 6], why: Strin
 }
 
 fn head(message: &v1::Assignment) -> Head {
-    Head { epoch: message.epoch.clone(), revision: message.revision, term: message.term }
+    Head { epoch: message.epoch.clone(), revision: message.revision, term: message.term, lease_term: 0 }
 }
 
 /// A full message ends what it does not name.
@@ -364,6 +377,21 @@ pub(crate) mod tests {
         assert!(two.pods["a"].removing);
         assert_eq!(two.pods["b"], one.pods["b"]);
         assert_eq!(two.pods.len(), 3);
+    }
+
+    /// A node came back after its only pod of a group was replaced. Its new lease was good at once, and the old pod's
+    /// supervisor, which had not yet been told to stop, started its tasks again beside the new pod's.
+    #[test]
+    fn in_a_new_term_the_lease_is_good_when_what_was_replaced_is_gone() {
+        let single = |id: &str, host| v1::PodAssignment { singleton: true, serial: 1, ..pod(id, host) };
+        let of_term = |term, pods| v1::Assignment { term, ..full(pods) };
+        let one = after(&Assignment::default(), of_term(1, vec![single("a", 1), single("b", 2)]));
+        assert_eq!(one.term_of_singletons(), Some(1));
+        let two = after(&one, of_term(1, vec![single("b", 2)]));
+        assert_eq!(two.term_of_singletons(), Some(1), "b goes on while a is stopped");
+        let three = after(&one, of_term(2, vec![single("b", 2)]));
+        assert_eq!(three.term_of_singletons(), Some(1), "a may have been replaced");
+        assert_eq!(forget(&identity(), &three, &["a".into()]).term_of_singletons(), Some(2));
     }
 
     #[test]
