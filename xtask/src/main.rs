@@ -17,6 +17,7 @@ mod fuzz;
 mod process;
 mod rfc;
 mod setup;
+mod simulate;
 mod stage;
 mod test;
 mod testbed;
@@ -46,6 +47,8 @@ enum Xtask {
     Bench(bench::Args),
     /// Replays the fuzzers' corpus, then lets each look for an input that breaks its property
     Fuzz(fuzz::Args),
+    /// Plays a cluster with faults, from one seed after the other: --seeds N, --seed FIRST
+    Simulate(simulate::Args),
     /// Makes docs/rfc.md: each clause of the RFCs, what we do, the test that shows it, the result per backend
     Rfc(rfc::Args),
     /// Checks that the tree keeps its own rules and that the documents match the code
@@ -73,6 +76,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
         Xtask::VmTest(args) => vm_test::run(&workspace, &args),
         Xtask::Bench(args) => bench::run(&workspace, &args),
         Xtask::Fuzz(args) => fuzz::run(&workspace, &args),
+        Xtask::Simulate(args) => simulate::run(&workspace, &args),
         Xtask::Rfc(args) => rfc::run(&workspace, &args),
         Xtask::Tidy => tidy::run(&workspace),
     }

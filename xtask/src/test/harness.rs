@@ -19,6 +19,9 @@ use crate::{artifacts::TestBinary, process, workspace::Workspace};
 /// Lines of a failed run that are printed; the log holds all of them.
 const TAIL_LINES: usize = 400;
 
+/// A line of a test that says which seeds it plays.
+const SEEDS: &str = "seeds ";
+
 /// A program that has ended and whose streams are silent for this long has nothing more to say.
 const QUIET: Duration = Duration::from_millis(500);
 
@@ -119,6 +122,9 @@ impl Run<'_> {
         let ends_a_test = self.tally.read(self.name, line);
         if ends_a_test && self.is_shown(line) {
             eprintln!("    {}", line.trim());
+        }
+        if line.starts_with(SEEDS) && self.limits.show >= Show::Result {
+            eprintln!("    {line}");
         }
         if self.tail.len() == TAIL_LINES {
             self.tail.pop_front();

@@ -22,6 +22,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("hextet-conformance", &["dataplane", "hextet-properties", "hextet-tests"]),
     ("hextet-lifecycle", &[]),
     ("hextet-properties", &["dataplane-common", "scheduler-core"]),
+    ("hextet-simulation", &["hextet-address", "hextet-api", "scheduler", "scheduler-core"]),
     ("hextet-tests", &["*"]),
     ("lb-nginx", &["hextet-api"]),
     (

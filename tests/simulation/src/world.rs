@@ -1,0 +1,290 @@
+//! The whole simulated cluster, and its one loop.
+
+use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
+
+use hextet_address::{ClusterPrefix, GroupId, SubnetId};
+use hextet_api::connect::Credentials;
+use rand::Rng as _;
+use scheduler_core::{
+    cluster::Cluster,
+    countable::Countables,
+    event::{Claim, Enroll, Event, PrefixChoice},
+    node::Hello,
+    quantity::{Cpu, Memory, Resources},
+    time::WallTime,
+    token::{Role, Token},
+};
+
+use crate::{
+    Figures, Options,
+    balancer::Balancer,
+    check::Checks,
+    clock::{Time, ms},
+    identity::Identity,
+    machine::Machine,
+    network::{End, Host, Packet, StreamId},
+    operator::Operators,
+    server::Server,
+    shared::{Shared, What},
+    trace::Trace,
+};
+
+/// How long everything has to converge when faults have stopped.
+const CALM: Duration = Duration::from_secs(120);
+/// And then nothing is written any more.
+const SILENCE: Duration = Duration::from_secs(60);
+/// The /64 that some nodes share.
+const LAN: &str = "2001:db8:1::/64";
+
+pub(crate) struct World {
+    pub(crate) shared: Shared,
+    pub(crate) server: Server,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) balancers: Vec<Balancer>,
+    operators: Operators,
+    checks: Checks,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, options: Options) -> World {
+        let mut shared = Shared::new(seed, options);
+        let cluster = Cluster {
+            prefix: ClusterPrefix::generate(&mut shared.rng),
+            pod_prefix: Some(LAN.parse().expect("a prefix")),
+            pod_ipv4: "10.254.0.0/20".parse().expect("a network"),
+            id_key: seed,
+            created: WallTime(0),
+        };
+        let mut server = Server::new(cluster.clone(), &mut shared);
+        let machines =
+            (0..options.nodes).map(|number| join(number, &cluster, &mut server, &mut shared)).collect();
+        let selectors = ["j0", "j1/g0", "j0/g1"].map(|text| text.parse().expect("a selector"));
+        let checks = Checks::new(&selectors);
+        let balancers = selectors
+            .into_iter()
+            .enumerate()
+            .map(|(number, selector)| Balancer::new(number, selector))
+            .collect();
+        World { shared, server, machines, balancers, operators: Operators::default(), checks }
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        Figures { seconds: self.shared.now.0 / 1_000_000, ..self.shared.figures }
+    }
+
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.shared.trace
+    }
+
+    /// Plays with faults, then in peace, and says what did not hold.
+    pub(crate) fn play(&mut self) -> Result<(), String> {
+        self.begin();
+        while self.shared.figures.steps < self.shared.options.steps {
+            self.step()?;
+        }
+        self.make_peace();
+        self.play_for(CALM)?;
+        self.checks.has_converged(&self.server, &self.machines, &self.balancers)?;
+        let before = self.server.disk.revision();
+        self.play_for(SILENCE)?;
+        let after = self.server.disk.revision();
+        if after != before {
+            return Err(format!("revisions {before} to {after} were written although nothing happened"));
+        }
+        self.checks.has_converged(&self.server, &self.machines, &self.balancers)
+    }
+
+    fn begin(&mut self) {
+        self.server.start(&mut self.shared);
+        self.machines.iter_mut().for_each(|machine| machine.start(&mut self.shared));
+        self.balancers.iter_mut().for_each(|balancer| balancer.restart(&mut self.shared));
+        self.shared.plan(ms(100), What::Operate);
+        self.shared.plan(ms(3_000), What::Fault);
+    }
+
+    /// Faults stop, and what is down comes up.
+    fn make_peace(&mut self) {
+        self.shared.note("peace");
+        self.shared.faulty = false;
+        self.shared.network.heal_all();
+        let now = self.shared.now;
+        self.server.frozen_until = now;
+        self.machines.iter_mut().for_each(|machine| machine.frozen_until = now);
+        self.balancers.iter_mut().for_each(|balancer| balancer.busy_until = now);
+    }
+
+    fn play_for(&mut self, time: Duration) -> Result<(), String> {
+        let end = self.shared.now + time;
+        while self.shared.now < end {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        let Some(what) = self.shared.next() else { return Err("nothing happens any more".to_owned()) };
+        self.shared.figures.steps += 1;
+        self.happen(what);
+        self.checks.after_step(&self.server, &self.machines, &self.shared)?;
+        self.shared.broken.take().map_or(Ok(()), Err)
+    }
+
+    fn happen(&mut self, what: What) {
+        let frozen_until = self.frozen_until(&what);
+        if frozen_until > self.shared.now {
+            let wait = Duration::from_micros(frozen_until.0 - self.shared.now.0);
+            return self.shared.plan(wait, what);
+        }
+        let server_listens = self.server.process.is_some() && self.server.frozen_until <= self.shared.now;
+        match what {
+            What::Arrive(stream, end) => self.arrive(stream, end),
+            What::StartServer => self.server.start(&mut self.shared),
+            What::Server(life, due) if life == self.server.life => self.server.due(due, &mut self.shared),
+            What::Supervisors(number) => self.machines[number].look_at_lease(&mut self.shared),
+            What::StartAgent(number) => self.machines[number].start(&mut self.shared),
+            What::Agent(number, life, due) if life == self.machines[number].life => {
+                self.machines[number].due(due, server_listens, &mut self.shared);
+            }
+            What::Balancer(number, life) if life == self.balancers[number].life => {
+                self.balancers[number].connect(server_listens, &mut self.shared);
+            }
+            What::Operate => self.operate(),
+            What::Fault => self.fail_again(),
+            What::Heal(healing) => self.heal(healing),
+            What::GiveUp(stream, end) => self.give_up_if_cut(stream, end),
+            What::Server(..) | What::Agent(..) | What::Balancer(..) => {}
+        }
+    }
+
+    /// What happens to one who is stopped happens when it goes on.
+    fn frozen_until(&self, what: &What) -> Time {
+        match what {
+            What::Server(..) => self.server.frozen_until,
+            What::Agent(number, ..) => self.machines[*number].frozen_until,
+            What::Arrive(stream, end) => match (end, self.shared.network.client(*stream)) {
+                (End::Server, _) => self.server.frozen_until,
+                (End::Client, Some(Host::Node(number))) => self.machines[number].frozen_until,
+                (End::Client, Some(Host::Balancer(number))) => self.balancers[number].busy_until,
+                (End::Client, None) => Time::default(),
+            },
+            _ => Time::default(),
+        }
+    }
+
+    fn arrive(&mut self, stream: StreamId, end: End) {
+        let Some(client) = self.shared.network.client(stream) else { return };
+        if self.shared.network.is_cut(client, end) {
+            let wait = self.shared.between(100, 600);
+            return self.shared.plan(wait, What::Arrive(stream, end));
+        }
+        let Some((packet, more)) = self.shared.network.arrive(stream, end) else { return };
+        if more {
+            let wait = self.shared.travel();
+            self.shared.plan(wait, What::Arrive(stream, end));
+        }
+        self.shared.figures.messages += 1;
+        match (end, client) {
+            (End::Server, _) => self.server.receive(stream, packet, &mut self.shared),
+            (End::Client, Host::Node(number)) => {
+                let alive: Vec<bool> = self.machines.iter().map(|machine| machine.has_power).collect();
+                self.machines[number].receive(stream, packet, &alive, &mut self.shared);
+            }
+
+            (End::Client, Host::Balancer(number)) => self.arrive_at_balancer(number, stream, packet),
+        }
+    }
+
+    fn arrive_at_balancer(&mut self, number: usize, stream: StreamId, packet: Packet) {
+        let balancer = &mut self.balancers[number];
+        if balancer.receive(stream, packet, &mut self.shared)
+            && let Err(what) = self.checks.knows(balancer)
+        {
+            self.shared.wrong(format!("balancer {number}: {what}"));
+        }
+    }
+
+    fn give_up_if_cut(&mut self, stream: StreamId, end: End) {
+        let Some(client) = self.shared.network.client(stream) else { return };
+        let network = &mut self.shared.network;
+        let is_alone =
+            !network.is_listening(stream, End::Server) || !network.is_listening(stream, End::Client);
+        if is_alone || network.is_cut_off(client) {
+            self.give_up(stream, end);
+        }
+    }
+
+    /// An end closes a stream because it hears nothing, or because it was told that it is broken.
+    pub(crate) fn give_up(&mut self, stream: StreamId, end: End) {
+        match (end, self.shared.network.client(stream)) {
+            (_, None) => {}
+            (End::Server, _) => self.server.hang_up(stream, false, &mut self.shared),
+            (End::Client, Some(Host::Node(number))) => self.machines[number].detach(stream, &mut self.shared),
+            (End::Client, Some(Host::Balancer(number))) => {
+                self.balancers[number].detach(stream, &mut self.shared)
+            }
+        }
+    }
+
+    fn operate(&mut self) {
+        if !self.shared.faulty {
+            return;
+        }
+        let (number, event) = self.operators.wish(&mut self.shared);
+        self.server.operate(number, event, &mut self.shared);
+        let wait = self.shared.between(100, 4_000);
+        self.shared.plan(wait, What::Operate);
+    }
+
+    fn fail_again(&mut self) {
+        if !self.shared.faulty {
+            return;
+        }
+        self.fail();
+        let wait = self.shared.between(50, 3_000);
+        self.shared.plan(wait, What::Fault);
+    }
+}
+
+/// A machine with a certificate, as it is before its agent first starts.
+fn join(number: usize, cluster: &Cluster, server: &mut Server, shared: &mut Shared) -> Machine {
+    let name = format!("n{number}");
+    let id = u16::try_from(number + 1).expect("few nodes");
+    let group = GroupId::new(id.into()).expect("a small number");
+    // Some on the LAN, some with a /64 of their own.
+    let prefix = if number.is_multiple_of(2) {
+        PrefixChoice::Own
+    } else {
+        PrefixChoice::Lan(LAN.parse().expect("a prefix"))
+    };
+    let claim = Claim { prefix, subnet: SubnetId(id), group_id: group };
+    let token = format!("token-{number}");
+    let role = Token { role: Role::Node, name: None, expires: WallTime(u64::MAX), used_by: None };
+    server.found(Event::CreateToken(token.clone(), role), shared);
+    let enroll = Enroll { token, name: Some(name.clone()), key: format!("key-{number}"), node: Some(claim) };
+    server.found(Event::Enroll(enroll), shared);
+    let identity = Identity {
+        name: name.clone(),
+        epoch: String::new(),
+        cluster: cluster.prefix,
+        prefix: server.disk.state().nodes()[&name].prefix,
+        group,
+        pod_ipv4: cluster.pod_ipv4,
+        previous: None,
+        credentials: Credentials {
+            name,
+            servers: vec![],
+            ca_der: vec![],
+            certificate_der: vec![],
+            key_pkcs8_der: vec![],
+        },
+    };
+    let hello = Hello {
+        underlay: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, id),
+        underlay_v4: None,
+        labels: BTreeMap::from([("disk".to_owned(), ["fast", "slow"][number % 2].to_owned())]),
+        capacity: Resources { cpu: Cpu(1000 * shared.rng.random_range(1..=3)), memory: Memory(1 << 30) },
+        countables: Countables((number % 2 == 1).then(|| ("gpu".to_owned(), 2)).into_iter().collect()),
+        agent_version: "simulated".to_owned(),
+    };
+    Machine::new(number, identity, hello, shared)
+}
