@@ -17,6 +17,8 @@ pub const EVENTS: [&str; 6] =
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest time that a hook may be given.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How much longer than that the graph waits: what runs a hook ends it first, and says so.
+pub const GRACE: Duration = Duration::from_secs(10);
 /// How often a hook is tried when nothing is said.
 pub const ATTEMPTS: u32 = 3;
 /// The most attempts that a hook may be given.
@@ -161,7 +163,7 @@ impl Hook {
             return None;
         }
         let first = Duration::from_secs(1);
-        let mut step = Step::new(name, owner, "a program of the user's").deadline(self.timeout.0);
+        let mut step = Step::new(name, owner, "a program of the user's").deadline(self.timeout.0 + GRACE);
         step.retry = Retry { attempts_max: Some(self.attempts.max(1)), first, max: Duration::from_secs(60) };
         (step.before, step.requires) = (self.before.clone(), self.after.clone());
         (step.optional, step.undo) = (self.optional, !self.undo.is_empty());

@@ -176,6 +176,12 @@ impl Run {
         self.place(name).is_some_and(|index| self.steps[index].state == State::Starting)
     }
 
+    /// Whether the step was begun since all was down, and something of it may be there.
+    #[must_use]
+    pub fn was_begun(&self, name: &str) -> bool {
+        self.place(name).is_some_and(|index| self.steps[index].touched && self.steps[index].began.is_some())
+    }
+
     /// Whether the step is being undone.
     #[must_use]
     pub fn is_stopping(&self, name: &str) -> bool {
@@ -405,8 +411,9 @@ impl Run {
 
     fn go_down(&mut self, index: usize, now: Duration, commands: &mut Vec<Command>) -> bool {
         let node = &self.graph.nodes()[index];
-        let left = |later: &usize| self.steps[*later].touched || self.steps[*later].state != State::Idle;
-        if node.then.iter().any(left) {
+        let is_left = |later: &usize| self.steps[*later].touched || self.steps[*later].state != State::Idle;
+        // Also by way of steps of which nothing is left: they may not have been begun yet.
+        if self.later(index, |node| &node.then)[1..].iter().any(is_left) {
             return false;
         }
         let step = &mut self.steps[index];

@@ -4,6 +4,7 @@ mod apply;
 mod cluster;
 mod completions;
 mod diff;
+mod events;
 mod flows;
 mod history;
 mod jobs;
@@ -20,6 +21,7 @@ mod supervise;
 mod token;
 mod watch;
 mod whois;
+mod why;
 
 use std::{future::Future, io, io::IsTerminal as _};
 
@@ -70,6 +72,8 @@ enum Command {
     Flows(flows::Args),
     Whois(whois::Args),
     Logs(logs::Args),
+    Why(why::Args),
+    Events(events::Args),
     Watch(watch::Args),
     Token(token::Args),
     Login(login::Args),
@@ -103,6 +107,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Flows(args) => block_on(flows::run(args, format)),
         Command::Whois(args) => block_on(whois::run(args, format)),
         Command::Logs(args) => block_on(logs::run(args)),
+        Command::Why(args) => block_on(why::run(args, format)),
+        Command::Events(args) => block_on(events::run(args, format)),
         Command::Watch(args) => block_on(watch::run(args, format)),
         Command::Token(args) => block_on(token::run(args, format)),
         Command::Login(args) => block_on(login::run(args)),

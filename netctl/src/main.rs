@@ -8,6 +8,7 @@
 mod client;
 mod cmd;
 mod duration;
+mod hook_file;
 mod job_file;
 mod line_diff;
 mod print;

@@ -6,7 +6,7 @@
 //! address that turns out to be another machine's: that goes at once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -20,6 +20,7 @@ use dataplane::{
 };
 use dataplane_core::{Action as Operation, Desired, Mac};
 use hextet_api::v1;
+use hextet_lifecycle::Owner;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
@@ -34,14 +35,15 @@ use crate::{
     conflict::{Conflicts, Standing},
     desired::{Backends, Underlay, desired},
     events::Events,
+    explain,
     identity::Identity,
     keeper::News,
     lease::Hold,
     local::{Answer, Call, Request},
     log_sender::LogSender,
     lost_peers::LostPeers,
-    pod_state::{Action, Event, Report, Stage},
-    pods::Pods,
+    pod_state::{Action, Event, Failure, Report},
+    pods::{Order, Pods},
     port_log::{PortLog, Reading},
     reports::Reports,
     roster::{Duty, Pending, Roster},
@@ -86,6 +88,8 @@ pub(crate) struct Agent {
     pub(crate) backends: Backends,
     pub(crate) uplink: UplinkChoice,
     pub(crate) roster: Roster,
+    /// The origin of the roster's time.
+    pub(crate) started: Instant,
     pub(crate) pods: Pods,
     pub(crate) hello: watch::Sender<Hello>,
     pub(crate) lease: Arc<Hold>,
@@ -107,7 +111,6 @@ pub(crate) struct Agent {
 pub(crate) struct Inbox {
     pub(crate) server: mpsc::Receiver<FromServer>,
     pub(crate) keepers: mpsc::Receiver<(String, News)>,
-    pub(crate) retries: mpsc::Receiver<String>,
     pub(crate) calls: mpsc::Receiver<Call>,
     pub(crate) conflicts: mpsc::Receiver<Conflict>,
     pub(crate) changes: Option<Changes>,
@@ -184,7 +187,8 @@ impl Agent {
             self.hear_what_was_replaced(inbox).await;
         }
         self.follow_lost_peers();
-        let duties = self.roster.boot(|pod| self.pods.is_supervised(pod));
+        let pods = &self.pods;
+        let duties = self.roster.boot(|pod| pods.is_supervised(pod), |pod, hook| pods.was_hooked(pod, hook));
         self.fulfil(duties).await;
         self.reconcile().await;
     }
@@ -211,6 +215,7 @@ impl Agent {
             let due = self.schedule.due;
             let ask_due = self.conflicts.next();
             let lost_due = self.lost_peers.next();
+            let step_due = self.roster.due().map(|due| self.started + due);
             let room = self.reports.room(!self.roster.news().is_empty());
             tokio::select! {
                 _ = &mut shutdown => {
@@ -219,13 +224,13 @@ impl Agent {
                 }
                 Some(message) = inbox.server.recv() => self.hear_server(message).await,
                 Some((pod, news)) = inbox.keepers.recv() => self.hear_keeper(&pod, news).await,
-                Some(pod) = inbox.retries.recv() => self.happen(vec![(pod, Event::RetryDue)]).await,
                 Some((request, answer)) = inbox.calls.recv() => {
                     if self.hear_root(request, answer, &mut inbox).await {
                         return Ok(());
                     }
                 }
                 Some(conflict) = inbox.conflicts.recv() => self.hear_conflict(conflict).await,
+                () = Schedule::wait(step_due) => self.advance().await,
                 () = Schedule::wait(ask_due) => self.ask_for_addresses(),
                 () = Schedule::wait(lost_due) => self.look_after_lost_peers().await,
                 () = changed(&mut inbox.changes) => self.schedule.changed(),
@@ -272,6 +277,7 @@ impl Agent {
                 self.roster.detached();
             }
             FromServer::Assignment(assignment) => self.assign(assignment).await,
+            FromServer::DescribePod(request) => self.describe(request),
             FromServer::ReadLogs(request) => {
                 if let Some(channel) = self.reports.channel() {
                     self.logs.start(channel, &self.paths, self.roster.assignment(), request);
@@ -293,6 +299,7 @@ impl Agent {
         if !epoch.is_empty() && message.epoch != *epoch {
             warn!(epoch = message.epoch, "the server has another store than before; its word is followed");
         }
+        self.advance().await;
         let (pending, complaints) = self.roster.told(message);
         for complaint in &complaints {
             warn!(complaint, "a part of the assignment is not followed");
@@ -379,7 +386,7 @@ impl Agent {
     async fn hear_keeper(&mut self, pod: &str, news: News) {
         if self.roster.assignment().pods.contains_key(pod) {
             let event = self.pods.heard(pod, news);
-            self.happen(vec![(pod.to_owned(), event)]).await;
+            self.happen(event.map(|event| (pod.to_owned(), event)).into_iter().collect()).await;
         }
     }
 
@@ -419,8 +426,14 @@ impl Agent {
         due.iter().for_each(|pod| self.roster.ask_for_address(pod));
     }
 
+    /// Tells the roster the time, and does what that makes due.
+    async fn advance(&mut self) {
+        let duties = self.roster.advance(self.started.elapsed());
+        self.fulfil(duties).await;
+    }
+
     async fn happen(&mut self, events: Vec<(String, Event)>) {
-        let mut duties = Vec::new();
+        let mut duties = self.roster.advance(self.started.elapsed());
         for (pod, event) in events {
             let before = self.roster.report(&pod);
             duties.extend(self.roster.happen(&pod, event));
@@ -431,36 +444,105 @@ impl Agent {
 
     async fn fulfil(&mut self, duties: Vec<Duty>) {
         let mut finished = Vec::new();
-        for duty in duties {
+        let mut duties = VecDeque::from(duties);
+        while let Some(duty) = duties.pop_front() {
             match duty {
                 Duty::Reconcile => self.schedule.now(),
-                Duty::Act(pod, action) => self.act(&pod, action),
+                Duty::Act(pod, action) => duties.extend(self.act(&pod, action)),
                 Duty::Finish(pod) => finished.push(pod),
             }
         }
+        self.tell_notes();
         self.finish(finished).await;
     }
 
-    fn act(&mut self, pod: &str, action: Action) {
-        if let Some(record) = self.roster.assignment().pods.get(pod) {
-            self.pods.act(pod, record, self.roster.failures(pod), action);
+    /// Does something for a pod; what follows from what is done at once.
+    fn act(&mut self, pod: &str, action: Action) -> Vec<Duty> {
+        let Some(record) = self.roster.assignment().pods.get(pod) else { return Vec::new() };
+        let order = |name| {
+            let (hook, owner) = self.roster.hook(pod, name)?;
+            Some(Order { name, hook, owner })
+        };
+        let folders = match &action {
+            Action::MakeFolders => self.pods.make_folders(pod),
+            Action::RemoveFolders => self.pods.remove_folders(pod).map_err(|error| error.to_string()),
+            Action::RunHook(name) => {
+                match (self.roster.hooks_problem(pod), order(name)) {
+                    (None, Some(order)) => self.pods.run_hook(pod, record, order),
+                    (why, _) => {
+                        self.pods.hook_failed(
+                            pod,
+                            name,
+                            why.unwrap_or_else(|| "there is no such hook".to_owned()),
+                        );
+                    }
+                }
+                return Vec::new();
+            }
+            Action::UndoHook(name) => {
+                let gone = hextet_lifecycle::Hook::default();
+                let order = order(name).unwrap_or(Order { name, hook: &gone, owner: Owner::Operator });
+                self.pods.undo_hook(pod, record, order);
+                return Vec::new();
+            }
+            Action::AbortHook(name) => {
+                self.pods.abort_hook(pod, name);
+                return Vec::new();
+            }
+            _ => {
+                self.pods.act(pod, record, action);
+                return Vec::new();
+            }
+        };
+        self.roster.happen(pod, Event::Folders(folders))
+    }
+
+    /// Tells the server, the log and the programs that follow events what has happened to pods.
+    fn tell_notes(&mut self) {
+        for note in self.roster.take_notes() {
+            debug!(pod = note.pod, kind = note.kind, "{}", note.what);
+            self.roster.event(&note, unix_ms());
+            let now = self.roster.assignment().pods.get(&note.pod);
+            let Some(record) = now.or(note.last.as_ref()) else { continue };
+            for (name, hook, owner) in self.roster.following(&note.pod, note.kind) {
+                let order = Order { name: &name, hook: &hook, owner };
+                self.pods.run_script(&note.pod, record, order, (note.kind, &note.what));
+            }
         }
     }
 
-    /// Nothing of these pods runs and nothing is in the kernel: their folders and their records go, in this
-    /// order, and they are reported gone. What fails is tried again with the next look at the kernel.
-    async fn finish(&mut self, mut pods: Vec<String>) {
-        pods.retain(|pod| match self.pods.remove_folders(pod) {
-            Ok(()) => true,
-            Err(error) => {
-                warn!(pod, %error, "the folder of a removed pod cannot be removed");
-                false
+    /// Answers the server's question why a pod is as it is.
+    fn describe(&mut self, request: v1::DescribePod) {
+        let Some(channel) = self.reports.channel() else { return };
+        let mut answer = v1::SendDescriptionRequest {
+            request_id: request.request_id,
+            ..v1::SendDescriptionRequest::default()
+        };
+        match self.roster.steps_now(&request.pod, self.started.elapsed()) {
+            None => answer.error = format!("pod {} is not on this node", request.pod),
+            Some(steps) => {
+                let output =
+                    |step: &hextet_lifecycle::StepStatus| match self.roster.hook(&request.pod, &step.name) {
+                        Some(_) => self.pods.hook_output(&request.pod, &step.name),
+                        None => String::new(),
+                    };
+                answer.steps = steps.into_iter().map(|step| explain::message(output(&step), step)).collect();
             }
-        });
-        let (duties, pending) = self.roster.finished(pods.clone());
-        if !duties.is_empty() {
-            self.schedule.now();
         }
+        explain::send(channel, answer);
+    }
+
+    /// Nothing of these pods runs, nothing is in the kernel and nothing on the disk: their records go, and they are
+    /// reported gone. What fails is tried again with the next look at the kernel.
+    async fn finish(&mut self, mut pods: Vec<String>) {
+        if pods.is_empty() {
+            return;
+        }
+        pods.sort();
+        pods.dedup();
+        pods.iter().for_each(|pod| self.pods.forget(pod));
+        let (duties, pending) = self.roster.finished(pods.clone());
+        Box::pin(self.fulfil(duties)).await;
         let Some(pending) = pending else { return };
         let Some(duties) = self.commit(pending).await else { return };
         if !duties.is_empty() {
@@ -470,6 +552,7 @@ impl Agent {
             info!(pod, "pod removed");
             self.conflicts.forget(pod);
         }
+        self.tell_notes();
     }
 
     /// Brings the kernel to what is wanted, and the pods on from there.
@@ -490,8 +573,10 @@ impl Agent {
             }
         };
         log_ops(&reconciled.ops, &reconciled.failures);
-        if let Err(error) = self.announcer.reconciled(&desired, &reconciled, probes(&desired)) {
-            warn!(error = chain(&error), "pods are not announced");
+        let announced = self.announcer.reconciled(&desired, &reconciled, probes(&desired));
+        let unannounced = announced.err().map(|error| chain(&error));
+        if let Some(error) = &unannounced {
+            warn!(error, "pods are not announced");
         }
         self.tell_repairs(&reconciled, &traces);
         if reconciled.failures.is_empty() {
@@ -510,7 +595,8 @@ impl Agent {
         }
         let failures = failures_by_pod(&reconciled.failures);
         let is_desired = |pod: &str| desired.pods.contains_key(pod);
-        let mut events = self.roster.network_events(is_desired, |pod| failures.get(pod).cloned());
+        let mut events =
+            self.roster.network_events(is_desired, |pod| failures.get(pod).cloned(), unannounced.as_deref());
         events.extend(replaced(&reconciled.ops).map(|pod| (pod, Event::NetworkReplaced)));
         self.happen(events).await;
     }
@@ -682,10 +768,10 @@ impl Agent {
 
     fn pod_view(&self, id: &str, record: &assignment::PodRecord) -> PodView {
         let report = self.roster.report(id);
-        let state = match (self.roster.stage(id), &report) {
-            (Some(Stage::Stopping | Stage::Unlinking(_)), _) => "ending".to_owned(),
-            (_, Some(report)) => format!("{:?}", report.phase).to_lowercase(),
-            _ => "unknown".to_owned(),
+        let state = match &report {
+            _ if self.roster.is_ending(id) => "ending".to_owned(),
+            Some(report) => format!("{:?}", report.phase).to_lowercase(),
+            None => "unknown".to_owned(),
         };
         let (message, restarts) = report.map(|report| (report.message, report.restarts)).unwrap_or_default();
         PodView { address: record.address, ipv4: record.ipv4, state, message, restarts }
@@ -800,6 +886,28 @@ fn is_guard(op: &Op) -> bool {
     matches!(op.action, Operation::GuardSet { .. } | Operation::GuardDelete { .. })
 }
 
+/// Whether it makes a pod's namespace, its veth pair or an address, or takes them away.
+fn is_link(op: &Op) -> bool {
+    use Operation::*;
+    matches!(
+        op.action,
+        NetnsAdd
+            | NetnsDelete
+            | LinkAdd { .. }
+            | LinkSet { .. }
+            | LinkDelete { .. }
+            | LoopbackUp
+            | AddressAdd(_)
+            | AddressDelete(_)
+            | SysctlSet { .. }
+    )
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -810,11 +918,13 @@ fn replaced(ops: &[Op]) -> impl Iterator<Item = String> {
 }
 
 /// The first failure of each pod.
-fn failures_by_pod(failures: &[(Op, ApplyError)]) -> BTreeMap<String, String> {
+fn failures_by_pod(failures: &[(Op, ApplyError)]) -> BTreeMap<String, Failure> {
     let mut first = BTreeMap::new();
     for (op, error) in failures {
         if let Some(pod) = &op.pod {
-            first.entry(pod.clone()).or_insert_with(|| format!("{op}: {}", chain(error)));
+            let why = || format!("{op}: {}", chain(error));
+            let failure = first.entry(pod.clone()).or_insert_with(|| Failure { has_link: true, why: why() });
+            failure.has_link &= !is_link(op);
         }
     }
     first

@@ -6,10 +6,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use hextet_address::NodePrefix;
 use hextet_api::v1;
+use hextet_lifecycle::{Hook, hook::Timeout};
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +66,9 @@ pub(crate) struct PodRecord {
     pub(crate) job_version: u32,
     pub(crate) address: Ipv6Addr,
     pub(crate) tasks: Vec<Task>,
+    /// Programs that its job adds to its lifecycle.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) hooks: BTreeMap<String, Hook>,
     /// Chosen by the node; none while the range is used up.
     pub(crate) ipv4: Option<Ipv4Addr>,
     /// Must end; the record goes when nothing is left of the pod.
@@ -229,6 +234,7 @@ fn record(identity: &Identity, pod: &v1::PodAssignment, known: Option<&PodRecord
         job_version: pod.job_version,
         address: own.or(known.map(|known| known.address)).or(address).unwrap_or(Ipv6Addr::UNSPECIFIED),
         tasks,
+        hooks: pod.hooks.iter().map(|hook| (hook.name.clone(), self::hook(hook))).collect(),
         ipv4: known.and_then(|known| known.ipv4),
         removing: false,
         problem: problem.or_else(|| taken.and_then(|known| known.problem.clone())),
@@ -269,6 +275,25 @@ fn problem(
         return Some("the server gave it a task that cannot be started");
     }
     None
+}
+
+/// What is wrong with it is told when the pod comes to it.
+fn hook(hook: &v1::Hook) -> Hook {
+    let timeout = match hook.timeout_ms {
+        0 => Timeout::default(),
+        ms => Timeout(Duration::from_millis(ms)),
+    };
+    Hook {
+        exec: hook.exec.clone(),
+        undo: hook.undo.clone(),
+        before: hook.before.clone(),
+        after: hook.after.clone(),
+        on: hook.on.clone(),
+        user: None,
+        timeout,
+        attempts: if hook.attempts == 0 { hextet_lifecycle::hook::ATTEMPTS } else { hook.attempts },
+        optional: hook.optional,
+    }
 }
 
 fn task(task: &v1::Task) -> Task {

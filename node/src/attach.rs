@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use hextet_api::{
     connect::mutual_tls,
     v1::{
-        Assignment, NodeCommand, NodeHello, NodeReport, ReadLogs, agent_client::AgentClient,
+        Assignment, DescribePod, NodeCommand, NodeHello, NodeReport, ReadLogs, agent_client::AgentClient,
         node_command::Command, node_report::Report,
     },
 };
@@ -39,15 +39,23 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) enum FromServer {
     /// A stream is there: reports go into it.
-    Attached { reports: mpsc::Sender<NodeReport>, channel: Channel },
+    Attached {
+        reports: mpsc::Sender<NodeReport>,
+        channel: Channel,
+    },
     /// The node has another key: calls beside the stream are made with it.
-    Renewed { channel: Channel },
+    Renewed {
+        channel: Channel,
+    },
     /// What to run.
     Assignment(Assignment),
     /// Somebody wants to read a log.
     ReadLogs(ReadLogs),
+    DescribePod(DescribePod),
     /// The stream has ended: without an error, when the server had no more to say.
-    Detached { orderly: bool },
+    Detached {
+        orderly: bool,
+    },
 }
 
 /// What the server is told first; a change of the addresses makes a new stream.
@@ -182,6 +190,7 @@ fn event(command: NodeCommand) -> Option<FromServer> {
     match command.command? {
         Command::Assignment(assignment) => Some(FromServer::Assignment(assignment)),
         Command::ReadLogs(request) => Some(FromServer::ReadLogs(request)),
+        Command::DescribePod(request) => Some(FromServer::DescribePod(request)),
     }
 }
 

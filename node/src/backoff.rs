@@ -17,11 +17,6 @@ impl Backoff {
         Backoff { first, max, failures: 0 }
     }
 
-    /// As after so many failures, the last of which is the one to wait for now.
-    pub(crate) const fn after(first: Duration, max: Duration, failures: u32) -> Backoff {
-        Backoff { first, max, failures: failures.saturating_sub(1) }
-    }
-
     /// The wait after one more failure: half to all of the doubled time.
     pub(crate) fn next(&mut self, rng: &mut impl Rng) -> Duration {
         let full = self.first.saturating_mul(1 << self.failures.min(20)).min(self.max);
@@ -53,13 +48,6 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.next(&mut rng) <= FIRST);
-    }
-
-    #[test]
-    fn a_wait_is_found_by_the_number_of_failures() {
-        let mut rng = StdRng::seed_from_u64(1);
-        assert!(Backoff::after(FIRST, MAX, 1).next(&mut rng) <= FIRST);
-        assert!(Backoff::after(FIRST, MAX, 3).next(&mut rng) >= 2 * FIRST);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::{
 use dataplane_core::{Filtering, Ipv6Exit};
 use hextet_address::{AddressError, NodePrefix};
 use hextet_api::token::Token;
+use hextet_lifecycle::Hook;
 use thiserror::Error;
 
 /// Where a node keeps what it has; every command about a node needs them.
@@ -48,6 +49,8 @@ pub struct NodeConfig {
     pub filtering: Filtering,
     /// What becomes of the pods' IPv6 to the internet.
     pub ipv6_exit: Ipv6Exit,
+    /// Programs that the operator adds to the lifecycle of each pod here.
+    pub hooks: BTreeMap<String, Hook>,
     /// For the constraints of jobs.
     pub labels: BTreeMap<String, String>,
     /// What pods may use in all; none: what the machine has.
@@ -152,6 +155,11 @@ impl NodePaths {
 
     pub(crate) fn store(&self) -> PathBuf {
         self.state_dir.join("node.redb")
+    }
+
+    /// Of each pod a folder, and of each of its hooks; `.node` for those that follow events on the whole node.
+    pub(crate) fn hooks_dir(&self) -> PathBuf {
+        self.state_dir.join("hooks")
     }
 
     pub(crate) fn pods_run_dir(&self) -> PathBuf {

@@ -142,6 +142,26 @@ fn environment(
     all
 }
 
+/// What a hook of a pod is told.
+pub(crate) fn hook_environment(
+    identity: &Identity,
+    id: &str,
+    pod: &PodRecord,
+    hook: &str,
+) -> BTreeMap<String, String> {
+    let address = pod.address.to_string();
+    let all = [
+        ("PATH", PATH),
+        ("HEXTET_JOB", pod.job.as_str()),
+        ("HEXTET_GROUP", &pod.group),
+        ("HEXTET_POD", id),
+        ("HEXTET_NODE", &identity.name),
+        ("HEXTET_HOOK", hook),
+        ("HEXTET_ADDRESS", &address),
+    ];
+    all.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
 #[cfg(test)]
 mod tests {
     use expect_test::expect;

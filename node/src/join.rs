@@ -269,6 +269,7 @@ mod tests {
             masquerade: MasqueradeChoice::Auto,
             filtering: dataplane_core::Filtering::default(),
             ipv6_exit: dataplane_core::Ipv6Exit::default(),
+            hooks: BTreeMap::new(),
             labels: BTreeMap::new(),
             countables: BTreeMap::new(),
             cpu_millis: None,

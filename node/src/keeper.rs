@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use crate::{
-    files, socket,
+    socket,
     supervisor::{
         READY_LINE,
         spec::PodSpec,
@@ -76,6 +76,8 @@ pub(crate) enum News {
     Lost(String),
     /// There is none of the pod's processes any more; the keeper has ended.
     Stopped,
+    /// A hook of the pod, or what undoes one, has come to its end. It is the pod's so-manieth run.
+    Hook { name: String, run: u64, result: Result<(), String> },
 }
 
 /// Starts or finds the supervisor of a pod and follows it until it ends.
@@ -153,9 +155,6 @@ async fn adopt_or_start(place: &Place, wanted: &mut watch::Receiver<Wanted>) -> 
     if stop {
         return Ok(None);
     }
-    files::folder(&place.run_dir, 0o700)
-        .with_context(|| format!("cannot make {}", place.run_dir.display()))?;
-    files::folder(&spec.folder, 0o711).with_context(|| format!("cannot make {}", spec.folder.display()))?;
     if !PodSpec::load(&place.run_dir).is_ok_and(|there| there == spec) {
         spec.save(&place.run_dir)?;
     }
@@ -209,7 +208,7 @@ fn last_line(log: &Path) -> String {
 }
 
 /// Returns when no supervisor holds the pod's lock, killing the one that does.
-async fn ensure_dead(run_dir: &Path) -> Result<()> {
+pub(crate) async fn ensure_dead(run_dir: &Path) -> Result<()> {
     let deadline = Instant::now() + KILL_DEADLINE;
     let polite = Instant::now() + Duration::from_secs(1);
     while is_locked(run_dir)? {
@@ -217,14 +216,14 @@ async fn ensure_dead(run_dir: &Path) -> Result<()> {
             bail!("it holds {} and cannot be killed", run_dir.join(LOCK_FILE).display());
         }
         if Instant::now() > polite {
-            kill_holder(run_dir);
+            signal_holder(run_dir, Signal::SIGKILL);
         }
         sleep(LOCK_RETRY).await;
     }
     Ok(())
 }
 
-fn is_locked(run_dir: &Path) -> Result<bool> {
+pub(crate) fn is_locked(run_dir: &Path) -> Result<bool> {
     let path = run_dir.join(LOCK_FILE);
     let file = match File::open(&path) {
         Ok(file) => file,
@@ -238,8 +237,8 @@ fn is_locked(run_dir: &Path) -> Result<bool> {
     }
 }
 
-/// Kills the process that the lock names, if it is a supervisor of this pod and not another with its old id.
-fn kill_holder(run_dir: &Path) {
+/// Signals the process that the lock names, if it is at work in this folder and not another with its old id.
+pub(crate) fn signal_holder(run_dir: &Path, signal: Signal) {
     let holder =
         fs::read_to_string(run_dir.join(LOCK_FILE)).ok().and_then(|text| text.trim().parse::<i32>().ok());
     let Some(pid) = holder else { return };
@@ -248,7 +247,7 @@ fn kill_holder(run_dir: &Path) {
         arguments.split(|byte| *byte == 0).any(|argument| argument == run_dir.as_os_str().as_encoded_bytes());
     if own {
         // It may have ended meanwhile.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(pid), signal);
     }
 }
 

@@ -1,13 +1,17 @@
 //! What the server still has to be told of this node's pods: the last word per pod, never a queue of words. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use hextet_api::v1::{AddressConflict, NodeReport, PodPhase, PodReport, PodReports, node_report};
+use hextet_api::v1::{
+    AddressConflict, NodeReport, PodEvent, PodEvents, PodPhase, PodReport, PodReports, node_report,
+};
 
 use crate::pod_state::{Phase, Report};
 
 /// Pods in one message.
 const PODS_PER_MESSAGE: usize = 500;
+/// Events that wait for a server.
+const EVENTS_MAX: usize = 1_000;
 
 /// What is new since the present stream was told last. Without a stream nothing is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,16 +21,33 @@ pub(crate) struct News {
     news: BTreeMap<String, Report>,
     gone: BTreeSet<String>,
     conflicts: BTreeMap<String, AddressConflict>,
+    /// The newest, also without a stream.
+    events: VecDeque<PodEvent>,
+    events_lost: u64,
 }
 
 impl News {
     /// A new stream knows nothing: `all` is news.
     pub(crate) fn attached(&mut self, all: BTreeMap<String, Report>) {
-        *self = News { attached: true, news: all, ..News::default() };
+        *self = News { attached: true, news: all, ..self.without_stream() };
     }
 
     pub(crate) fn detached(&mut self) {
-        *self = News::default();
+        *self = self.without_stream();
+    }
+
+    fn without_stream(&mut self) -> News {
+        let events = std::mem::take(&mut self.events);
+        News { events, events_lost: self.events_lost, ..News::default() }
+    }
+
+    /// Something happened to a pod. It is said once; of what nobody hears, the newest are kept.
+    pub(crate) fn event(&mut self, event: PodEvent) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+            self.events_lost += 1;
+        }
+        self.events.push_back(event);
     }
 
     /// The state of `pod`; said only when it is another than the one that was said last.
@@ -58,13 +79,19 @@ impl News {
 
     /// Whether there is nothing to say.
     pub(crate) fn is_empty(&self) -> bool {
-        self.news.is_empty() && self.gone.is_empty() && self.conflicts.is_empty()
+        let nothing_to_tell = self.news.is_empty() && self.gone.is_empty() && self.conflicts.is_empty();
+        nothing_to_tell && (self.events.is_empty() || !self.attached)
     }
 
     /// The next message, whose pods then count as told.
     pub(crate) fn take(&mut self) -> NodeReport {
         if let Some((_, conflict)) = self.conflicts.pop_first() {
             return NodeReport { report: Some(node_report::Report::Conflict(conflict)) };
+        }
+        if self.news.is_empty() && self.gone.is_empty() {
+            let events = self.events.drain(..).collect();
+            let lost = std::mem::take(&mut self.events_lost);
+            return NodeReport { report: Some(node_report::Report::Events(PodEvents { events, lost })) };
         }
         let gone = take_some(&mut self.gone, PODS_PER_MESSAGE, |set| set.pop_first());
         let news = take_some(&mut self.news, PODS_PER_MESSAGE - gone.len(), |map| map.pop_first());

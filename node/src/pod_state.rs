@@ -1,66 +1,68 @@
-//! The life of one pod on this node as a state machine: what happened in, what to do out. Pure.
+//! The life of one pod on this node: what happened in, what to do out. Pure.
 //!
-//! ```text
-//! Networking -> Starting -> Supervised        a pod that is wanted
-//!                  ^  v         v
-//!                  Waiting <----+             its supervisor ended or could not be started
-//! Stopping -> Unlinking -> (gone)             a pod that is not
-//!                  v
-//!                  Networking                 a pod that moves to another address
-//! ```
-//! A pod that is wanted again while it ends, ends first and then starts anew.
+//! The order is the graph's ([`hextet_lifecycle::pod`]): this module translates. What the kernel, the supervisor and
+//! hooks say becomes events of steps; steps that are to start or to stop become actions of the agent.
+//!
+//! A pod that is wanted again while it ends, ends first and then starts anew. One whose address turns out to be
+//! another machine's goes down to its link and up again; its kernel objects go at once, out of turn.
+
+use std::{sync::Arc, time::Duration};
+
+use hextet_lifecycle::{
+    Command, Event as Walk, Graph, Owner, Run, StepStatus,
+    pod::{ANNOUNCED, FOLDERS, LINK, ROUTES, SUPERVISOR, TASKS},
+};
 
 use crate::supervisor::status::{Status, TaskState, bounded_message};
-
-/// How far a pod is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Waits for its kernel objects; why they failed last.
-    Networking(Option<String>),
-    /// Its supervisor is being started or found.
-    Starting,
-    /// Its supervisor is there.
-    Supervised(Status),
-    /// Its supervisor ended or could not be started; another is tried after a while.
-    Waiting(String),
-    /// Its tasks are being stopped.
-    Stopping,
-    /// Its kernel objects go; why they did not last.
-    Unlinking(Option<String>),
-}
 
 /// What happened to a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// Its kernel objects are complete.
-    NetworkReady,
+    /// Its kernel objects are complete; why its address was not announced, if so.
+    NetworkReady(Option<String>),
     /// Its kernel objects are not complete, or not all gone.
-    NetworkFailed(String),
+    NetworkFailed(Failure),
     /// Its network namespace was made anew while it ran.
     NetworkReplaced,
     /// Nothing of it is left in the kernel.
     NetworkGone,
+    /// Its folders are made or removed.
+    Folders(Result<(), String>),
+    /// A hook of it, or what undoes one, has come to its end.
+    Hook(String, Result<(), String>),
     /// Its supervisor said this.
     Status(Status),
     /// Its supervisor has ended or was not started.
     SupervisorLost(String),
     /// None of its tasks lives and nor does its supervisor.
     SupervisorStopped,
-    /// The wait for the next supervisor is over.
-    RetryDue,
+    /// Time has passed.
+    Tick,
     /// What it must run has changed.
-    Changed,
+    Changed(Arc<Graph>),
     /// It must leave its address, for another that it has by now or will get.
     Displaced,
     /// It must end.
     Remove,
 }
 
+/// What is missing in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// Whether its link is complete and only routes, neighbours or its guard are missing.
+    pub(crate) has_link: bool,
+    pub(crate) why: String,
+}
+
 /// What to do for a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Bring kernel and desired state together.
     Reconcile,
+    /// Make its folders.
+    MakeFolders,
+    /// Remove its folders.
+    RemoveFolders,
     /// Start a supervisor, or connect to the one that is there.
     Supervise,
     /// Give the supervisor the new spec.
@@ -69,9 +71,13 @@ pub(crate) enum Action {
     Check,
     /// Stop the tasks and the supervisor.
     Stop,
-    /// Say [`Event::RetryDue`] after a while.
-    RetryLater,
-    /// Nothing is left: remove its folders and its record, then report it gone.
+    /// Run a hook, or find the one that is under way.
+    RunHook(String),
+    /// End a hook that is under way, and run what undoes it, if it has that.
+    UndoHook(String),
+    /// End a hook that takes too long.
+    AbortHook(String),
+    /// Nothing is left: remove its record, then report it gone.
     Finish,
 }
 
@@ -94,106 +100,315 @@ pub(crate) enum Phase {
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodState {
-    stage: Stage,
+    run: Run,
+    /// What its supervisor said last, while it has one.
+    status: Option<Status>,
+    /// Why its supervisor is not there.
+    supervisor_error: Option<String>,
+    /// Why its kernel objects are not as they should be.
+    network_error: Option<String>,
     /// Nothing is known of it yet since the agent started: what the server knows is as good.
     unknown: bool,
-    /// Supervisors that failed in a row.
-    failures: u32,
-    /// It ends only to start anew with another address.
+    /// It leaves its address for another.
     moves: bool,
+    removing: bool,
 }
 
 impl PodState {
-    /// A pod that was just assigned, or one of before the agent's restart.
-    pub(crate) fn new(from_store: bool) -> PodState {
-        PodState { stage: Stage::Networking(None), unknown: from_store, failures: 0, moves: false }
+    /// A pod that was just assigned, or one of before the agent's restart; what is to be done first. `hooks` were
+    /// begun by an agent before: they are undone when the pod ends, also if this one does not come to them.
+    pub(crate) fn begin(
+        graph: Arc<Graph>,
+        from_store: bool,
+        hooks: &[&String],
+        now: Duration,
+    ) -> (PodState, Vec<Action>) {
+        let mut pod = PodState {
+            run: Run::new(graph),
+            status: None,
+            supervisor_error: None,
+            network_error: None,
+            unknown: from_store,
+            moves: false,
+            removing: false,
+        };
+        let mut actions = Vec::new();
+        let commands = pod.run.handle(Walk::Up, now);
+        // Another agent may have begun: what is there is found when it is begun again, and taken away in any case.
+        pod.run.assume(&[LINK, FOLDERS, SUPERVISOR]);
+        pod.run.assume(&hooks.iter().map(|name| name.as_str()).collect::<Vec<_>>());
+        pod.follow(commands, now, &mut actions);
+        (pod, actions)
     }
 
-    pub(crate) fn stage(&self) -> &Stage {
-        &self.stage
+    /// Whether its link is to be made, and the kernel has not been brought to that yet.
+    pub(crate) fn awaits_network(&self) -> bool {
+        self.run.is_under_way(LINK) || self.run.is_under_way(ROUTES)
     }
 
-    /// Supervisors that failed in a row.
-    pub(crate) fn failures(&self) -> u32 {
-        self.failures
+    /// Whether its kernel objects are to go, or all is gone but its record.
+    pub(crate) fn awaits_end(&self) -> bool {
+        self.run.is_stopping(LINK) || (self.removing && self.run.is_down())
     }
 
-    /// Whether its kernel objects must not be there. Those of an address that is another's go at once, while
-    /// the tasks are still being stopped.
+    /// Whether it was announced in vain.
+    pub(crate) fn awaits_announcement(&self) -> bool {
+        self.run.is_done(ROUTES) && !self.run.is_done(ANNOUNCED)
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.removing || self.moves
+    }
+
+    /// Whether its kernel objects must not be there: its link's turn has not come, or is over. Those of an address
+    /// that is another's go at once, while the tasks are still being stopped.
     pub(crate) fn is_absent(&self) -> bool {
-        self.moves || matches!(self.stage, Stage::Unlinking(_))
+        self.moves || !(self.run.is_done(LINK) || self.run.is_under_way(LINK))
+    }
+
+    /// When [`Event::Tick`] has something to do.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        self.run.due()
+    }
+
+    /// Every step, for people.
+    pub(crate) fn steps(&self, now: Duration) -> Vec<StepStatus> {
+        self.run.status(now)
     }
 
     /// Takes note of `event`; what is to be done now, in order.
-    pub(crate) fn step(&mut self, event: Event) -> Vec<Action> {
-        use Action::{Check, Finish, Reconcile, RetryLater, Stop, Supervise, Update};
-        let (next, actions) = match (self.stage.clone(), event) {
-            (Stage::Networking(_), Event::NetworkReady) => (Stage::Starting, vec![Supervise]),
-            (Stage::Networking(_), Event::NetworkFailed(why)) => {
-                self.unknown = false;
-                (Stage::Networking(Some(bounded_message(why))), vec![])
+    pub(crate) fn step(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::NetworkReady(unannounced) => self.network_ready(unannounced, now, &mut actions),
+            Event::NetworkFailed(failure) => self.network_failed(failure, now, &mut actions),
+            Event::NetworkGone => self.network_gone(now, &mut actions),
+            Event::NetworkReplaced => actions.extend(self.is_supervised().then_some(Action::Check)),
+            Event::Folders(result) => self.ended(FOLDERS, result, now, &mut actions),
+            Event::Hook(name, result) => self.ended(&name, result, now, &mut actions),
+            Event::Status(status) => self.hear(status, now, &mut actions),
+            Event::SupervisorLost(why) => self.supervisor_lost(why, now, &mut actions),
+            Event::SupervisorStopped => {
+                self.status = None;
+                self.walk(Walk::Done(SUPERVISOR), now, &mut actions);
             }
-            (Stage::Starting | Stage::Supervised(_), Event::Status(status)) => {
-                (self.unknown, self.failures) = (false, 0);
-                (Stage::Supervised(status), vec![])
-            }
-            (Stage::Starting | Stage::Supervised(_), Event::SupervisorLost(why)) => {
-                self.unknown = false;
-                self.failures = self.failures.saturating_add(1);
-                (Stage::Waiting(bounded_message(why)), vec![RetryLater])
-            }
-            // Through the network again: a namespace that was replaced is noticed there.
-            (Stage::Waiting(_), Event::RetryDue) => (Stage::Networking(None), vec![Reconcile]),
-            (stage @ (Stage::Starting | Stage::Supervised(_)), Event::Changed) => (stage, vec![Update]),
-            (stage @ (Stage::Starting | Stage::Supervised(_)), Event::NetworkReplaced) => {
-                (stage, vec![Check])
-            }
-            (
-                Stage::Networking(_) | Stage::Starting | Stage::Supervised(_) | Stage::Waiting(_),
-                Event::Remove,
-            ) => (Stage::Stopping, vec![Stop]),
-            // Nothing runs that knows the address.
-            (Stage::Networking(_), Event::Displaced) => (Stage::Networking(None), vec![Reconcile]),
-            (Stage::Starting | Stage::Supervised(_) | Stage::Waiting(_), Event::Displaced) => {
-                (self.moves, self.unknown) = (true, false);
-                (Stage::Stopping, vec![Stop, Reconcile])
-            }
-            (stage @ (Stage::Stopping | Stage::Unlinking(_)), Event::Remove) => {
-                self.moves = false;
-                (stage, vec![])
-            }
-            (Stage::Unlinking(_), Event::NetworkGone) if self.moves => {
-                self.moves = false;
-                (Stage::Networking(None), vec![Reconcile])
-            }
-            (Stage::Stopping, Event::SupervisorStopped) => (Stage::Unlinking(None), vec![Reconcile]),
-            // The supervisor may have ended by itself just before; whether it has is looked at again.
-            (Stage::Stopping, Event::SupervisorLost(_)) => (Stage::Stopping, vec![Stop]),
-            (Stage::Unlinking(_), Event::NetworkFailed(why)) => {
-                (Stage::Unlinking(Some(bounded_message(why))), vec![])
-            }
-            (stage @ Stage::Unlinking(_), Event::NetworkGone) => (stage, vec![Finish]),
-            (stage, _) => (stage, vec![]),
-        };
-        self.stage = next;
+            Event::Tick => self.walk(Walk::Tick, now, &mut actions),
+            Event::Changed(graph) => self.changed(graph, now, &mut actions),
+            Event::Displaced => self.displaced(now, &mut actions),
+            Event::Remove => self.remove(now, &mut actions),
+        }
+        self.rise_again(now, &mut actions);
         actions
     }
 
     /// What the server is told; none while it knows as much itself.
     pub(crate) fn report(&self) -> Option<Report> {
-        if self.unknown {
+        if self.unknown || self.removing {
             return None;
         }
-        let plain = |phase, message: &str| Some(Report { phase, message: message.to_owned(), restarts: 0 });
-        match &self.stage {
-            Stage::Networking(None) | Stage::Starting => plain(Phase::Starting, ""),
-            Stage::Networking(Some(why)) => plain(Phase::Failed, why),
-            Stage::Waiting(why) => plain(Phase::Failed, &format!("supervisor: {why}")),
-            Stage::Supervised(status) => Some(report_of(status)),
-            Stage::Stopping | Stage::Unlinking(_) if self.moves => {
-                plain(Phase::Starting, "it moves to another address")
+        let plain =
+            |phase, message: String| Some(Report { phase, message: bounded_message(message), restarts: 0 });
+        if self.moves {
+            return plain(Phase::Starting, "it moves to another address".to_owned());
+        }
+        if let Some(why) = &self.network_error {
+            return plain(Phase::Failed, why.clone());
+        }
+        if let Some(why) = &self.supervisor_error {
+            return plain(Phase::Failed, format!("supervisor: {why}"));
+        }
+        if let Some(status) = &self.status {
+            return Some(report_of(status));
+        }
+        match self.hook_in_the_way() {
+            Some((name, Some(why))) => plain(Phase::Failed, format!("hook {name}: {why}")),
+            Some((name, None)) => plain(Phase::Starting, format!("its hook {name} runs")),
+            None => plain(
+                Phase::Starting,
+                self.run.error(FOLDERS).filter(|_| !self.run.is_done(FOLDERS)).unwrap_or("").to_owned(),
+            ),
+        }
+    }
+
+    /// The hook that the pod waits for, and why that has not succeeded.
+    fn hook_in_the_way(&self) -> Option<(String, Option<String>)> {
+        let graph = self.run.graph().clone();
+        let needed = |step: &&hextet_lifecycle::Step| step.owner != Owner::Node && !step.optional;
+        let open = graph.steps().filter(needed).filter(|step| !self.run.is_done(&step.name));
+        let began =
+            open.filter(|step| self.run.is_under_way(&step.name) || self.run.error(&step.name).is_some());
+        let mut began: Vec<_> =
+            began.map(|step| (step.name.clone(), self.run.error(&step.name).map(str::to_owned))).collect();
+        began.sort_by_key(|(_, error)| error.is_none());
+        began.into_iter().next()
+    }
+
+    fn is_supervised(&self) -> bool {
+        !self.is_ending() && (self.run.is_under_way(SUPERVISOR) || self.run.is_done(SUPERVISOR))
+    }
+
+    fn network_ready(&mut self, unannounced: Option<String>, now: Duration, actions: &mut Vec<Action>) {
+        self.network_error = None;
+        self.walk(Walk::Done(LINK), now, actions);
+        self.walk(Walk::Done(ROUTES), now, actions);
+        match unannounced {
+            None => self.walk(Walk::Done(ANNOUNCED), now, actions),
+            Some(why) => self.walk(Walk::Failed(ANNOUNCED, &why), now, actions),
+        }
+    }
+
+    fn network_failed(&mut self, failure: Failure, now: Duration, actions: &mut Vec<Action>) {
+        let why = bounded_message(failure.why);
+        if self.awaits_network() {
+            (self.unknown, self.network_error) = (false, Some(why.clone()));
+        }
+        if failure.has_link && self.awaits_network() {
+            self.walk(Walk::Done(LINK), now, actions);
+            self.walk(Walk::Tried(ROUTES, &why), now, actions);
+        } else {
+            self.walk(Walk::Tried(LINK, &why), now, actions);
+        }
+    }
+
+    fn network_gone(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.run.is_stopping(LINK) {
+            self.network_error = None;
+            self.walk(Walk::Done(LINK), now, actions);
+        } else if self.removing && self.run.is_down() {
+            // What was to be done last has failed.
+            actions.push(Action::Finish);
+        }
+    }
+
+    fn ended(&mut self, step: &str, result: Result<(), String>, now: Duration, actions: &mut Vec<Action>) {
+        match result {
+            Ok(()) => self.walk(Walk::Done(step), now, actions),
+            Err(why) => {
+                self.unknown &= self.run.is_stopping(step);
+                self.walk(Walk::Failed(step, &bounded_message(why)), now, actions);
             }
-            Stage::Stopping | Stage::Unlinking(_) => None,
+        }
+    }
+
+    fn hear(&mut self, status: Status, now: Duration, actions: &mut Vec<Action>) {
+        if !self.is_supervised() {
+            return;
+        }
+        (self.unknown, self.supervisor_error) = (false, None);
+        self.walk(Walk::Done(SUPERVISOR), now, actions);
+        let failed = status.tasks.iter().find(|(_, task)| task.state == TaskState::Failed);
+        let why = failed.map(|(name, task)| format!("task {name}: {}", task.message));
+        let all_run = status.tasks.values().all(|task| task.state == TaskState::Running);
+        self.status = Some(status);
+        match why {
+            Some(why) if self.run.is_done(TASKS) => self.walk(Walk::Lost(TASKS, &why), now, actions),
+            Some(why) => self.walk(Walk::Tried(TASKS, &why), now, actions),
+            None if all_run => self.walk(Walk::Done(TASKS), now, actions),
+            None => {}
+        }
+    }
+
+    fn supervisor_lost(&mut self, why: String, now: Duration, actions: &mut Vec<Action>) {
+        self.status = None;
+        if self.is_ending() {
+            // It may have ended by itself just before; whether it has is looked at again.
+            actions.extend(self.run.is_stopping(SUPERVISOR).then_some(Action::Stop));
+            return;
+        }
+        let why = bounded_message(why);
+        (self.unknown, self.supervisor_error) = (false, Some(why.clone()));
+        self.walk(Walk::Lost(SUPERVISOR, &why), now, actions);
+        // Its namespace may have gone.
+        actions.push(Action::Reconcile);
+    }
+
+    fn changed(&mut self, graph: Arc<Graph>, now: Duration, actions: &mut Vec<Action>) {
+        if self.is_supervised() {
+            actions.push(Action::Update);
+        }
+        if **self.run.graph() != *graph {
+            self.run.replace(graph);
+        }
+        // What failed for good may succeed with another text.
+        let failed: Vec<String> = self.run.failed_for_good().map(|(name, _)| name.to_owned()).collect();
+        failed.iter().for_each(|name| self.walk(Walk::Again(name), now, actions));
+        self.walk(Walk::Tick, now, actions);
+    }
+
+    fn displaced(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.is_ending() {
+            return;
+        }
+        if self.is_begun() {
+            (self.moves, self.unknown) = (true, false);
+            self.walk(Walk::DownFrom(LINK), now, actions);
+        }
+        // Otherwise nothing runs that knows the address.
+        actions.push(Action::Reconcile);
+    }
+
+    /// Whether anything that knows the address may run.
+    fn is_begun(&self) -> bool {
+        let graph = self.run.graph().clone();
+        let mut later = graph.steps().filter(|step| step.owner != Owner::Node || step.name == SUPERVISOR);
+        later.any(|step| self.run.was_begun(&step.name))
+    }
+
+    fn remove(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.moves = false;
+        if !self.removing {
+            self.removing = true;
+            self.walk(Walk::Down, now, actions);
+        }
+    }
+
+    /// A pod that moves starts anew when it has left.
+    fn rise_again(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.moves && self.run.is_down_from(LINK) {
+            (self.moves, self.network_error, self.supervisor_error) = (false, None, None);
+            self.walk(Walk::Up, now, actions);
+        }
+    }
+
+    fn walk(&mut self, event: Walk<'_>, now: Duration, actions: &mut Vec<Action>) {
+        let commands = self.run.handle(event, now);
+        self.follow(commands, now, actions);
+    }
+
+    fn follow(&mut self, commands: Vec<Command>, now: Duration, actions: &mut Vec<Action>) {
+        for command in commands {
+            match command {
+                Command::Start(step) => actions.extend(self.start(step)),
+                Command::Stop(step) => self.stop(step, now, actions),
+                Command::TimedOut(step) => actions.push(Action::AbortHook(step)),
+            }
+        }
+        let last = self.removing && self.run.is_down() && !actions.contains(&Action::Finish);
+        actions.extend(last.then_some(Action::Finish));
+    }
+
+    fn start(&mut self, step: String) -> Option<Action> {
+        match step.as_str() {
+            LINK => Some(Action::Reconcile),
+            FOLDERS => Some(Action::MakeFolders),
+            SUPERVISOR => {
+                self.supervisor_error = None;
+                Some(Action::Supervise)
+            }
+            // The same look at the kernel, and the supervisor itself.
+            ROUTES | ANNOUNCED | TASKS => None,
+            _ => Some(Action::RunHook(step)),
+        }
+    }
+
+    fn stop(&mut self, step: String, now: Duration, actions: &mut Vec<Action>) {
+        match step.as_str() {
+            LINK => actions.push(Action::Reconcile),
+            FOLDERS => actions.push(Action::RemoveFolders),
+            SUPERVISOR => actions.push(Action::Stop),
+            // They go with the link, and with the supervisor.
+            ROUTES | ANNOUNCED | TASKS => self.walk(Walk::Done(&step), now, actions),
+            _ => actions.push(Action::UndoHook(step)),
         }
     }
 }
@@ -219,157 +434,4 @@ fn what_is_waited_for(status: &Status) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::supervisor::status::TaskStatus;
-
-    fn status(tasks: &[(&str, TaskState)]) -> Status {
-        let task =
-            |state| TaskStatus { state, pid: None, restarts: 1, message: "exited with status 1".into() };
-        Status {
-            tasks: tasks.iter().map(|(name, state)| ((*name).into(), task(*state))).collect(),
-            ..Status::default()
-        }
-    }
-
-    fn running() -> Event {
-        Event::Status(status(&[("web", TaskState::Running)]))
-    }
-
-    /// A pod after `events`, and what the last of them asked for.
-    fn after(from_store: bool, events: Vec<Event>) -> (PodState, Vec<Action>) {
-        let mut pod = PodState::new(from_store);
-        let mut actions = vec![];
-        for event in events {
-            actions = pod.step(event);
-        }
-        (pod, actions)
-    }
-
-    fn phase(pod: &PodState) -> Option<Phase> {
-        pod.report().map(|report| report.phase)
-    }
-
-    #[test]
-    fn a_supervisor_starts_only_when_the_network_is_complete() {
-        let (pod, actions) = after(false, vec![Event::NetworkFailed("no veth".into())]);
-        assert_eq!(actions, []);
-        assert_eq!(pod.report().unwrap().message, "no veth");
-        let (pod, actions) = after(false, vec![Event::NetworkFailed("no veth".into()), Event::NetworkReady]);
-        assert_eq!(actions, [Action::Supervise]);
-        assert_eq!(phase(&pod), Some(Phase::Starting));
-    }
-
-    #[test]
-    fn a_network_that_is_checked_again_starts_nothing_again() {
-        let (_, actions) = after(false, vec![Event::NetworkReady, running(), Event::NetworkReady]);
-        assert_eq!(actions, []);
-    }
-
-    #[test]
-    fn a_pod_runs_when_all_its_tasks_do() {
-        let of = |tasks: &[(&str, TaskState)]| report_of(&status(tasks));
-        assert_eq!(of(&[("a", TaskState::Running), ("b", TaskState::Running)]).phase, Phase::Running);
-        assert_eq!(of(&[("a", TaskState::Running), ("b", TaskState::Starting)]).phase, Phase::Starting);
-        let failed = of(&[("a", TaskState::Running), ("b", TaskState::Failed)]);
-        let message = "task b: exited with status 1".to_owned();
-        assert_eq!(failed, Report { phase: Phase::Failed, message, restarts: 2 });
-    }
-
-    #[test]
-    fn a_lost_supervisor_is_replaced_after_a_wait() {
-        let lost = || Event::SupervisorLost("it was killed".into());
-        let (pod, actions) = after(false, vec![Event::NetworkReady, running(), lost()]);
-        assert_eq!(actions, [Action::RetryLater]);
-        assert_eq!(pod.report().unwrap().message, "supervisor: it was killed");
-        let (mut pod, actions) = after(false, vec![Event::NetworkReady, running(), lost(), Event::RetryDue]);
-        assert_eq!(actions, [Action::Reconcile]);
-        assert_eq!(pod.failures(), 1);
-        assert_eq!(pod.step(Event::NetworkReady), [Action::Supervise]);
-        pod.step(running());
-        assert_eq!(pod.failures(), 0);
-    }
-
-    #[test]
-    fn a_pod_ends_tasks_first_and_network_last() {
-        let mut pod = after(false, vec![Event::NetworkReady, running()]).0;
-        assert_eq!(pod.step(Event::Remove), [Action::Stop]);
-        assert_eq!(pod.stage(), &Stage::Stopping);
-        assert!(!pod.is_absent());
-        assert_eq!(pod.step(Event::SupervisorStopped), [Action::Reconcile]);
-        assert!(pod.is_absent());
-        assert_eq!(pod.step(Event::NetworkFailed("busy".into())), []);
-        assert_eq!(pod.step(Event::NetworkGone), [Action::Finish]);
-    }
-
-    #[test]
-    fn a_pod_that_moves_leaves_its_address_at_once_and_starts_anew_when_its_tasks_have_ended() {
-        let mut pod = after(false, vec![Event::NetworkReady, running()]).0;
-        assert_eq!(pod.step(Event::Displaced), [Action::Stop, Action::Reconcile]);
-        assert!(pod.is_absent());
-        assert_eq!(pod.report().unwrap().message, "it moves to another address");
-        assert_eq!(pod.step(Event::Displaced), [], "it is moving already");
-        assert_eq!(pod.step(Event::SupervisorStopped), [Action::Reconcile]);
-        assert!(pod.is_absent());
-        assert_eq!(pod.step(Event::NetworkGone), [Action::Reconcile]);
-        assert!(!pod.is_absent());
-        assert_eq!(pod.step(Event::NetworkFailed("no address yet".into())), []);
-        assert_eq!(pod.report().unwrap().message, "no address yet");
-        assert_eq!(pod.step(Event::Displaced), [Action::Reconcile], "it has got one");
-        assert_eq!(pod.step(Event::NetworkReady), [Action::Supervise]);
-    }
-
-    #[test]
-    fn a_pod_that_is_removed_while_it_moves_ends() {
-        for events in [vec![], vec![Event::SupervisorStopped]] {
-            let mut pod = after(false, vec![Event::NetworkReady, running(), Event::Displaced]).0;
-            events.into_iter().for_each(|event| drop(pod.step(event)));
-            assert_eq!(pod.step(Event::Remove), []);
-            assert_eq!(pod.report(), None);
-            pod.step(Event::SupervisorStopped);
-            assert_eq!(pod.step(Event::NetworkGone), [Action::Finish]);
-        }
-    }
-
-    #[test]
-    fn a_pod_that_never_started_ends_the_same_way() {
-        for events in [vec![], vec![Event::NetworkReady], vec![Event::NetworkFailed("x".into())]] {
-            let mut pod = after(false, events).0;
-            assert_eq!(pod.step(Event::Remove), [Action::Stop]);
-        }
-    }
-
-    #[test]
-    fn a_pod_that_ends_is_removed_once_and_reported_no_more() {
-        let mut pod = after(false, vec![Event::NetworkReady, running(), Event::Remove]).0;
-        assert_eq!(pod.step(Event::Remove), []);
-        assert_eq!(pod.step(running()), []);
-        assert_eq!(pod.report(), None);
-        assert_eq!(pod.step(Event::SupervisorLost("it was killed".into())), [Action::Stop]);
-    }
-
-    #[test]
-    fn after_a_restart_of_the_agent_a_pod_is_not_reported_until_it_is_known() {
-        let (pod, _) = after(true, vec![Event::NetworkReady]);
-        assert_eq!(pod.report(), None);
-        let (pod, _) = after(true, vec![Event::NetworkReady, running()]);
-        assert_eq!(phase(&pod), Some(Phase::Running));
-        let (pod, _) = after(true, vec![Event::NetworkFailed("x".into())]);
-        assert_eq!(phase(&pod), Some(Phase::Failed));
-    }
-
-    #[test]
-    fn a_changed_spec_reaches_a_supervisor_that_is_there() {
-        let mut pod = after(false, vec![Event::NetworkReady, running()]).0;
-        assert_eq!(pod.step(Event::Changed), [Action::Update]);
-        let mut pod = PodState::new(false);
-        assert_eq!(pod.step(Event::Changed), []);
-    }
-
-    #[test]
-    fn a_replaced_namespace_is_looked_at_when_something_runs_in_it() {
-        let mut pod = after(false, vec![Event::NetworkReady, running()]).0;
-        assert_eq!(pod.step(Event::NetworkReplaced), [Action::Check]);
-        assert_eq!(PodState::new(false).step(Event::NetworkReplaced), []);
-    }
-}
+mod tests;

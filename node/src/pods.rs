@@ -7,30 +7,35 @@ use std::{
     time::Duration,
 };
 
+use hextet_lifecycle::{Hook, Owner};
+use nix::unistd::User;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
     time::sleep,
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     assignment::{Assignment, PodRecord},
-    backoff::Backoff,
     config::NodePaths,
-    desired, files,
+    desired, files, hook_keeper,
     identity::Identity,
     keeper::{self, News, Place, Wanted},
     pod_state::{Action, Event},
+    scripts::Scripts,
     socket,
-    supervisor::{spec::PodSpec, status::SOCKET_FILE},
+    supervisor::{hook::HookSpec, spec::PodSpec, status::SOCKET_FILE},
 };
 
 /// Where `ip` and the dataplane keep network namespaces.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// What runs on the way up, on the way down, and on events.
+const UP: &str = "up";
+const DOWN: &str = "down";
+const ON: &str = "on";
 
 /// What drives the pods.
 pub(crate) struct Pods {
@@ -40,7 +45,18 @@ pub(crate) struct Pods {
     all: BTreeMap<String, watch::Sender<Wanted>>,
     keepers: JoinSet<()>,
     news: mpsc::Sender<(String, News)>,
-    retries: mpsc::Sender<String>,
+    /// The last run of each hook of each pod; what an earlier one says counts for nothing.
+    runs: BTreeMap<(String, String), u64>,
+    scripts: Scripts,
+    boot: String,
+}
+
+/// A hook that is to be run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) hook: &'a Hook,
+    pub(crate) owner: Owner,
 }
 
 impl Pods {
@@ -49,9 +65,18 @@ impl Pods {
         identity: Identity,
         program: PathBuf,
         news: mpsc::Sender<(String, News)>,
-        retries: mpsc::Sender<String>,
     ) -> Pods {
-        Pods { paths, identity, program, all: BTreeMap::new(), keepers: JoinSet::new(), news, retries }
+        Pods {
+            paths,
+            identity,
+            program,
+            all: BTreeMap::new(),
+            keepers: JoinSet::new(),
+            news,
+            runs: BTreeMap::new(),
+            scripts: Scripts::default(),
+            boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+        }
     }
 
     /// Whether a supervisor has been here for the pod.
@@ -71,9 +96,15 @@ impl Pods {
     }
 
     /// What a keeper's news mean for its pod.
-    pub(crate) fn heard(&mut self, id: &str, news: News) -> Event {
-        match news {
+    pub(crate) fn heard(&mut self, id: &str, news: News) -> Option<Event> {
+        Some(match news {
             News::Status(status) => Event::Status(status),
+            News::Hook { name, run, result } => {
+                if self.runs.get(&(id.to_owned(), name.clone())) != Some(&run) {
+                    return None;
+                }
+                Event::Hook(name, result)
+            }
             News::Lost(why) => {
                 self.all.remove(id);
                 warn!(pod = id, why, "a pod has no supervisor");
@@ -83,7 +114,175 @@ impl Pods {
                 self.all.remove(id);
                 Event::SupervisorStopped
             }
+        })
+    }
+
+    /// Makes the folders of a pod.
+    pub(crate) fn make_folders(&self, id: &str) -> Result<(), String> {
+        let make = |path: PathBuf, mode| {
+            files::folder(&path, mode).map_err(|error| format!("cannot make {}: {error}", path.display()))
+        };
+        make(self.paths.pod_run_dir(id), 0o700)?;
+        make(self.paths.pod_state_dir(id), 0o711)
+    }
+
+    /// Whether a hook was ever begun for the pod.
+    pub(crate) fn was_hooked(&self, id: &str, hook: &str) -> bool {
+        self.hook_folder(id, hook, UP).exists()
+    }
+
+    /// The last lines of what a hook of the pod said.
+    pub(crate) fn hook_output(&self, id: &str, hook: &str) -> String {
+        let said = |what| hook_keeper::output(&self.hook_folder(id, hook, what));
+        Some(said(DOWN)).filter(|text| !text.is_empty()).unwrap_or_else(|| said(UP))
+    }
+
+    /// Removes what the hooks of a pod left on disk.
+    pub(crate) fn forget(&mut self, id: &str) {
+        self.scripts.forget(id);
+        self.runs.retain(|(pod, _), _| pod != id);
+        let folder = self.paths.hooks_dir().join(id);
+        if let Err(error) = files::remove_folder(&folder) {
+            warn!(pod = id, %error, "the folder of its hooks cannot be removed");
         }
+    }
+
+    /// Runs a hook, or finds the run that is under way or was successful when this agent has not begun one yet.
+    pub(crate) fn run_hook(&mut self, id: &str, record: &PodRecord, order: Order<'_>) {
+        let spec = self.hook_spec(id, record, order, &order.hook.exec, None);
+        let run = self.count(id, order.name);
+        self.spawn_hook(id, order.name, run, UP, spec, run == 1, false);
+    }
+
+    /// Ends a hook that is under way, then runs what undoes it, if it has that.
+    pub(crate) fn undo_hook(&mut self, id: &str, record: &PodRecord, order: Order<'_>) {
+        let run = self.count(id, order.name);
+        if order.hook.undo.is_empty() {
+            return self.end_hook(id, order.name, run);
+        }
+        let spec = self.hook_spec(id, record, order, &order.hook.undo, None);
+        self.spawn_hook(id, order.name, run, DOWN, spec, run == 1, true);
+    }
+
+    /// What was to be run is known to be in vain.
+    pub(crate) fn hook_failed(&mut self, id: &str, name: &str, why: String) {
+        let (run, news, pod) = (self.count(id, name), self.news.clone(), id.to_owned());
+        let name = name.to_owned();
+        self.keepers.spawn(async move {
+            // The agent may be ending.
+            let _ = news.send((pod, News::Hook { name, run, result: Err(why) })).await;
+        });
+    }
+
+    /// Ends what is under way for a hook; its end is told by who runs it.
+    pub(crate) fn abort_hook(&mut self, id: &str, name: &str) {
+        let folders = [UP, DOWN].map(|what| self.hook_folder(id, name, what));
+        self.keepers.spawn(async move {
+            for folder in folders {
+                if let Err(error) = hook_keeper::end(&folder).await {
+                    warn!(error = format!("{error:#}"), "a hook cannot be ended");
+                }
+            }
+        });
+    }
+
+    /// Has a script run for an event.
+    pub(crate) fn run_script(&mut self, id: &str, record: &PodRecord, order: Order<'_>, event: (&str, &str)) {
+        let Ok(spec) = self.hook_spec(id, record, order, &order.hook.exec, Some(event)) else {
+            return warn!(
+                pod = id,
+                hook = order.name,
+                "a script cannot be run: its pod or its user has no id"
+            );
+        };
+        let (of, folder) = match order.owner {
+            Owner::Job => (Some(id), self.hook_folder(id, order.name, ON)),
+            _ => (None, self.paths.hooks_dir().join(".node").join(order.name).join(ON)),
+        };
+        self.scripts.run(of, hook_keeper::Place { folder, program: self.program.clone() }, spec);
+    }
+
+    fn count(&mut self, id: &str, name: &str) -> u64 {
+        let run = self.runs.entry((id.to_owned(), name.to_owned())).or_default();
+        *run += 1;
+        *run
+    }
+
+    fn hook_folder(&self, id: &str, hook: &str, what: &str) -> PathBuf {
+        self.paths.hooks_dir().join(id).join(hook).join(what)
+    }
+
+    fn end_hook(&mut self, id: &str, name: &str, run: u64) {
+        let (news, pod, name) = (self.news.clone(), id.to_owned(), name.to_owned());
+        let folder = self.hook_folder(id, &name, UP);
+        self.keepers.spawn(async move {
+            let result = hook_keeper::end(&folder).await.map_err(|error| format!("{error:#}"));
+            // The agent may be ending.
+            let _ = news.send((pod, News::Hook { name, run, result })).await;
+        });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call for both ways")]
+    fn spawn_hook(
+        &mut self,
+        id: &str,
+        name: &str,
+        run: u64,
+        what: &str,
+        spec: Result<HookSpec, String>,
+        adopt: bool,
+        end_first: bool,
+    ) {
+        let (news, pod, name) = (self.news.clone(), id.to_owned(), name.to_owned());
+        let place =
+            hook_keeper::Place { folder: self.hook_folder(id, &name, what), program: self.program.clone() };
+        let up = self.hook_folder(id, &name, UP);
+        self.reap();
+        self.keepers.spawn(async move {
+            let result = async {
+                if end_first {
+                    hook_keeper::end(&up).await.map_err(|error| format!("{error:#}"))?;
+                }
+                hook_keeper::run(&place, &spec?, adopt).await
+            };
+            let result = result.await;
+            // The agent may be ending.
+            let _ = news.send((pod, News::Hook { name, run, result })).await;
+        });
+    }
+
+    /// What a hook is run with: a job's as its pod's user and in its pod's namespace.
+    fn hook_spec(
+        &self,
+        id: &str,
+        record: &PodRecord,
+        order: Order<'_>,
+        exec: &[String],
+        event: Option<(&str, &str)>,
+    ) -> Result<HookSpec, String> {
+        let of_job = order.owner == Owner::Job;
+        let user = if of_job {
+            let pod = self.spec(id, record).and_then(|spec| spec.uid).ok_or("its pod has no user id yet")?;
+            Some((pod, pod))
+        } else {
+            order.hook.user.as_deref().map(user).transpose()?
+        };
+        let mut env = desired::hook_environment(&self.identity, id, record, order.name);
+        if let Some((kind, what)) = event {
+            env.insert("HEXTET_EVENT".to_owned(), kind.to_owned());
+            env.insert("HEXTET_MESSAGE".to_owned(), what.to_owned());
+        }
+        let spec = HookSpec {
+            run: String::new(),
+            name: order.name.to_owned(),
+            exec: exec.to_owned(),
+            env,
+            user,
+            netns: of_job.then(|| PathBuf::from(NETNS_DIR).join(id)),
+            timeout_ms: u64::try_from(order.hook.timeout.0.as_millis()).unwrap_or(u64::MAX),
+        };
+        let text = serde_json::to_vec(&(&spec, &self.boot)).expect("a spec holds only strings and numbers");
+        Ok(HookSpec { run: hextet_api::token::Fingerprint::of(&text).to_string(), ..spec })
     }
 
     /// Removes what a pod left on disk.
@@ -106,6 +305,9 @@ impl Pods {
                 }
             });
         }
+        for id in folders(&self.paths.hooks_dir()).into_iter().filter(|id| !known(id) && id != ".node") {
+            self.forget(&id);
+        }
         for id in folders(&self.paths.pods_state_dir()).into_iter().filter(|id| !known(id)) {
             if let Err(error) = files::remove_folder(&self.paths.pod_state_dir(&id)) {
                 warn!(pod = id, %error, "the folder of a pod that is not assigned cannot be removed");
@@ -121,16 +323,15 @@ impl Pods {
         while self.keepers.join_next().await.is_some() {}
     }
 
-    /// Does something for the processes of a pod, of whose supervisors so many failed in a row.
-    pub(crate) fn act(&mut self, id: &str, record: &PodRecord, failures: u32, action: Action) {
+    /// Does something for the supervisor of a pod.
+    pub(crate) fn act(&mut self, id: &str, record: &PodRecord, action: Action) {
         match action {
             Action::Supervise => self.supervise(id, record),
             Action::Update => self.update(id, record),
             Action::Check => self.check(id),
             Action::Stop => self.stop(id),
-            Action::RetryLater => self.retry_later(id, failures),
             // The agent's own.
-            Action::Reconcile | Action::Finish => {}
+            _ => {}
         }
     }
 
@@ -177,17 +378,6 @@ impl Pods {
         });
     }
 
-    fn retry_later(&self, id: &str, failures: u32) {
-        let wait = Backoff::after(RETRY_FIRST, RETRY_MAX, failures).next(&mut rand::rng());
-        let (id, retries) = (id.to_owned(), self.retries.clone());
-        debug!(pod = id, ?wait, "the next supervisor is tried later");
-        tokio::spawn(async move {
-            sleep(wait).await;
-            // The agent may be ending.
-            let _ = retries.send(id).await;
-        });
-    }
-
     /// Forgets the tasks of keepers that have ended.
     fn reap(&mut self) {
         while self.keepers.try_join_next().is_some() {}
@@ -199,6 +389,15 @@ impl Pods {
 
     fn place(&self, id: &str) -> Place {
         Place { pod: id.to_owned(), run_dir: self.paths.pod_run_dir(id), program: self.program.clone() }
+    }
+}
+
+/// The ids of a user of this machine.
+fn user(name: &str) -> Result<(u32, u32), String> {
+    match User::from_name(name) {
+        Ok(Some(user)) => Ok((user.uid.as_raw(), user.gid.as_raw())),
+        Ok(None) => Err(format!("there is no user `{name}` on this machine")),
+        Err(errno) => Err(format!("cannot look up the user `{name}`: {errno}")),
     }
 }
 

@@ -4,15 +4,20 @@
 //! whatever the agent does for a pod, its store knows of the pod, and what the server hears to be gone is gone from
 //! the store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use hextet_api::v1;
+use hextet_lifecycle::{Graph, Hook, Owner, Phase as StepPhase, Step, StepStatus, pod};
 
 use crate::{
     assignment::{self, Assignment, PodRecord},
     identity::Identity,
     news::News,
-    pod_state::{Action, Event, PodState, Report, Stage},
+    pod_state::{Action, Event, Failure, Phase, PodState, Report},
 };
 
 /// What there is to do, in order.
@@ -22,9 +27,25 @@ pub(crate) enum Duty {
     Reconcile,
     /// Something for the processes of a pod.
     Act(String, Action),
-    /// Remove the pod's folders, then say [`Roster::finished`].
+    /// Nothing of the pod is left: say [`Roster::finished`].
     Finish(String),
 }
+
+/// Something happened to a pod that people, and programs that follow events, may want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    pub(crate) pod: String,
+    /// One of [`hextet_lifecycle::hook::EVENTS`], or `step-done`, `step-undone`.
+    pub(crate) kind: &'static str,
+    pub(crate) what: String,
+    /// What the pod was, when its record is gone.
+    pub(crate) last: Option<PodRecord>,
+}
+
+/// Notes that nobody has taken are kept to this number, the newest.
+const NOTES_MAX: usize = 4096;
+/// The step of a pod whose hooks are no graph, as when a job's has the name of an operator's.
+const HOOKS_STEP: &str = "hooks";
 
 /// An assignment that must be durable before it is followed with [`Roster::durable`]. One that cannot be made
 /// durable is dropped, and nothing has happened.
@@ -50,12 +71,137 @@ pub(crate) struct Roster {
     assignment: Assignment,
     pods: BTreeMap<String, PodState>,
     news: News,
+    /// Hooks of the node's operator.
+    hooks: BTreeMap<String, Hook>,
+    /// On the caller's monotonic clock.
+    now: Duration,
+    notes: Vec<Note>,
 }
 
 impl Roster {
     /// What the store says, and nothing done yet.
     pub(crate) fn new(identity: Identity, assignment: Assignment) -> Roster {
-        Roster { identity, assignment, pods: BTreeMap::new(), news: News::default() }
+        Roster {
+            identity,
+            assignment,
+            pods: BTreeMap::new(),
+            news: News::default(),
+            hooks: BTreeMap::new(),
+            now: Duration::ZERO,
+            notes: Vec::new(),
+        }
+    }
+
+    /// The same with hooks of the node's operator for each pod.
+    pub(crate) fn with_hooks(self, hooks: BTreeMap<String, Hook>) -> Roster {
+        Roster { hooks, ..self }
+    }
+
+    /// It is `now`. What follows from that: waits that are over, and time that is up.
+    pub(crate) fn advance(&mut self, now: Duration) -> Vec<Duty> {
+        self.now = now;
+        let due = |pod: &PodState| pod.due().is_some_and(|due| due <= now);
+        let pods: Vec<String> =
+            self.pods.iter().filter(|(_, pod)| due(pod)).map(|(id, _)| id.clone()).collect();
+        pods.iter().flat_map(|id| self.happen(id, Event::Tick)).collect()
+    }
+
+    /// When [`Roster::advance`] has something to do, at the latest.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        self.pods.values().filter_map(PodState::due).min()
+    }
+
+    /// What has happened since this was asked last.
+    pub(crate) fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// The steps of a pod.
+    pub(crate) fn steps_now(&self, pod: &str, now: Duration) -> Option<Vec<StepStatus>> {
+        Some(self.pods.get(pod)?.steps(now))
+    }
+
+    /// Has the server told of `note`.
+    pub(crate) fn event(&mut self, note: &Note, unix_ms: u64) {
+        let (pod, kind, what) = (note.pod.clone(), note.kind.to_owned(), note.what.clone());
+        self.news.event(v1::PodEvent { pod, kind, what, unix_ms });
+    }
+
+    /// The hook of a pod's job or of the node's operator, and whose it is.
+    pub(crate) fn hook(&self, pod: &str, name: &str) -> Option<(&Hook, Owner)> {
+        let of_job = self.assignment.pods.get(pod).and_then(|record| record.hooks.get(name));
+        let of_operator = || self.hooks.get(name).map(|hook| (hook, Owner::Operator));
+        of_job.map(|hook| (hook, Owner::Job)).or_else(of_operator)
+    }
+
+    /// Hooks that follow an event of a pod.
+    pub(crate) fn following(&self, pod: &str, event: &str) -> Vec<(String, Hook, Owner)> {
+        let of_job = self.assignment.pods.get(pod).map(|record| &record.hooks);
+        let all = of_job.map(|hooks| (hooks, Owner::Job)).into_iter().chain([(&self.hooks, Owner::Operator)]);
+        let follows = |hook: &Hook| hook.on.iter().any(|on| on == event);
+        let found = all.flat_map(|(hooks, owner)| hooks.iter().map(move |(name, hook)| (name, hook, owner)));
+        found
+            .filter(|(_, hook, _)| follows(hook))
+            .map(|(name, hook, owner)| (name.clone(), hook.clone(), owner))
+            .collect()
+    }
+
+    /// Why a pod's hooks are none.
+    pub(crate) fn hooks_problem(&self, pod: &str) -> Option<String> {
+        let record = self.assignment.pods.get(pod)?;
+        pod::graph(&record.hooks, &self.hooks).err().map(|error| error.to_string())
+    }
+
+    fn graph(&self, record: &PodRecord) -> Arc<Graph> {
+        let none = BTreeMap::new();
+        let with_hooks = pod::graph(&record.hooks, &self.hooks);
+        Arc::new(with_hooks.unwrap_or_else(|_| {
+            let plain = pod::graph(&none, &none).expect("a pod's own steps are a graph");
+            let barrier = Step::new(HOOKS_STEP, Owner::Operator, "its hooks fit each other").attempts(1);
+            let steps = plain.steps().cloned().chain([barrier.before(pod::RUNNING)]);
+            Graph::new(steps.collect()).expect("one more step before the last is a graph")
+        }))
+    }
+
+    fn begin(&mut self, id: &str, from_store: bool, was_hooked: impl Fn(&str) -> bool) -> Vec<Duty> {
+        let Some(record) = self.assignment.pods.get(id) else { return Vec::new() };
+        let graph = self.graph(record);
+        let hooks: Vec<&String> =
+            record.hooks.keys().chain(self.hooks.keys()).filter(|name| was_hooked(name)).collect();
+        let (pod, actions) = PodState::begin(graph, from_store, &hooks, self.now);
+        self.pods.insert(id.to_owned(), pod);
+        self.note(id, "pod-starting", "it is assigned to this node".to_owned());
+        duties(id, actions)
+    }
+
+    fn note(&mut self, pod: &str, kind: &'static str, what: String) {
+        if self.notes.len() == NOTES_MAX {
+            self.notes.remove(0);
+        }
+        self.notes.push(Note { pod: pod.to_owned(), kind, what, last: None });
+    }
+
+    fn note_changes(&mut self, id: &str, before: &(Option<Report>, Vec<StepStatus>), event_is_end: bool) {
+        let Some(pod) = self.pods.get(id) else { return };
+        let (report, steps) = (pod.report(), pod.steps(self.now));
+        for (old, new) in before.1.iter().zip(&steps).filter(|(old, new)| old.name == new.name) {
+            if let Some((kind, what)) = step_note(old, new) {
+                self.note(id, kind, what);
+            }
+        }
+        if event_is_end {
+            self.note(id, "pod-stopping", "its tasks are being stopped".to_owned());
+        }
+        let Some(report) = report.filter(|report| before.0.as_ref() != Some(report)) else { return };
+        let same = before
+            .0
+            .as_ref()
+            .is_some_and(|before| before.phase == report.phase && before.message == report.message);
+        match report.phase {
+            Phase::Running if !same => self.note(id, "pod-running", "every task runs".to_owned()),
+            Phase::Failed if !same => self.note(id, "pod-failed", report.message),
+            _ => {}
+        }
     }
 
     pub(crate) fn assignment(&self) -> &Assignment {
@@ -68,12 +214,18 @@ impl Roster {
 
     /// Takes over what the store says is to run here. Of pods that are supervised the server knows as much as this
     /// agent, until their supervisors have answered.
-    pub(crate) fn boot(&mut self, is_supervised: impl Fn(&str) -> bool) -> Vec<Duty> {
+    ///
+    /// `was_hooked` says of a pod and a hook whether that was ever begun.
+    pub(crate) fn boot(
+        &mut self,
+        is_supervised: impl Fn(&str) -> bool,
+        was_hooked: impl Fn(&str, &str) -> bool,
+    ) -> Vec<Duty> {
         let records: Vec<_> =
             self.assignment.pods.iter().map(|(id, pod)| (id.clone(), pod.removing)).collect();
         let mut duties = vec![Duty::Reconcile];
         for (id, removing) in records {
-            self.pods.insert(id.clone(), PodState::new(is_supervised(&id)));
+            duties.extend(self.begin(&id, is_supervised(&id), |hook| was_hooked(&id, hook)));
             if removing {
                 duties.extend(self.happen(&id, Event::Remove));
             }
@@ -121,14 +273,18 @@ impl Roster {
     ) -> Vec<Duty> {
         let mut duties = vec![Duty::Reconcile];
         for (id, record) in self.assignment.pods.clone() {
-            self.pods.entry(id.clone()).or_insert_with(|| PodState::new(false));
+            if !self.pods.contains_key(&id) {
+                duties.extend(self.begin(&id, false, |_| false));
+            }
             let before = old.pods.get(&id);
             let event = if record.removing {
                 Some(Event::Remove)
             } else if before.is_some_and(|before| before.address != record.address) {
                 Some(Event::Displaced)
             } else {
-                before.filter(|before| is_changed(&id, before, &record)).map(|_| Event::Changed)
+                let changed =
+                    |before: &&PodRecord| is_changed(&id, before, &record) || before.hooks != record.hooks;
+                before.filter(changed).map(|_| Event::Changed(self.graph(&record)))
             };
             duties.extend(event.into_iter().flat_map(|event| self.happen(&id, event)));
             self.tell(&id);
@@ -139,17 +295,17 @@ impl Roster {
 
     /// Something has happened to a pod. What is not of this node is nothing to it.
     pub(crate) fn happen(&mut self, id: &str, event: Event) -> Vec<Duty> {
+        let now = self.now;
         let Some(pod) = self.pods.get_mut(id).filter(|_| self.assignment.pods.contains_key(id)) else {
             return Vec::new();
         };
-        let actions = pod.step(event);
+        let before = (pod.report(), pod.steps(now));
+        let was_ending = pod.is_ending();
+        let actions = pod.step(event, now);
+        let ends = !was_ending && pod.is_ending();
+        self.note_changes(id, &before, ends);
         self.tell(id);
-        let duty = |action| match action {
-            Action::Reconcile => Duty::Reconcile,
-            Action::Finish => Duty::Finish(id.to_owned()),
-            action => Duty::Act(id.to_owned(), action),
-        };
-        actions.into_iter().map(duty).collect()
+        duties(id, actions)
     }
 
     /// Nothing of these pods is left but their records. One that is wanted again starts anew; the others are to be
@@ -157,8 +313,10 @@ impl Roster {
     pub(crate) fn finished(&mut self, pods: Vec<String>) -> (Vec<Duty>, Option<Pending>) {
         let is_wanted = |pod: &String| self.assignment.pods.get(pod).is_some_and(|record| !record.removing);
         let (again, gone): (Vec<_>, Vec<_>) = pods.into_iter().partition(is_wanted);
-        let duties = if again.is_empty() { vec![] } else { vec![Duty::Reconcile] };
-        self.pods.extend(again.into_iter().map(|pod| (pod, PodState::new(false))));
+        let mut duties = if again.is_empty() { vec![] } else { vec![Duty::Reconcile] };
+        for pod in &again {
+            duties.extend(self.begin(pod, false, |_| false));
+        }
         let next = (!gone.is_empty()).then(|| assignment::forget(&self.identity, &self.assignment, &gone));
         (duties, next.map(|next| Pending { next, then: Then::Forgotten(gone) }))
     }
@@ -166,6 +324,10 @@ impl Roster {
     fn forgotten(&mut self, old: &Assignment, gone: &[String]) -> Vec<Duty> {
         for pod in gone {
             self.pods.remove(pod);
+            self.note(pod, "pod-gone", "nothing of it is left".to_owned());
+            if let Some(note) = self.notes.last_mut() {
+                note.last = old.pods.get(pod).cloned();
+            }
             self.news.gone(pod);
         }
         if is_ipv4_given(old, &self.assignment) { vec![Duty::Reconcile] } else { vec![] }
@@ -200,34 +362,37 @@ impl Roster {
         self.pods.get(pod).is_some_and(PodState::is_absent)
     }
 
-    pub(crate) fn stage(&self, pod: &str) -> Option<&Stage> {
-        self.pods.get(pod).map(PodState::stage)
+    /// Whether the pod is being stopped, for good or to begin anew.
+    pub(crate) fn is_ending(&self, pod: &str) -> bool {
+        self.pods.get(pod).is_some_and(PodState::is_ending)
     }
 
     pub(crate) fn report(&self, pod: &str) -> Option<Report> {
         self.pods.get(pod)?.report()
     }
 
-    /// Supervisors of the pod that failed in a row.
-    pub(crate) fn failures(&self, pod: &str) -> u32 {
-        self.pods.get(pod).map_or(0, PodState::failures)
-    }
-
     /// What a look at the kernel means for each pod that waits for it. `is_desired`: it was to be there;
-    /// `failure`: why it is not as it should be.
+    /// `failure`: why it is not as it should be. `unannounced`: why addresses are not announced.
     pub(crate) fn network_events(
         &self,
         is_desired: impl Fn(&str) -> bool,
-        failure: impl Fn(&str) -> Option<String>,
+        failure: impl Fn(&str) -> Option<Failure>,
+        unannounced: Option<&str>,
     ) -> Vec<(String, Event)> {
-        let event = |id: &str, pod: &PodState| match pod.stage() {
-            Stage::Networking(_) => Some(match (failure(id), is_desired(id)) {
-                (Some(why), _) => Event::NetworkFailed(why),
-                (None, true) => Event::NetworkReady,
-                (None, false) => Event::NetworkFailed(self.why_not_desired(id)),
-            }),
-            Stage::Unlinking(_) => Some(failure(id).map_or(Event::NetworkGone, Event::NetworkFailed)),
-            _ => None,
+        let no_link = |why| Event::NetworkFailed(Failure { has_link: false, why });
+        let ready = || Event::NetworkReady(unannounced.map(str::to_owned));
+        let event = |id: &str, pod: &PodState| {
+            if pod.awaits_network() {
+                Some(match (failure(id), is_desired(id)) {
+                    (Some(failure), _) => Event::NetworkFailed(failure),
+                    (None, true) => ready(),
+                    (None, false) => no_link(self.why_not_desired(id)),
+                })
+            } else if pod.awaits_end() {
+                Some(failure(id).map_or(Event::NetworkGone, Event::NetworkFailed))
+            } else {
+                (pod.awaits_announcement() && unannounced.is_none()).then(ready)
+            }
         };
         self.pods.iter().filter_map(|(id, pod)| Some((id.clone(), event(id, pod)?))).collect()
     }
@@ -239,6 +404,36 @@ impl Roster {
 
     fn tell(&mut self, pod: &str) {
         self.news.pod(pod, self.pods.get(pod).and_then(PodState::report));
+    }
+}
+
+fn duties(id: &str, actions: Vec<Action>) -> Vec<Duty> {
+    let duty = |action| match action {
+        Action::Reconcile => Duty::Reconcile,
+        Action::Finish => Duty::Finish(id.to_owned()),
+        action => Duty::Act(id.to_owned(), action),
+    };
+    actions.into_iter().map(duty).collect()
+}
+
+/// What is worth telling of a step.
+fn step_note(old: &StepStatus, new: &StepStatus) -> Option<(&'static str, String)> {
+    let name = &new.name;
+    let took = || hextet_lifecycle::status::time(new.took_ms.unwrap_or(0));
+    let why = || new.error.as_deref().unwrap_or("it failed");
+    if old.error != new.error && new.error.is_some() {
+        return Some(("step-failed", format!("{name}: {}", why())));
+    }
+    if old.phase == new.phase {
+        return None;
+    }
+    match new.phase {
+        StepPhase::Done => Some(("step-done", format!("{name} after {}", took()))),
+        StepPhase::Failed | StepPhase::Retrying => Some(("step-failed", format!("{name}: {}", why()))),
+        StepPhase::Gone if old.phase == StepPhase::Stopping => {
+            Some(("step-undone", format!("{name} after {}", took())))
+        }
+        _ => None,
     }
 }
 
@@ -276,17 +471,18 @@ mod tests {
     }
 
     fn running() -> Vec<Event> {
-        vec![Event::NetworkReady, Event::Status(Status::default())]
+        vec![Event::Folders(Ok(())), Event::NetworkReady(None), Event::Status(Status::default())]
     }
 
     #[test]
     fn what_could_not_be_made_durable_has_not_happened() {
         let mut roster = roster();
         drop(roster.told(full(vec![pod("a", 1)])));
-        assert_eq!((roster.assignment(), roster.stage("a")), (&Assignment::default(), None));
-        assert_eq!(roster.happen("a", Event::NetworkReady), []);
+        assert_eq!((roster.assignment(), roster.report("a")), (&Assignment::default(), None));
+        assert_eq!(roster.happen("a", Event::NetworkReady(None)), []);
         follow(&mut roster, full(vec![pod("a", 1)]));
-        assert_eq!(roster.happen("a", Event::NetworkReady), [Duty::Act("a".into(), Action::Supervise)]);
+        roster.happen("a", Event::Folders(Ok(())));
+        assert_eq!(roster.happen("a", Event::NetworkReady(None)), [Duty::Act("a".into(), Action::Supervise)]);
     }
 
     #[test]
@@ -295,7 +491,8 @@ mod tests {
         follow(&mut roster, full(vec![pod("a", 1)]));
         happen(&mut roster, running());
         assert_eq!(follow(&mut roster, full(vec![]))[1..], [Duty::Act("a".into(), Action::Stop)]);
-        let last = happen(&mut roster, vec![Event::SupervisorStopped, Event::NetworkGone]);
+        let last =
+            happen(&mut roster, vec![Event::SupervisorStopped, Event::Folders(Ok(())), Event::NetworkGone]);
         assert_eq!(last, [Duty::Finish("a".into())]);
         roster.take_news();
         let (_, pending) = roster.finished(vec!["a".into()]);
@@ -313,11 +510,11 @@ mod tests {
         happen(&mut roster, running());
         follow(&mut roster, full(vec![]));
         follow(&mut roster, full(vec![pod("a", 1)]));
-        assert_eq!(roster.stage("a"), Some(&Stage::Stopping));
-        happen(&mut roster, vec![Event::SupervisorStopped, Event::NetworkGone]);
+        assert!(roster.is_ending("a"));
+        happen(&mut roster, vec![Event::SupervisorStopped, Event::Folders(Ok(())), Event::NetworkGone]);
         let (duties, pending) = roster.finished(vec!["a".into()]);
-        assert!(pending.is_none() && duties == [Duty::Reconcile]);
-        assert_eq!(roster.stage("a"), Some(&Stage::Networking(None)));
+        assert!(pending.is_none() && duties.contains(&Duty::Act("a".into(), Action::MakeFolders)));
+        assert_eq!(roster.report("a").map(|report| report.phase), Some(Phase::Starting));
     }
 
     #[test]
@@ -326,10 +523,41 @@ mod tests {
         follow(&mut before, full(vec![pod("a", 1), pod("b", 2)]));
         follow(&mut before, full(vec![pod("b", 2)]));
         let mut after = Roster::new(identity(), before.assignment().clone());
-        assert_eq!(after.boot(|pod| pod == "b")[1..], [Duty::Act("a".into(), Action::Stop)]);
+        let duties = after.boot(|pod| pod == "b", |_, _| false);
+        assert!(duties.contains(&Duty::Act("a".into(), Action::Stop)));
         assert_eq!(after.report("b"), None, "the server knows as much");
-        after.happen("b", Event::NetworkReady);
+        after.happen("b", Event::Folders(Ok(())));
+        after.happen("b", Event::NetworkReady(None));
         after.happen("b", Event::Status(Status::default()));
         assert_eq!(after.report("b").map(|report| report.phase), Some(Phase::Running));
+    }
+
+    #[test]
+    fn what_happens_to_a_pod_is_noted_once() {
+        let mut roster = roster();
+        follow(&mut roster, full(vec![pod("a", 1)]));
+        happen(&mut roster, running());
+        roster.happen("a", Event::NetworkReady(None));
+        let notes: Vec<_> = roster.take_notes().into_iter().map(|note| (note.kind, note.what)).collect();
+        let kinds: Vec<&str> = notes.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds[0], "pod-starting");
+        assert_eq!(kinds.iter().filter(|kind| **kind == "pod-running").count(), 1, "{notes:?}");
+        assert!(notes.contains(&("step-done", "networking after 0ms".to_owned())), "{notes:?}");
+        assert_eq!(roster.take_notes(), []);
+    }
+
+    #[test]
+    fn hooks_that_do_not_fit_keep_the_pod_back_and_say_why() {
+        let hooks: BTreeMap<String, Hook> =
+            serde_json::from_str(r#"{"a": {"exec": ["/bin/m"], "before": ["running"]}}"#).unwrap();
+        let mut roster = roster().with_hooks(hooks.clone());
+        follow(&mut roster, full(vec![pod("a", 1)]));
+        let mut assignment = roster.assignment().clone();
+        assignment.pods.get_mut("a").unwrap().hooks = hooks.clone();
+        let mut roster = Roster::new(identity(), assignment).with_hooks(hooks);
+        let duties = roster.boot(|_| false, |_, _| false);
+        assert!(duties.contains(&Duty::Act("a".into(), Action::RunHook("hooks".into()))));
+        assert_eq!(happen(&mut roster, running()[..2].to_vec()), []);
+        assert!(roster.hooks_problem("a").unwrap().contains("registered by job already"));
     }
 }

@@ -91,7 +91,6 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         .with_context(|| format!("cannot listen in {}", paths.run_dir.display()))?;
 
     let (news, keepers) = mpsc::channel(INBOX_MAX);
-    let (retry, retries) = mpsc::channel(INBOX_MAX);
     let (call, calls) = mpsc::channel(INBOX_MAX);
     let (from_server, server) = mpsc::channel(INBOX_MAX);
     let (hello, hello_watch) = watch::channel(hello(&config, &assignment.head));
@@ -102,8 +101,9 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let lease = Arc::new(Hold::new(&paths.run_dir));
     info!(node = identity.name, prefix = %identity.prefix, pods = assignment.pods.len(), "node starts");
     let mut agent = Agent {
-        pods: Pods::new(paths.clone(), identity.clone(), supervisor_program(), news, retry),
-        roster: Roster::new(identity.clone(), assignment),
+        pods: Pods::new(paths.clone(), identity.clone(), supervisor_program(), news),
+        roster: Roster::new(identity.clone(), assignment).with_hooks(config.hooks.clone()),
+        started: tokio::time::Instant::now(),
         identity,
         paths,
         store,
@@ -128,7 +128,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     lease::start(certificates.clone(), hello_watch.clone(), lease)
         .context("cannot start the lease's thread")?;
     let attach = tokio::spawn(attach::run(certificates, hello_watch, from_server));
-    let mut inbox = Inbox { server, keepers, retries, calls, conflicts, changes };
+    let mut inbox = Inbox { server, keepers, calls, conflicts, changes };
     agent.boot(&mut inbox).await;
     info!("node ready");
     let local = tokio::spawn(local::serve(listener, call));

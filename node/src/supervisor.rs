@@ -38,6 +38,7 @@ use nix::{
 
 mod child;
 mod clients;
+pub(crate) mod hook;
 mod log_file;
 pub mod spec;
 pub mod status;
@@ -54,7 +55,10 @@ use self::{
 };
 use crate::lease_file;
 
-pub use self::log_file::{LOG_BYTES_MAX, rotated};
+pub use self::{
+    hook::run as run_hook,
+    log_file::{LOG_BYTES_MAX, rotated},
+};
 
 /// What the supervisor writes to its standard output once `supervisor.sock` answers.
 pub const READY_LINE: &str = "ready";
@@ -81,7 +85,7 @@ pub fn run(pod_dir: &Path) -> Result<()> {
     umask(Mode::from_bits_truncate(0o077));
     let _lock = lock(pod_dir)?;
     let spec = PodSpec::load(pod_dir)?;
-    enter(&spec)?;
+    enter(spec.netns.as_deref())?;
     prctl::set_child_subreaper(true).context("cannot become the parent of orphans")?;
     let mut supervisor = Supervisor::new(pod_dir, spec)?;
     supervisor.sweep_strays();
@@ -114,8 +118,8 @@ fn lock(pod_dir: &Path) -> Result<Flock<File>> {
     }
 }
 
-fn enter(spec: &PodSpec) -> Result<()> {
-    let Some(path) = &spec.netns else { return Ok(()) };
+fn enter(netns: Option<&Path>) -> Result<()> {
+    let Some(path) = netns else { return Ok(()) };
     let namespace = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     setns(&namespace, CloneFlags::CLONE_NEWNET)
         .with_context(|| format!("cannot enter the network namespace {}", path.display()))
@@ -418,7 +422,7 @@ impl Task {
     }
 
     fn start(&mut self, pod: &PodSpec, now: Instant) {
-        match child::start(&self.spec, pod.uid, &pod.private_folder(&self.spec.name)) {
+        match child::start(&self.spec, pod.uid.map(|uid| (uid, uid)), &pod.private_folder(&self.spec.name)) {
             Ok(child) => {
                 if self.outputs.len() == OUTPUTS_MAX {
                     self.outputs.remove(0);
@@ -439,11 +443,7 @@ impl Task {
 
     fn ended(&mut self, result: WaitStatus, now: Instant) {
         self.read_output();
-        let how = match result {
-            WaitStatus::Exited(_, status) => format!("exited with status {status}"),
-            WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
-            other => format!("ended: {other:?}"),
-        };
+        let how = ended_how(result);
         let after = now.duration_since(self.started).as_secs_f32();
         self.life.ended(format!("{how} after {after:.1} s"), now);
     }
@@ -460,6 +460,14 @@ impl Task {
             }
             Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         });
+    }
+}
+
+fn ended_how(result: WaitStatus) -> String {
+    match result {
+        WaitStatus::Exited(_, status) => format!("exited with status {status}"),
+        WaitStatus::Signaled(_, signal, _) => format!("was killed by {signal}"),
+        other => format!("ended: {other:?}"),
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hextet_api::v1::{PodAssignment, PodPhase, PodReport, ReadLogs, Task};
+use hextet_api::v1::{Hook, PodAssignment, PodPhase, PodReport, ReadLogs, StepStatus, Task};
 use nix::{
     sys::signal::{Signal, kill},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -448,6 +448,119 @@ fn after_five_addresses_in_a_row_the_next_is_asked_for_later_and_the_pod_says_so
     assert_eq!(told, pods.iter().map(|pod| &pod.address).collect::<Vec<_>>());
 }
 
+fn hook(name: &str, script: &str, before: &[&str]) -> Hook {
+    Hook {
+        name: name.into(),
+        exec: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        before: before.iter().map(|point| (*point).into()).collect(),
+        attempts: 2,
+        ..Hook::default()
+    }
+}
+
+#[test]
+fn a_hook_runs_in_its_pod_before_the_tasks_keeps_them_back_when_it_fails_and_is_undone() {
+    let Some(mut node) = TestNode::new("hook") else { return };
+    let server = node.serve();
+    node.start(true);
+    let mut pod = node.pod(&server, 1, "exec sleep 1000");
+    let marks = node.path("marks");
+    fs::create_dir(&marks).unwrap();
+    fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
+    let mark = |name: &str| {
+        format!(
+            "echo said $HEXTET_HOOK; id -u > {0}/{name}; ip addr show eth0 >> {0}/{name}",
+            marks.display()
+        )
+    };
+    let mut migrate = hook("migrate", &format!("{}; exit 3", mark("up")), &["running"]);
+    migrate.undo = vec!["/bin/sh".into(), "-c".into(), format!("touch {}/down", marks.display())];
+    pod.hooks = vec![migrate];
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for("the hook's failure", || {
+        server.report(&pod.id).is_some_and(|report| report.message == "hook migrate: exited with status 3")
+    });
+    node.wait_for("its last attempt", || node.steps(&server, &pod.id, "migrate").phase == "failed");
+    let step = node.steps(&server, &pod.id, "migrate");
+    assert_eq!((step.attempts, step.output.as_str()), (2, "said migrate\nsaid migrate"));
+    assert_eq!(node.steps(&server, &pod.id, "supervisor").phase, "blocked");
+    assert!(node.steps(&server, &pod.id, "supervisor").waits_for.contains(&"migrate".to_owned()));
+    assert_eq!(node.task_file(&pod, "."), None, "no task was begun");
+    let up = fs::read_to_string(marks.join("up")).unwrap();
+    assert!(up.lines().next().unwrap().parse::<u32>().unwrap() > 0x7000_0000, "it is the pod's user: {up}");
+    assert!(up.contains(&address(&pod).to_string()), "it is in the pod's namespace: {up}");
+
+    // A corrected text goes on from there.
+    pod.hooks[0].exec[2] = mark("up");
+    pod.job_version = 2;
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    assert!(!marks.join("down").exists());
+    server.assign(vec![], vec![pod.id.clone()]);
+    node.wait_for("the pod's end", || server.report(&pod.id).is_some_and(|report| report.gone));
+    assert!(marks.join("down").exists(), "{}", node.log());
+    assert!(!node.path("state/hooks").join(&pod.id).exists());
+    let kinds: Vec<String> =
+        server.talk.lock().unwrap().events.iter().map(|event| event.kind.clone()).collect();
+    for kind in [
+        "pod-starting",
+        "step-failed",
+        "pod-failed",
+        "step-done",
+        "pod-running",
+        "pod-stopping",
+        "step-undone",
+    ] {
+        assert!(kinds.iter().any(|other| other == kind), "{kind}: {kinds:?}");
+    }
+}
+
+#[test]
+fn a_hook_that_was_under_way_when_the_agent_was_killed_is_adopted_and_a_done_one_is_not_run_again() {
+    let Some(mut node) = TestNode::new("hookadopt") else { return };
+    let server = node.serve();
+    node.start(true);
+    let mut pod = node.pod(&server, 1, "exec sleep 1000");
+    let marks = node.path("marks");
+    fs::create_dir(&marks).unwrap();
+    fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
+    let script =
+        format!("echo once >> {0}/first; while ! test -e {0}/go; do sleep 0.1; done", marks.display());
+    let second = format!("echo once >> {}/second", marks.display());
+    pod.hooks = vec![hook("first", &script, &["running"]), hook("second", &second, &["first"])];
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for("the hook", || marks.join("first").exists());
+    node.kill();
+    node.start(false);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(server.report(&pod.id).is_none_or(|report| report.phase != i32::from(PodPhase::Running)));
+    fs::write(marks.join("go"), "").unwrap();
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    assert_eq!(fs::read_to_string(marks.join("first")).unwrap(), "once\n");
+    assert_eq!(fs::read_to_string(marks.join("second")).unwrap(), "once\n");
+}
+
+#[test]
+fn an_operators_script_follows_the_events_that_it_names() {
+    let Some(mut node) = TestNode::new("script") else { return };
+    let server = node.serve();
+    let marks = node.path("events");
+    node.hooks = format!(
+        r#"{{"tell": {{"exec": ["/bin/sh", "-c", "echo $HEXTET_EVENT $HEXTET_MESSAGE >> {}"], "on": ["pod-running", "pod-failed", "pod-stopping", "pod-gone"]}}}}"#,
+        marks.display()
+    );
+    node.start(true);
+    let pod = node.pod(&server, 1, "sleep 0.5; exit 7");
+    server.assign(vec![pod.clone()], vec![]);
+    let has = |text: &str| {
+        fs::read_to_string(&marks).is_ok_and(|all| all.lines().any(|line| line.starts_with(text)))
+    };
+    node.wait_for("the failure", || has("pod-failed task web: exited with status 7"));
+    assert!(has("pod-running"), "{:?}", fs::read_to_string(&marks));
+    server.assign(vec![], vec![pod.id.clone()]);
+    node.wait_for("the end", || has("pod-stopping") && has("pod-gone"));
+}
+
 /// A node in namespaces of its own; everything of it is gone when it is dropped.
 struct TestNode {
     label: String,
@@ -455,6 +568,8 @@ struct TestNode {
     agent: Option<Child>,
     folder: TempDir,
     net: Net,
+    /// Of the operator, as JSON.
+    hooks: String,
 }
 
 impl TestNode {
@@ -466,7 +581,7 @@ impl TestNode {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let label = format!("hxt{}-{label}", std::process::id());
-        Some(TestNode { label, ca: Ca::new(), agent: None, folder, net: Net::new() })
+        Some(TestNode { label, ca: Ca::new(), agent: None, folder, net: Net::new(), hooks: "{}".into() })
     }
 
     fn serve(&self) -> TestServer {
@@ -482,6 +597,7 @@ impl TestNode {
         if on_bpffs() {
             command.env("HEXTET_NODE_BPF_DIR", self.bpf_dir());
         }
+        command.env("HEXTET_NODE_HOOKS", &self.hooks);
         command.arg(what).arg(self.folder.path());
         command
     }
@@ -500,6 +616,16 @@ impl TestNode {
         }
         self.agent = Some(command.stderr(log).spawn().unwrap());
         self.wait_for("the agent", || self.log().contains("node ready"));
+    }
+
+    /// A step of a pod, as the agent tells the server.
+    fn steps(&self, server: &TestServer, pod: &str, step: &str) -> StepStatus {
+        let request = server.talk.lock().unwrap().described.len() as u64 + 1;
+        server.describe(request, pod);
+        self.wait_for("the answer", || server.talk.lock().unwrap().described.contains_key(&request));
+        let answer = server.talk.lock().unwrap().described[&request].clone();
+        assert_eq!(answer.error, "");
+        answer.steps.into_iter().find(|other| other.name == step).unwrap()
     }
 
     /// Indices and names: a link that was made anew has another index.

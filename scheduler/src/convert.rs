@@ -17,6 +17,7 @@ use scheduler_core::{
     state::State,
 };
 
+mod hook;
 mod placement;
 
 /// Why a message cannot be read.
@@ -100,6 +101,7 @@ fn group_to_message(name: &str, group: &Group) -> v1::Group {
         countables: group.resources.0.clone(),
         rollout: group.rollout.map(placement::rollout_to_message),
         tasks: group.tasks.iter().map(|(name, task)| task_to_message(name, task)).collect(),
+        hooks: group.hooks.iter().map(|(name, hook)| hook::to_message(name, hook)).collect(),
     }
 }
 
@@ -124,7 +126,9 @@ fn group_from_message(message: v1::Group) -> Result<(String, Group), ConvertErro
     let apart = message.apart.into_iter().map(placement::apart_from_message).collect();
     let rollout = message.rollout.map(placement::rollout_from_message);
     let (count, resources) = (message.count, Countables(message.countables));
-    Ok((message.name, Group { count, availability, spread, constraints, apart, resources, rollout, tasks }))
+    let hooks = hook::from_messages(&message.name, message.hooks)?;
+    let name = message.name;
+    Ok((name, Group { count, availability, spread, constraints, apart, resources, rollout, hooks, tasks }))
 }
 
 fn task_to_message(name: &str, task: &Task) -> v1::Task {
@@ -305,6 +309,7 @@ pub fn assignment(diff: Diff, revision: u64, epoch: &str, full: bool) -> v1::Ass
 
 fn pod_assignment(id: &PodId, pod: &Assigned) -> v1::PodAssignment {
     let tasks = pod.spec().map(|group| &group.tasks).into_iter().flatten();
+    let hooks = pod.spec().map(|group| &group.hooks).into_iter().flatten();
     v1::PodAssignment {
         id: id.to_string(),
         job: pod.job.job.clone(),
@@ -314,6 +319,7 @@ fn pod_assignment(id: &PodId, pod: &Assigned) -> v1::PodAssignment {
         job_version: pod.job_version,
         singleton: pod.spec().is_some_and(|group| group.availability() == Availability::Singleton),
         serial: pod.serial,
+        hooks: hooks.map(|(name, hook)| hook::to_message(name, hook)).collect(),
     }
 }
 
@@ -344,7 +350,7 @@ priority: -3
 preempts: true
 preemptible: true
 groups:
-  web: {count: 3, availability: pet, spread: pack, constraints: {disk: fast, rack: [a, b], cores: {at-least: 4, not: [5]}}, resources: {gpu: 1}, apart: [{by: rack}, {from: other/db}], tasks: {a: {exec: [/bin/a, b], env: {K: v}, cpu: 2, memory: 1Gi, resources: {gpu: 2}}}}
+  web: {count: 3, hooks: {m: {exec: [/bin/m], undo: [/bin/u], before: [running], timeout: 5m, attempts: 2, optional: true}, e: {exec: [/bin/e], on: [pod-failed]}}, availability: pet, spread: pack, constraints: {disk: fast, rack: [a, b], cores: {at-least: 4, not: [5]}}, resources: {gpu: 1}, apart: [{by: rack}, {from: other/db}], tasks: {a: {exec: [/bin/a, b], env: {K: v}, cpu: 2, memory: 1Gi, resources: {gpu: 2}}}}
   db: {spread: rack, rollout: {previous: 3, next: 4, percent-next: 20}, tasks: {a: {exec: [/bin/a]}}}
 ";
 

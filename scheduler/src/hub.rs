@@ -14,9 +14,11 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use crate::{
     audit,
     clock::Clock,
+    happenings::Happenings,
     lease_stream::LeaseStreams,
     logs::Relays,
     pki::Pki,
+    questions::Questions,
     session::Sessions,
     store::Store,
     writer::{Command, Committed, Request, WriteError},
@@ -37,6 +39,8 @@ pub(crate) struct Hub {
     pub(crate) sessions: Sessions,
     pub(crate) lease_streams: LeaseStreams,
     pub(crate) relays: Relays,
+    pub(crate) questions: Questions,
+    pub(crate) happenings: Happenings,
     /// Told when a drain may have come to its end.
     pub(crate) drains_changed: Notify,
     state: watch::Sender<Arc<State>>,
@@ -71,6 +75,8 @@ impl Hub {
             sessions: Sessions::default(),
             lease_streams: LeaseStreams::default(),
             relays: Relays::default(),
+            questions: Questions::default(),
+            happenings: Happenings::default(),
             drains_changed: Notify::new(),
             state: watch::Sender::new(Arc::new(parts.state)),
             revisions: broadcast::Sender::new(REVISIONS_KEPT),
@@ -123,6 +129,7 @@ impl Hub {
     /// Shows a revision that is durable: leases, drains and streams first, so that nobody who sees it is ahead of them.
     pub(crate) fn publish(&self, revision: Arc<Revision>) {
         let now = self.clock.now();
+        self.happenings.committed(&revision, now);
         self.leases().committed(&revision, now);
         self.drains().committed(&revision, now);
         scheduler_core::session::unheard(&revision).for_each(|node| self.sessions.end(node));

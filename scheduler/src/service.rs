@@ -12,6 +12,7 @@ mod agent;
 mod cluster;
 mod endpoints;
 mod enrollment;
+mod explain;
 mod history;
 mod renewal;
 

@@ -11,6 +11,8 @@ use std::{
 use hextet_api::v1::{self, node_command::Command, node_report::Report};
 use scheduler_core::{
     event::Event,
+    ownership,
+    pod::PodId,
     session::{Inbox as Waiting, InboxFull, Telling, Told as Known},
     transition::Origin,
 };
@@ -19,7 +21,7 @@ use tokio::{
     time,
 };
 use tonic::{Status, Streaming};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{convert, hub::Hub, service, writer::WriteError};
 
@@ -202,19 +204,37 @@ async fn leave(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     }
 }
 
+/// Whether a pod is the node's to speak of. What it says of another's is refused, and told with the owner's name.
+fn is_own(hub: &Hub, node: &str, pod: &PodId, what: &'static str) -> bool {
+    match ownership::check_node(&hub.state(), node, pod, what) {
+        Ok(()) => true,
+        Err(refused) => {
+            warn!(%node, %pod, owner = refused.owner, "{refused}");
+            hub.happenings.refused(pod.as_str(), refused.to_string());
+            false
+        }
+    }
+}
+
 fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> Result<(), Status> {
     hub.leases().renew(node, hub.clock.now());
     match report.report {
         Some(Report::Pods(pods)) => {
             for pod in pods.pods {
                 let report = convert::pod_report(pod).map_err(service::malformed)?;
+                if !is_own(hub, node, &report.id, "phase, message and restarts") {
+                    continue;
+                }
                 inbox.put(|waiting| waiting.report(report))?;
             }
         }
         Some(Report::Conflict(conflict)) => {
             let conflict = convert::conflict(conflict).map_err(service::malformed)?;
-            inbox.put(|waiting| waiting.conflict(conflict))?;
+            if is_own(hub, node, &conflict.pod, "an address conflict") {
+                inbox.put(|waiting| waiting.conflict(conflict))?;
+            }
         }
+        Some(Report::Events(events)) => hub.happenings.heard(node, &hub.state(), events),
         Some(Report::Hello(_) | Report::Leaving(_)) | None => {
             return Err(Status::invalid_argument("a node says hello once, first"));
         }

@@ -183,6 +183,7 @@ fn what_may_be_there_already_is_undone_although_it_never_began() {
     let mut run = diamond(|steps| steps[0] = step("a").requires("b"));
     run.handle(Event::Up, S);
     run.assume(&["c"]);
+    // `a`, between them, was not begun.
     assert_eq!(run.handle(Event::Down, S), stop(&["c"]));
     assert_eq!(run.handle(Event::Done("c"), S), stop(&["b"]));
 }

@@ -1,11 +1,12 @@
 //! `netctl node`: runs the node agent, or looks at what it put into this machine's kernel.
 
-use std::{fmt, net::Ipv6Addr, path::PathBuf};
+use std::{collections::BTreeMap, fmt, net::Ipv6Addr, path::PathBuf};
 
 use ::node::{MasqueradeChoice, NdpChoice, NodeConfig, NodeEvent, NodePaths, PodPrefixChoice};
 use anyhow::bail;
 use dataplane::{Filtering, Ipv6Exit};
 use hextet_api::{token::Token, v1};
+use hextet_lifecycle::Hook;
 use scheduler_core::{
     job,
     quantity::{Cpu, Memory},
@@ -77,6 +78,9 @@ struct RunArgs {
     /// none (with the pod's own), or auto (masquerade if the pods' addresses are unique local)
     #[arg(long, value_name = "HOW", default_value = "auto")]
     ipv6_exit: Ipv6Exit,
+    /// Programs to run in the lifecycle of each pod here: a YAML file, or a folder of them
+    #[arg(long, value_name = "PATH", value_parser = hooks)]
+    hooks: Option<Hooks>,
     /// For the constraints of jobs; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
@@ -195,6 +199,7 @@ impl Args {
             masquerade,
             filtering,
             ipv6_exit,
+            hooks,
             labels,
             cpu,
             memory,
@@ -211,6 +216,7 @@ impl Args {
             masquerade,
             filtering,
             ipv6_exit,
+            hooks: hooks.unwrap_or_default(),
             labels: labels.into_iter().collect(),
             cpu_millis: cpu.map(|Cpu(millis)| millis),
             memory_bytes: memory.map(|Memory(bytes)| bytes),
@@ -317,6 +323,13 @@ fn list(lines: &[String], format: Format) -> anyhow::Result<()> {
         Format::Table => Ok(print::lines(out, lines.iter().map(String::as_str))?),
         Format::Json | Format::Yaml => print::value(out, format, &lines),
     })
+}
+
+/// The hooks of a file or folder, by name.
+type Hooks = BTreeMap<String, Hook>;
+
+fn hooks(path: &str) -> Result<Hooks, String> {
+    crate::hook_file::read(std::path::Path::new(path)).map_err(|error| format!("{error:#}"))
 }
 
 /// `KEY=VALUE`.

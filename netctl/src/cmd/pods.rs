@@ -99,7 +99,7 @@ impl PodRow {
     }
 }
 
-fn state(phase: PodPhase) -> &'static str {
+pub(super) fn state(phase: PodPhase) -> &'static str {
     match phase {
         PodPhase::Unspecified => "unknown",
         PodPhase::Pending => "pending",

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> Result<()> {
     match words {
         ["supervise", "--pod-dir", folder] => node::supervisor::run(Path::new(folder)),
+        ["supervise", "--hook-dir", folder] => node::supervisor::run_hook(Path::new(folder)),
         ["run", folder, uplink, name, token @ ..] => {
             block_on(agent(folder, uplink, name, token.first().copied()))
         }
@@ -69,12 +70,18 @@ async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> R
         masquerade,
         filtering: dataplane_core::Filtering::default(),
         ipv6_exit: dataplane_core::Ipv6Exit::default(),
+        hooks: hooks()?,
         labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]),
         countables: BTreeMap::new(),
         cpu_millis: None,
         memory_bytes: None,
     };
     node::run(config, async move { end.recv().await }).await
+}
+
+/// Hooks of the operator, as JSON in a variable.
+fn hooks() -> Result<BTreeMap<String, hextet_lifecycle::Hook>> {
+    env::var("HEXTET_NODE_HOOKS").map_or(Ok(BTreeMap::new()), |text| Ok(serde_json::from_str(&text)?))
 }
 
 fn paths(folder: &str) -> NodePaths {

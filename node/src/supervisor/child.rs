@@ -65,13 +65,13 @@ pub(super) struct Child {
     pub(super) output: File,
 }
 
-/// Starts `task` as `uid` in its private folder; the supervisor's network namespace is inherited.
+/// Starts `task` as a user and group in its private folder; the supervisor's network namespace is inherited.
 ///
 /// The process leads a session and a process group of its own, cannot gain privileges, and gets SIGKILL when
 /// the supervisor ends.
-pub(super) fn start(task: &TaskSpec, uid: Option<u32>, folder: &Path) -> Result<Child, StartError> {
+pub(super) fn start(task: &TaskSpec, user: Option<(u32, u32)>, folder: &Path) -> Result<Child, StartError> {
     let program = task.exec.first().ok_or(StartError::NoProgram)?;
-    make_folder(folder, uid).map_err(|source| StartError::Folder { path: folder.to_owned(), source })?;
+    make_folder(folder, user).map_err(|source| StartError::Folder { path: folder.to_owned(), source })?;
     let (reader, writer) = output_pipe().map_err(StartError::Pipe)?;
     let mut command = Command::new(program);
     command.args(&task.exec[1..]).env_clear().envs(&task.env).current_dir(folder);
@@ -80,18 +80,18 @@ pub(super) fn start(task: &TaskSpec, uid: Option<u32>, folder: &Path) -> Result<
     let supervisor = getpid();
     // SAFETY: `leave_supervisor` runs in the forked child of a process with one thread, makes only system
     // calls on integers and on an empty slice, and neither allocates nor takes a lock.
-    unsafe { command.pre_exec(move || leave_supervisor(uid, supervisor)) };
+    unsafe { command.pre_exec(move || leave_supervisor(user, supervisor)) };
     let child = command.spawn().map_err(|source| StartError::Run { program: program.clone(), source })?;
     Ok(Child { pid: child.id().cast_signed(), output: File::from(reader) })
 }
 
 /// What the child does before exec; it is still root, and its working directory is set.
-fn leave_supervisor(uid: Option<u32>, supervisor: Pid) -> io::Result<()> {
+fn leave_supervisor(user: Option<(u32, u32)>, supervisor: Pid) -> io::Result<()> {
     setsid()?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     umask(Mode::from_bits_truncate(0o022));
-    if let Some(uid) = uid {
-        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    if let Some((user, group)) = user {
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
         setgroups(&[])?;
         setresgid(group, group, group)?;
         setresuid(user, user, user)?;
@@ -112,12 +112,12 @@ fn close_others() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn make_folder(path: &Path, uid: Option<u32>) -> io::Result<()> {
+fn make_folder(path: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    uid.map_or(Ok(()), |uid| chown(path, Some(uid), Some(uid)))
+    user.map_or(Ok(()), |(user, group)| chown(path, Some(user), Some(group)))
 }
 
 /// A pipe whose reader does not block.

@@ -13,9 +13,10 @@ use std::{
 use hextet_api::{
     token::{Fingerprint, Role, Token},
     v1::{
-        AddressConflict, Assignment, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix, LeaseAnswer,
-        LeaseGrant, LeaseRenewal, NodeCommand, NodeHello, NodeReport, PodAssignment, PodReport, ReadLogs,
-        SendLogsRequest, SendLogsResponse,
+        AddressConflict, Assignment, DescribePod, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix,
+        LeaseAnswer, LeaseGrant, LeaseRenewal, NodeCommand, NodeHello, NodeReport, PodAssignment, PodEvent,
+        PodReport, ReadLogs, SendDescriptionRequest, SendDescriptionResponse, SendLogsRequest,
+        SendLogsResponse,
         agent_server::{Agent, AgentServer},
         enrollment_server::{Enrollment, EnrollmentServer},
         lease_answer::Answer,
@@ -105,6 +106,8 @@ pub(crate) struct Talk {
     /// What the next stream is told first.
     pub(crate) pods: Vec<PodAssignment>,
     revision: u64,
+    pub(crate) events: Vec<PodEvent>,
+    pub(crate) described: BTreeMap<u64, SendDescriptionRequest>,
     streams: Vec<mpsc::UnboundedSender<Result<NodeCommand, Status>>>,
 }
 
@@ -142,6 +145,11 @@ impl TestServer {
         talk.revision += 1;
         let message = Assignment { pods: upserts, removed_pods, ..talk.assignment() };
         talk.say(Command::Assignment(message));
+    }
+
+    pub(crate) fn describe(&self, request_id: u64, pod: &str) {
+        let request = DescribePod { request_id, pod: pod.to_owned() };
+        self.talk.lock().unwrap().say(Command::DescribePod(request));
     }
 
     pub(crate) fn read_logs(&self, request: ReadLogs) {
@@ -291,6 +299,15 @@ impl Agent for Service {
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(stream))))
     }
 
+    async fn send_description(
+        &self,
+        request: Request<SendDescriptionRequest>,
+    ) -> Result<Response<SendDescriptionResponse>, Status> {
+        let answer = request.into_inner();
+        self.talk.lock().unwrap().described.insert(answer.request_id, answer);
+        Ok(Response::new(SendDescriptionResponse {}))
+    }
+
     async fn send_logs(
         &self,
         request: Request<Streaming<SendLogsRequest>>,
@@ -312,6 +329,7 @@ impl Talk {
         match report.report {
             Some(Report::Hello(hello)) => self.hellos.push(hello),
             Some(Report::Pods(pods)) => self.reports.extend(pods.pods),
+            Some(Report::Events(events)) => self.events.extend(events.events),
             Some(Report::Conflict(conflict)) => self.conflicts.push(conflict),
             // The end of the stream tells that it was heard.
             Some(Report::Leaving(_)) => self.streams.clear(),

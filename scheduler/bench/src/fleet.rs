@@ -95,6 +95,7 @@ pub(crate) fn job(name: String, count: u32, cpu: u32, spread: Spread) -> Event {
         resources: Countables::default(),
     };
     let group = Group {
+        hooks: BTreeMap::new(),
         count,
         availability: None,
         spread,

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
+use hextet_lifecycle::{Hook, HookError, Owner, pod as lifecycle};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 pub use self::{
@@ -93,6 +94,9 @@ pub struct Group {
     /// Two versions of its tasks that run side by side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+    /// Programs that it adds to the lifecycle of its pods, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique")]
+    pub hooks: BTreeMap<String, Hook>,
     /// Its processes by name.
     #[serde(deserialize_with = "unique")]
     pub tasks: BTreeMap<String, Task>,
@@ -143,6 +147,9 @@ pub struct JobError {
 /// What is wrong with a field of a job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JobProblem {
+    /// A hook that cannot be one, or that does not fit the others.
+    #[error("{0}")]
+    Hook(String),
     /// The name of it is not one.
     #[error("{0}")]
     Name(NameError),
@@ -279,6 +286,7 @@ impl Group {
         at(&within("count"), self.check_singleton())?;
         self.validate_placement(path)?;
         at(&within("rollout"), self.check_rollout())?;
+        self.validate_hooks(path)?;
         at(&within("tasks"), check_len(self.tasks.len(), TASKS_MAX, ""))?;
         for (name, task) in &self.tasks {
             let path = format!("{path}.tasks.{name}");
@@ -295,6 +303,20 @@ impl Group {
             (Some(rollout), _) => rollout.check(),
             (None, _) => Ok(()),
         }
+    }
+
+    fn validate_hooks(&self, path: &str) -> Result<(), JobError> {
+        let hooks = format!("{path}.hooks");
+        at(&hooks, check_max(self.hooks.len() as u64, lifecycle::HOOKS_MAX as u64, " hooks"))?;
+        for (name, hook) in &self.hooks {
+            let problem = |error: HookError| JobError {
+                field: format!("{hooks}.{name}.{}", error.field),
+                problem: JobProblem::Hook(error.problem.to_string()),
+            };
+            hook.check(name, Owner::Job).map_err(problem)?;
+        }
+        let fit = lifecycle::graph(&self.hooks, &BTreeMap::new()).map(drop);
+        at(&hooks, fit.map_err(|error| JobProblem::Hook(error.to_string())))
     }
 
     fn validate_placement(&self, path: &str) -> Result<(), JobError> {

@@ -21,6 +21,7 @@ pub mod job;
 pub mod lease;
 pub mod name;
 pub mod node;
+pub mod ownership;
 pub mod placement;
 pub mod pod;
 pub mod quantity;

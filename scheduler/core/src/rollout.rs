@@ -77,6 +77,7 @@ pub fn sides(record: &JobRecord, group: &str, wanted: &Group) -> Option<[Side; 2
             resources: of_version.resources.clone(),
             constraints: of_version.constraints.clone(),
             rollout: None,
+            hooks: of_version.hooks.clone(),
             ..wanted.clone()
         };
         Some(Side { version, text })

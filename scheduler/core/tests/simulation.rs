@@ -239,6 +239,7 @@ impl Simulation {
             constraints,
             apart: Vec::new(),
             rollout: None,
+            hooks: BTreeMap::new(),
             resources: Countables(gpus),
             tasks: BTreeMap::from([("t".to_owned(), task)]),
         };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use hextet_api::v1::{
-    LeaseAnswer, LeaseRenewal, NodeCommand, NodeReport, SendLogsRequest, SendLogsResponse,
-    agent_server::Agent,
+    LeaseAnswer, LeaseRenewal, NodeCommand, NodeReport, SendDescriptionRequest, SendDescriptionResponse,
+    SendLogsRequest, SendLogsResponse, agent_server::Agent,
 };
 use scheduler_core::{event::Event, token::Role, transition::Origin};
 use tokio::sync::mpsc;
@@ -44,6 +44,15 @@ impl Agent for AgentService {
         let (out, answers) = mpsc::channel(OUT_MAX);
         tokio::spawn(lease_stream::run(self.0.clone(), node, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn send_description(
+        &self,
+        request: Request<SendDescriptionRequest>,
+    ) -> Result<Response<SendDescriptionResponse>, Status> {
+        let node = self.node(&auth::caller(&request))?;
+        self.0.questions.answer(&node, request.into_inner())?;
+        Ok(Response::new(SendDescriptionResponse {}))
     }
 
     async fn send_logs(

@@ -17,7 +17,7 @@ use scheduler_core::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{history, malformed, status};
+use super::{explain, history, malformed, status};
 use crate::{
     auth, convert,
     hub::Hub,
@@ -40,6 +40,7 @@ pub(crate) struct ClusterService(pub(crate) Arc<Hub>);
 
 #[tonic::async_trait]
 impl Cluster for ClusterService {
+    type WatchEventsStream = explain::Events;
     type ReadLogsStream = ReceiverStream<Result<v1::LogChunk, Status>>;
 
     async fn get_status(
@@ -212,6 +213,20 @@ impl Cluster for ClusterService {
         }
         let token = make_token(&self.0, changer, role, name, valid).await.map_err(status)?;
         Ok(Response::new(v1::CreateTokenResponse { token: token.to_string() }))
+    }
+
+    async fn explain_pod(
+        &self,
+        request: Request<v1::ExplainPodRequest>,
+    ) -> Result<Response<v1::ExplainPodResponse>, Status> {
+        Ok(Response::new(explain::explain(&self.0, request.into_inner().pod).await?))
+    }
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        Ok(Response::new(explain::watch(&self.0, request.into_inner()).await?))
     }
 
     async fn read_logs(

@@ -308,6 +308,7 @@ pub(crate) async fn apply(hub: &Hub, name: &str) -> Result<Committed, WriteError
     let group = Group {
         apart: Vec::new(),
         rollout: None,
+        hooks: BTreeMap::new(),
         resources: Default::default(),
         count: 1,
         availability: None,

@@ -193,6 +193,8 @@ pub(crate) struct Told {
     pub(crate) servers: Vec<String>,
     /// How many full assignments came.
     pub(crate) full: u32,
+    /// What it was asked of its pods.
+    pub(crate) questions: Vec<v1::DescribePod>,
     /// Why the stream ended.
     pub(crate) ended: Option<Status>,
     /// It does not renew its lease, and its connections stay, as when somebody cuts its cable.
@@ -322,6 +324,9 @@ async fn live(
             }
             Ok(Some(v1::NodeCommand { command: Some(Command::ReadLogs(ask)) })) => {
                 tokio::spawn(send_logs(client.clone(), ask));
+            }
+            Ok(Some(v1::NodeCommand { command: Some(Command::DescribePod(question)) })) => {
+                told.lock().unwrap().questions.push(question);
             }
             Ok(_) => return,
             Err(status) => {

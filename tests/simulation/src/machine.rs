@@ -2,7 +2,11 @@
 //!
 //! What the agent decides is decided by the node's roster; here its disk, its supervisors and its stream are played.
 
-use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::Ipv6Addr,
+    time::Duration,
+};
 
 use hextet_api::v1;
 use scheduler_core::{node::Hello, time::Moment};
@@ -13,7 +17,7 @@ use crate::{
     clock::{Clock, Time, ms},
     identity::Identity,
     network::{End, Host, Packet, StreamId},
-    pod_state::Event,
+    pod_state::{Event, Failure},
     roster::{Duty, Pending, Roster},
     shared::{AgentDue, Shared, What, backoff},
 };
@@ -63,6 +67,8 @@ pub(crate) struct Agent {
     is_booting: bool,
     is_reconciling: bool,
     is_saying: bool,
+    /// When it looks at the steps of its pods next.
+    step_at: Option<Duration>,
 }
 
 impl Machine {
@@ -119,6 +125,7 @@ impl Machine {
             is_booting: true,
             is_reconciling: false,
             is_saying: false,
+            step_at: None,
         });
         let mut wanted = self.disk.pods.iter().filter(|(_, record)| !record.removing);
         let is_any_down = wanted.any(|(pod, _)| !self.processes.contains_key(pod));
@@ -136,7 +143,7 @@ impl Machine {
         let processes = self.processes.clone();
         let agent = self.agent_mut();
         if std::mem::replace(&mut agent.is_booting, false) {
-            let duties = agent.roster.boot(|pod| processes.contains_key(pod));
+            let duties = agent.roster.boot(|pod| processes.contains_key(pod), |_, _| false);
             self.fulfil(duties, shared);
         }
     }
@@ -186,7 +193,7 @@ impl Machine {
                 self.plan(shared, AUDIT, AgentDue::Audit);
             }
             AgentDue::Keeper(pod, number) => self.keeper_due(&pod, number, shared),
-            AgentDue::Retry(pod) => self.happen(&pod, Event::RetryDue, shared),
+            AgentDue::Step => self.step(shared),
         }
     }
 
@@ -325,31 +332,56 @@ impl Machine {
     }
 
     fn happen(&mut self, pod: &str, event: Event, shared: &mut Shared) {
-        let duties = self.agent_mut().roster.happen(pod, event);
+        let now = self.clock.moment(shared.now).0;
+        let roster = &mut self.agent_mut().roster;
+        let mut duties = roster.advance(now);
+        duties.extend(roster.happen(pod, event));
         self.fulfil(duties, shared);
+    }
+
+    /// Waits of pods that are over.
+    fn step(&mut self, shared: &mut Shared) {
+        let now = self.clock.moment(shared.now).0;
+        let agent = self.agent_mut();
+        agent.step_at = None;
+        let duties = agent.roster.advance(now);
+        self.fulfil(duties, shared);
+    }
+
+    /// Comes back when the next step of a pod is due.
+    fn step_later(&mut self, shared: &mut Shared) {
+        let now = self.clock.moment(shared.now).0;
+        let agent = self.agent_mut();
+        let Some(due) = agent.roster.due() else { return };
+        if agent.step_at.is_none_or(|at| due < at) {
+            agent.step_at = Some(due);
+            self.plan(shared, due.saturating_sub(now).max(ms(1)), AgentDue::Step);
+        }
     }
 
     fn fulfil(&mut self, duties: Vec<Duty>, shared: &mut Shared) {
         let mut finished = Vec::new();
-        for duty in duties {
+        let mut duties = VecDeque::from(duties);
+        while let Some(duty) = duties.pop_front() {
             match duty {
                 Duty::Reconcile => self.reconcile_soon(shared),
-                Duty::Act(pod, action) => self.act(&pod, action, shared),
+                Duty::Act(pod, action) => duties.extend(self.act(&pod, action, shared)),
                 Duty::Finish(pod) => finished.push(pod),
             }
         }
         self.finish(finished, shared);
         if self.agent.is_some() {
             self.say_soon(shared);
+            self.step_later(shared);
         }
     }
 
-    /// The folders of these pods go, then their records.
+    /// The records of these pods go.
     fn finish(&mut self, mut pods: Vec<String>, shared: &mut Shared) {
         pods.retain(|_| !shared.fault(0.01));
         let (duties, pending) = self.agent_mut().roster.finished(pods);
         if !duties.is_empty() {
-            self.reconcile_soon(shared);
+            self.fulfil(duties, shared);
         }
         let Some(pending) = pending else { return };
         if self.commit(pending, shared).is_some_and(|duties| !duties.is_empty()) {
@@ -381,7 +413,8 @@ impl Machine {
         let mut failures = BTreeMap::new();
         for (id, _) in &all {
             if shared.fault(0.01) {
-                failures.insert(id.clone(), "the kernel refuses".to_owned());
+                let has_link = shared.chance(0.5);
+                failures.insert(id.clone(), Failure { has_link, why: "the kernel refuses".to_owned() });
             } else if let Some(address) = wanted.get(id) {
                 self.kernel.insert(id.clone(), *address);
             } else {
@@ -389,7 +422,7 @@ impl Machine {
             }
         }
         let failure = |pod: &str| failures.get(pod).cloned();
-        let events = agent.roster.network_events(|pod| wanted.contains_key(pod), failure);
+        let events = agent.roster.network_events(|pod| wanted.contains_key(pod), failure, None);
         if !failures.is_empty() {
             let wait = shared.between(250, 1_000);
             self.plan(shared, wait, AgentDue::Reconcile);

@@ -81,6 +81,7 @@ fn group(shared: &mut Shared) -> Group {
         false => BTreeMap::new(),
     };
     Group {
+        hooks: BTreeMap::new(),
         count: rng.random_range(0..6),
         availability: [None, Some(Availability::Ha), Some(Availability::Pet)][rng.random_range(0..3)],
         spread: [Spread::Node, Spread::Pack, Spread::Label("disk".to_owned())][rng.random_range(0..3)]

@@ -53,7 +53,8 @@ pub(crate) enum AgentDue {
     Reconcile,
     Audit,
     Keeper(String, u64),
-    Retry(String),
+    /// A step of a pod is due.
+    Step,
 }
 
 pub(crate) struct Shared {

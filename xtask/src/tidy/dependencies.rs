@@ -22,7 +22,10 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ("hextet-conformance", &["dataplane", "hextet-properties", "hextet-tests"]),
     ("hextet-lifecycle", &[]),
     ("hextet-properties", &["dataplane-common", "scheduler-core"]),
-    ("hextet-simulation", &["hextet-address", "hextet-api", "scheduler", "scheduler-core"]),
+    (
+        "hextet-simulation",
+        &["hextet-address", "hextet-api", "hextet-lifecycle", "scheduler", "scheduler-core"],
+    ),
     ("hextet-tests", &["*"]),
     ("lb-nginx", &["hextet-api"]),
     (

@@ -47,7 +47,7 @@ enum Fate {
 /// How a pod goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum On {
-    /// Only what is kept free for it has changed: its node has nothing to do.
+    /// Only what is kept free for it has changed, or its hooks: its tasks go on.
     Unharmed,
     /// Its node starts other programs.
     Restarted,
@@ -59,7 +59,10 @@ fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
         return Fate::IsReplaced(format!("its node no longer fits: {reason}"));
     }
     let now = draft.job_of(pod).and_then(|job| job.groups.get(&pod.group));
-    if now.is_some_and(|now| now.tasks == wanted.tasks && now.resources == wanted.resources) {
+    let same = |now: &Group| {
+        now.tasks == wanted.tasks && now.resources == wanted.resources && now.hooks == wanted.hooks
+    };
+    if now.is_some_and(same) {
         return Fate::Stays;
     }
     match node {

@@ -8,7 +8,8 @@ use crate::{
     assignment::{PodRecord, Task},
     clock::ms,
     pod_state::{Action, Event},
-    shared::{AgentDue, Shared, backoff},
+    roster::Duty,
+    shared::{AgentDue, Shared},
     supervisor::status::{Status, TaskState, TaskStatus},
 };
 
@@ -34,18 +35,20 @@ pub(super) struct Keeper {
 }
 
 impl Machine {
-    pub(super) fn act(&mut self, pod: &str, action: Action, shared: &mut Shared) {
+    /// Does something for a pod; what follows at once.
+    pub(super) fn act(&mut self, pod: &str, action: Action, shared: &mut Shared) -> Vec<Duty> {
         match action {
             Action::Supervise => self.keep(pod, false, shared),
             Action::Update => self.update(pod, shared),
             Action::Stop => self.keep(pod, true, shared),
-            Action::RetryLater => {
-                let failures = self.agent_mut().roster.failures(pod);
-                let wait = backoff(shared, failures, 250, 30_000);
-                self.plan(shared, wait, AgentDue::Retry(pod.to_owned()));
+            Action::MakeFolders | Action::RemoveFolders => {
+                let result = if shared.fault(0.01) { Err("the disk is full".to_owned()) } else { Ok(()) };
+                return self.agent_mut().roster.happen(pod, Event::Folders(result));
             }
-            Action::Check | Action::Reconcile | Action::Finish => {}
+            // Jobs here have no hooks.
+            _ => {}
         }
+        Vec::new()
     }
 
     /// Starts, finds or stops a supervisor, which takes its time.

@@ -1,0 +1,258 @@
+//! A pod of this node, told event by event.
+
+use std::collections::BTreeMap;
+
+use hextet_lifecycle::{Hook, pod};
+
+use super::*;
+use crate::supervisor::status::TaskStatus;
+
+const NOW: Duration = Duration::from_secs(1);
+/// Every retry is due.
+const LATER: Duration = Duration::from_secs(1000);
+
+fn status(tasks: &[(&str, TaskState)]) -> Status {
+    let task = |state| TaskStatus { state, pid: None, restarts: 1, message: "exited with status 1".into() };
+    Status {
+        tasks: tasks.iter().map(|(name, state)| ((*name).into(), task(*state))).collect(),
+        ..Status::default()
+    }
+}
+
+fn running() -> Event {
+    Event::Status(status(&[("web", TaskState::Running)]))
+}
+
+fn ready() -> Event {
+    Event::NetworkReady(None)
+}
+
+fn failed(why: &str) -> Event {
+    Event::NetworkFailed(Failure { has_link: false, why: why.into() })
+}
+
+fn graph(hooks: &str) -> Arc<Graph> {
+    let hooks: BTreeMap<String, Hook> = serde_json::from_str(hooks).unwrap();
+    Arc::new(pod::graph(&hooks, &BTreeMap::new()).unwrap())
+}
+
+/// A pod with its folders after `events`, and what the last of them asked for.
+fn after(from_store: bool, events: Vec<Event>) -> (PodState, Vec<Action>) {
+    with(graph("{}"), from_store, events)
+}
+
+fn with(graph: Arc<Graph>, from_store: bool, events: Vec<Event>) -> (PodState, Vec<Action>) {
+    let (mut pod, mut actions) = PodState::begin(graph, from_store, &[], NOW);
+    assert_eq!(actions, [Action::Reconcile, Action::MakeFolders]);
+    pod.step(Event::Folders(Ok(())), NOW);
+    for event in events {
+        actions = pod.step(event, NOW);
+    }
+    (pod, actions)
+}
+
+fn phase(pod: &PodState) -> Option<Phase> {
+    pod.report().map(|report| report.phase)
+}
+
+#[test]
+fn a_supervisor_starts_only_when_network_and_folders_are_complete() {
+    let (pod, actions) = after(false, vec![failed("no veth")]);
+    assert_eq!(actions, []);
+    assert_eq!(pod.report().unwrap().message, "no veth");
+    let (pod, actions) = after(false, vec![failed("no veth"), ready()]);
+    assert_eq!(actions, [Action::Supervise]);
+    assert_eq!(phase(&pod), Some(Phase::Starting));
+
+    let (mut pod, _) = PodState::begin(graph("{}"), false, &[], NOW);
+    assert_eq!(pod.step(ready(), NOW), []);
+    assert_eq!(pod.step(Event::Folders(Err("disk full".into())), NOW), []);
+    assert_eq!(pod.report().unwrap().message, "disk full");
+    assert_eq!(pod.step(Event::Tick, LATER), [Action::MakeFolders]);
+    assert_eq!(pod.step(Event::Folders(Ok(())), LATER), [Action::Supervise]);
+}
+
+#[test]
+fn a_network_that_is_checked_again_starts_nothing_again() {
+    let (_, actions) = after(false, vec![ready(), running(), ready()]);
+    assert_eq!(actions, []);
+}
+
+#[test]
+fn a_pod_that_could_not_be_announced_starts_and_is_announced_later() {
+    let (mut pod, actions) = after(false, vec![Event::NetworkReady(Some("no socket".into()))]);
+    assert_eq!(actions, [Action::Supervise]);
+    assert!(pod.awaits_announcement());
+    assert_eq!(pod.step(ready(), NOW), []);
+    assert!(!pod.awaits_announcement());
+}
+
+#[test]
+fn a_pod_runs_when_all_its_tasks_do() {
+    let of = |tasks: &[(&str, TaskState)]| report_of(&status(tasks));
+    assert_eq!(of(&[("a", TaskState::Running), ("b", TaskState::Running)]).phase, Phase::Running);
+    assert_eq!(of(&[("a", TaskState::Running), ("b", TaskState::Starting)]).phase, Phase::Starting);
+    let failed = of(&[("a", TaskState::Running), ("b", TaskState::Failed)]);
+    let message = "task b: exited with status 1".to_owned();
+    assert_eq!(failed, Report { phase: Phase::Failed, message, restarts: 2 });
+}
+
+#[test]
+fn a_lost_supervisor_is_replaced_after_a_wait() {
+    let lost = || Event::SupervisorLost("it was killed".into());
+    let (mut pod, actions) = after(false, vec![ready(), running(), lost()]);
+    assert_eq!(actions, [Action::Reconcile]);
+    assert_eq!(pod.report().unwrap().message, "supervisor: it was killed");
+    assert_eq!(pod.due(), Some(NOW + Duration::from_millis(250)));
+    assert_eq!(pod.step(ready(), NOW), [], "its time has not come");
+    assert_eq!(pod.step(Event::Tick, LATER), [Action::Supervise]);
+    pod.step(running(), LATER);
+    assert_eq!(phase(&pod), Some(Phase::Running));
+}
+
+#[test]
+fn a_pod_ends_tasks_first_and_network_last() {
+    let mut pod = after(false, vec![ready(), running()]).0;
+    assert_eq!(pod.step(Event::Remove, NOW), [Action::Stop]);
+    assert!(!pod.is_absent() && pod.is_ending());
+    assert_eq!(pod.step(Event::SupervisorStopped, NOW), [Action::RemoveFolders, Action::Reconcile]);
+    assert!(pod.is_absent());
+    assert_eq!(pod.step(failed("busy"), NOW), []);
+    assert_eq!(pod.step(Event::Folders(Ok(())), NOW), []);
+    assert_eq!(pod.step(Event::NetworkGone, NOW), [Action::Finish]);
+    assert_eq!(pod.step(Event::NetworkGone, NOW), [Action::Finish], "again, when that has failed");
+}
+
+#[test]
+fn a_pod_that_moves_leaves_its_address_at_once_and_starts_anew_when_its_tasks_have_ended() {
+    let mut pod = after(false, vec![ready(), running()]).0;
+    assert_eq!(pod.step(Event::Displaced, NOW), [Action::Stop, Action::Reconcile]);
+    assert!(pod.is_absent());
+    assert_eq!(pod.report().unwrap().message, "it moves to another address");
+    assert_eq!(pod.step(Event::Displaced, NOW), [], "it is moving already");
+    assert_eq!(pod.step(Event::SupervisorStopped, NOW), [Action::Reconcile]);
+    assert!(pod.is_absent());
+    assert_eq!(pod.step(Event::NetworkGone, NOW), [Action::Reconcile]);
+    assert!(!pod.is_absent());
+    assert_eq!(pod.step(failed("no address yet"), NOW), []);
+    assert_eq!(pod.report().unwrap().message, "no address yet");
+    assert_eq!(pod.step(Event::Displaced, NOW), [Action::Reconcile], "it has got one");
+    assert_eq!(pod.step(ready(), NOW), [Action::Supervise]);
+}
+
+#[test]
+fn a_pod_that_is_removed_while_it_moves_ends() {
+    for events in [vec![], vec![Event::SupervisorStopped]] {
+        let mut pod = after(false, vec![ready(), running(), Event::Displaced]).0;
+        events.into_iter().for_each(|event| drop(pod.step(event, NOW)));
+        pod.step(Event::Remove, NOW);
+        assert_eq!(pod.report(), None);
+        pod.step(Event::SupervisorStopped, NOW);
+        pod.step(Event::Folders(Ok(())), NOW);
+        assert_eq!(pod.step(Event::NetworkGone, NOW), [Action::Finish]);
+    }
+}
+
+#[test]
+fn a_pod_that_never_started_ends_the_same_way() {
+    for events in [vec![], vec![ready()], vec![failed("x")]] {
+        let mut pod = after(false, events).0;
+        assert_eq!(pod.step(Event::Remove, NOW), [Action::Stop]);
+    }
+}
+
+#[test]
+fn a_pod_that_ends_is_removed_once_and_reported_no_more() {
+    let mut pod = after(false, vec![ready(), running(), Event::Remove]).0;
+    assert_eq!(pod.step(Event::Remove, NOW), []);
+    assert_eq!(pod.step(running(), NOW), []);
+    assert_eq!(pod.report(), None);
+    assert_eq!(pod.step(Event::SupervisorLost("it was killed".into()), NOW), [Action::Stop]);
+}
+
+#[test]
+fn after_a_restart_of_the_agent_a_pod_is_not_reported_until_it_is_known() {
+    let (pod, _) = after(true, vec![ready()]);
+    assert_eq!(pod.report(), None);
+    let (pod, _) = after(true, vec![ready(), running()]);
+    assert_eq!(phase(&pod), Some(Phase::Running));
+    let (pod, _) = after(true, vec![failed("x")]);
+    assert_eq!(phase(&pod), Some(Phase::Failed));
+}
+
+#[test]
+fn a_changed_spec_reaches_a_supervisor_that_is_there() {
+    let mut pod = after(false, vec![ready(), running()]).0;
+    assert_eq!(pod.step(Event::Changed(graph("{}")), NOW), [Action::Update]);
+    let mut pod = after(false, vec![]).0;
+    assert_eq!(pod.step(Event::Changed(graph("{}")), NOW), []);
+}
+
+#[test]
+fn a_replaced_namespace_is_looked_at_when_something_runs_in_it() {
+    let mut pod = after(false, vec![ready(), running()]).0;
+    assert_eq!(pod.step(Event::NetworkReplaced, NOW), [Action::Check]);
+    assert_eq!(after(false, vec![]).0.step(Event::NetworkReplaced, NOW), []);
+}
+
+const MIGRATE: &str = r#"{"migrate": {"exec": ["/bin/m"], "before": ["running"], "attempts": 2}}"#;
+
+fn hook(result: Result<(), &str>) -> Event {
+    Event::Hook("migrate".into(), result.map_err(str::to_owned))
+}
+
+#[test]
+fn a_hook_before_running_runs_before_the_tasks_and_its_failure_keeps_them_back() {
+    let run = || Action::RunHook("migrate".into());
+    let (mut pod, actions) = with(graph(MIGRATE), false, vec![ready()]);
+    assert_eq!(actions, [run()]);
+    assert_eq!(pod.report().unwrap().message, "its hook migrate runs");
+    assert_eq!(pod.step(hook(Err("exited with status 1")), NOW), []);
+    assert_eq!(pod.step(Event::Tick, LATER), [run()]);
+    assert_eq!(pod.step(hook(Err("exited with status 2")), LATER), []);
+    let report = pod.report().unwrap();
+    assert_eq!(
+        (report.phase, report.message.as_str()),
+        (Phase::Failed, "hook migrate: exited with status 2")
+    );
+    // A corrected text.
+    let fixed = MIGRATE.replace("/bin/m", "/bin/fixed");
+    assert_eq!(pod.step(Event::Changed(graph(&fixed)), LATER), [run()]);
+    assert_eq!(pod.step(hook(Ok(())), LATER), [Action::Supervise]);
+}
+
+#[test]
+fn a_hook_is_undone_after_the_tasks_when_it_ran_before_them() {
+    let text = MIGRATE.replace("\"before\"", "\"undo\": [\"/bin/u\"], \"before\"");
+    let mut pod = with(graph(&text), false, vec![ready(), hook(Ok(())), running()]).0;
+    assert_eq!(pod.step(Event::Remove, NOW), [Action::Stop]);
+    assert_eq!(pod.step(Event::SupervisorStopped, NOW), [Action::UndoHook("migrate".into())]);
+    assert_eq!(pod.step(hook(Ok(())), NOW), [Action::RemoveFolders, Action::Reconcile]);
+}
+
+#[test]
+fn a_hook_that_takes_too_long_is_ended() {
+    let mut pod = with(graph(MIGRATE), false, vec![ready()]).0;
+    assert_eq!(pod.due(), Some(NOW + Duration::from_secs(70)));
+    assert_eq!(pod.step(Event::Tick, NOW + Duration::from_secs(70)), [Action::AbortHook("migrate".into())]);
+}
+
+#[test]
+fn the_kernel_is_not_touched_before_the_operators_hook_has_run() {
+    let operator: BTreeMap<String, Hook> =
+        serde_json::from_str(r#"{"first": {"exec": ["/bin/f"], "before": ["networking"]}}"#).unwrap();
+    let graph = Arc::new(pod::graph(&BTreeMap::new(), &operator).unwrap());
+    let (mut pod, actions) = PodState::begin(graph, false, &[], NOW);
+    assert_eq!(actions, [Action::MakeFolders, Action::RunHook("first".into())]);
+    assert!(pod.is_absent());
+    assert_eq!(pod.step(Event::Hook("first".into(), Ok(())), NOW), [Action::Reconcile]);
+    assert!(!pod.is_absent() && pod.awaits_network());
+}
+
+#[test]
+fn a_hook_of_before_the_agents_restart_is_undone_although_it_was_not_begun_again() {
+    let text = MIGRATE.replace("\"before\"", "\"undo\": [\"/bin/u\"], \"before\"");
+    let (mut pod, _) = PodState::begin(graph(&text), true, &[&"migrate".to_owned()], NOW);
+    assert_eq!(pod.step(Event::Remove, NOW), [Action::Stop]);
+    assert_eq!(pod.step(Event::SupervisorStopped, NOW), [Action::UndoHook("migrate".into())]);
+}

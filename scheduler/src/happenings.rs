@@ -1,0 +1,196 @@
+//! What nodes say of their pods, and when the control plane did something about one: in memory, bounded.
+//!
+//! Events of nodes are for people. The newest are kept; those of before a restart of the server are in the nodes' logs.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use hextet_api::v1;
+use scheduler_core::{
+    change::{Key, Revision, Value},
+    ownership,
+    pod::{Pod, PodId, PodPhase},
+    state::State,
+    time::Moment,
+};
+use tokio::sync::broadcast;
+
+/// Events of nodes that are kept.
+const KEPT_MAX: usize = 10_000;
+/// Bytes of one event's text.
+const TEXT_LEN_MAX: usize = 512;
+/// Events that a slow reader may be behind.
+const BEHIND_MAX: usize = 1_024;
+
+/// Events of nodes, and moments of pods.
+pub(crate) struct Happenings {
+    kept: Mutex<VecDeque<v1::ClusterEvent>>,
+    moments: Mutex<BTreeMap<PodId, Moments>>,
+    news: broadcast::Sender<v1::ClusterEvent>,
+}
+
+/// When this server saw a pod come to a point of its life; none of before its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moments {
+    pub(crate) created: Option<Moment>,
+    pub(crate) placed: Option<Moment>,
+    pub(crate) running: Option<Moment>,
+    pub(crate) terminating: Option<Moment>,
+    pub(crate) stopped: Option<Moment>,
+}
+
+impl Default for Happenings {
+    fn default() -> Happenings {
+        Happenings {
+            kept: Mutex::default(),
+            moments: Mutex::default(),
+            news: broadcast::Sender::new(BEHIND_MAX),
+        }
+    }
+}
+
+impl Happenings {
+    /// `node` tells what happened to its pods. What it says of another node's is refused, with that node's name.
+    pub(crate) fn heard(&self, node: &str, state: &State, message: v1::PodEvents) {
+        if message.lost > 0 {
+            self.keep(event(
+                node,
+                "lost",
+                None,
+                format!("{} events were not kept by their node", message.lost),
+            ));
+        }
+        for told in message.events {
+            match ownership::check_node(state, node, &PodId(told.pod.clone()), "an event") {
+                Err(refused) => {
+                    tracing::warn!(%node, owner = refused.owner, pod = told.pod, "{refused}");
+                    self.refused(&told.pod, refused.to_string());
+                }
+                Ok(()) => {
+                    let mut kept = event(node, &told.kind, Some(told.pod), told.what);
+                    kept.unix_ms = told.unix_ms;
+                    self.keep(kept);
+                }
+            }
+        }
+    }
+
+    /// Somebody spoke of a pod that is another's.
+    pub(crate) fn refused(&self, pod: &str, what: String) {
+        self.keep(event("server", "refused", Some(pod.to_owned()), what));
+    }
+
+    /// Takes note of the pods that a revision moves on.
+    pub(crate) fn committed(&self, revision: &Revision, now: Moment) {
+        let mut moments = lock(&self.moments);
+        for change in &revision.changes {
+            let Key::Pod(id) = &change.key else { continue };
+            match &change.new {
+                Some(Value::Pod(pod)) => {
+                    moments.entry(id.clone()).or_default().see(pod, change.old.is_none(), now)
+                }
+                _ => drop(moments.remove(id)),
+            }
+        }
+    }
+
+    pub(crate) fn moments(&self, pod: &PodId) -> Moments {
+        lock(&self.moments).get(pod).copied().unwrap_or_default()
+    }
+
+    /// Events of a pod, or of all, that are kept, the oldest first.
+    pub(crate) fn kept(&self, pod: &str) -> Vec<v1::ClusterEvent> {
+        lock(&self.kept).iter().filter(|event| is_about(event, pod)).cloned().collect()
+    }
+
+    /// Events from now on.
+    pub(crate) fn follow(&self) -> broadcast::Receiver<v1::ClusterEvent> {
+        self.news.subscribe()
+    }
+
+    fn keep(&self, event: v1::ClusterEvent) {
+        let mut kept = lock(&self.kept);
+        if kept.len() == KEPT_MAX {
+            kept.pop_front();
+        }
+        kept.push_back(event.clone());
+        // Without readers there is nobody to tell.
+        let _ = self.news.send(event);
+    }
+}
+
+impl Moments {
+    fn see(&mut self, pod: &Pod, is_new: bool, now: Moment) {
+        if is_new {
+            self.created = Some(now);
+        }
+        let once = |moment: &mut Option<Moment>, is: bool| match is {
+            true => *moment = moment.or(Some(now)),
+            false => *moment = None,
+        };
+        once(&mut self.placed, pod.node.is_some());
+        once(&mut self.running, pod.phase == PodPhase::Running);
+        once(&mut self.terminating, pod.phase == PodPhase::Terminating);
+        once(&mut self.stopped, pod.stop);
+    }
+}
+
+/// Whether an event is of this pod; of an empty name every event is.
+pub(crate) fn is_about(event: &v1::ClusterEvent, pod: &str) -> bool {
+    pod.is_empty() || event.pods.iter().any(|other| other == pod)
+}
+
+fn event(by: &str, kind: &str, pod: Option<String>, what: String) -> v1::ClusterEvent {
+    let by = if by == "server" { by.to_owned() } else { format!("node:{by}") };
+    let pods = pod.into_iter().map(clean).collect();
+    let unix_ms = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    v1::ClusterEvent { unix_ms, by, kind: clean(kind.to_owned()), pods, what: clean(what), revision: 0 }
+}
+
+/// What a node says is shown on terminals: no control characters, and not too long.
+fn clean(text: String) -> String {
+    let end = (0..=TEXT_LEN_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(pod: &str, what: &str) -> v1::PodEvents {
+        let event =
+            v1::PodEvent { pod: pod.into(), kind: "pod-running".into(), what: what.into(), unix_ms: 7 };
+        v1::PodEvents { events: vec![event], lost: 0 }
+    }
+
+    #[test]
+    fn events_are_kept_by_pod_without_what_commands_a_terminal() {
+        let happenings = Happenings::default();
+        let mut follower = happenings.follow();
+        happenings.heard("n1", &State::default(), told("a", "one\x1b[2Jtwo"));
+        happenings.heard("n1", &State::default(), told("b", "x"));
+        let kept = happenings.kept("a");
+        assert_eq!((kept.len(), kept[0].what.as_str(), kept[0].by.as_str()), (1, "one [2Jtwo", "node:n1"));
+        assert_eq!(happenings.kept("").len(), 2);
+        assert_eq!(follower.try_recv().unwrap(), kept[0]);
+    }
+
+    #[test]
+    fn the_newest_events_are_kept_and_each_is_bounded() {
+        let happenings = Happenings::default();
+        for n in 0..=KEPT_MAX {
+            happenings.heard("n1", &State::default(), told(&format!("p{n}"), &"é".repeat(1_000)));
+        }
+        assert_eq!(happenings.kept("").len(), KEPT_MAX);
+        assert!(happenings.kept("p0").is_empty());
+        assert!(happenings.kept("p1")[0].what.len() <= TEXT_LEN_MAX);
+    }
+}

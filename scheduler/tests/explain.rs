@@ -1,0 +1,117 @@
+//! Why a pod is as it is and what happened to it, over the Unix socket, with a node that a test plays.
+
+mod support;
+
+use hextet_api::{
+    connect,
+    v1::{self, agent_client::AgentClient, node_report::Report},
+};
+use support::{FakeNode, TestServer, code};
+use tonic::Code;
+
+async fn explain(server: &TestServer, pod: &str) -> Result<v1::ExplainPodResponse, tonic::Status> {
+    let request = v1::ExplainPodRequest { pod: pod.to_owned() };
+    Ok(server.local().await.explain_pod(request).await?.into_inner())
+}
+
+fn phase<'a>(answer: &'a v1::ExplainPodResponse, step: &str) -> &'a str {
+    answer.steps.iter().find(|other| other.name == step).map_or("-", |step| &step.phase)
+}
+
+async fn events(server: &TestServer, pod: &str) -> Vec<v1::ClusterEvent> {
+    let request = v1::WatchEventsRequest { pod: pod.to_owned(), ..Default::default() };
+    let mut stream = server.local().await.watch_events(request).await.unwrap().into_inner();
+    let mut events = vec![];
+    while let Some(event) = stream.message().await.unwrap() {
+        events.push(event);
+    }
+    events
+}
+
+/// Answers as agents do, with one step.
+async fn answer(node: &FakeNode, request_id: u64) -> Result<(), tonic::Status> {
+    let mut client = AgentClient::new(connect::mutual_tls(&node.credentials).await.unwrap());
+    let step = v1::StepStatus { name: "tasks".into(), phase: "done".into(), ..Default::default() };
+    let request = v1::SendDescriptionRequest { request_id, steps: vec![step], error: String::new() };
+    client.send_description(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_pod_is_explained_by_its_node_and_by_the_server_when_that_is_silent() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    server.apply("blog", 1, "one").await;
+    let pod = server.pods_when("a pod", |pods| pods.len() == 1).await.remove(0).id;
+    let nowhere = explain(&server, &pod).await.unwrap();
+    assert_eq!((phase(&nowhere, "placed"), phase(&nowhere, "tasks")), ("waiting", "-"));
+
+    let n1 = FakeNode::join(&server, "n1", 1).await;
+    let n2 = FakeNode::join(&server, "n2", 2).await;
+    let pod = server.running(1).await.remove(0);
+    let (node, other) = if pod.node == "n1" { (&n1, &n2) } else { (&n2, &n1) };
+    let asked = async {
+        let question = node.when("the question", |told| told.questions.first().cloned()).await;
+        assert_eq!(question.pod, pod.id);
+        let refused = answer(other, question.request_id).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        answer(node, question.request_id).await.unwrap();
+    };
+    let (explained, ()) = tokio::join!(explain(&server, &pod.id), asked);
+    let explained = explained.unwrap();
+    assert_eq!(explained.node_error, "");
+    assert_eq!((phase(&explained, "placed"), phase(&explained, "published")), ("done", "done"));
+    assert_eq!(phase(&explained, "tasks"), "done");
+    assert!(explained.steps.iter().any(|step| step.name == "placed" && step.ended_ms_ago.is_some()));
+
+    // It is asked again and says nothing.
+    let silent = explain(&server, &pod.id).await.unwrap();
+    assert!(silent.node_error.ends_with("does not answer within 3 s"), "{}", silent.node_error);
+    assert_eq!(phase(&silent, "placed"), "done");
+    assert_eq!(code(explain(&server, "no-such").await).0, Code::NotFound);
+}
+
+#[tokio::test]
+async fn one_stream_has_revisions_and_what_nodes_say_of_their_own_pods() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let n1 = FakeNode::join(&server, "n1", 1).await;
+    let n2 = FakeNode::join(&server, "n2", 2).await;
+    server.apply("blog", 1, "one").await;
+    let pod = server.running(1).await.remove(0);
+    let (own, foreign) = if pod.node == "n1" { (&n1, &n2) } else { (&n2, &n1) };
+    let mut follow = {
+        let request = v1::WatchEventsRequest { pod: pod.id.clone(), follow: true, limit: 1 };
+        server.local().await.watch_events(request).await.unwrap().into_inner()
+    };
+    follow.message().await.unwrap().unwrap();
+    let event = |what: &str| {
+        let event =
+            v1::PodEvent { pod: pod.id.clone(), kind: "step-done".into(), what: what.into(), unix_ms: 1 };
+        Report::Events(v1::PodEvents { events: vec![event], lost: 0 })
+    };
+    own.say(event("link after 3ms")).await;
+    let heard = follow.message().await.unwrap().unwrap();
+    assert_eq!(
+        (heard.by.as_str(), heard.what.as_str()),
+        (format!("node:{}", pod.node).as_str(), "link after 3ms")
+    );
+
+    foreign.say(event("a lie")).await;
+    let report =
+        v1::PodReport { id: pod.id.clone(), phase: v1::PodPhase::Failed.into(), ..Default::default() };
+    foreign.say(Report::Pods(v1::PodReports { pods: vec![report] })).await;
+    for what in ["an event", "phase, message and restarts"] {
+        let refused = follow.message().await.unwrap().unwrap();
+        assert_eq!(refused.kind, "refused");
+        assert!(refused.what.contains(what), "{}", refused.what);
+        assert!(refused.what.ends_with(&format!("node {} owns it", pod.node)), "{}", refused.what);
+    }
+    assert_eq!(server.running(1).await[0].message, "", "nothing was written");
+
+    let all = events(&server, &pod.id).await;
+    let kinds: Vec<&str> = all.iter().map(|event| event.kind.as_str()).collect();
+    for kind in ["pod-created", "revision", "step-done", "refused"] {
+        assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
+    }
+    assert!(events(&server, "no-such").await.is_empty());
+}
