@@ -1,6 +1,6 @@
 //! Streams that end by what happens to their node.
 
-use scheduler_core::pod::PodPhase;
+use scheduler_core::{node::NodePhase, pod::PodPhase};
 
 use super::*;
 use crate::{
@@ -17,7 +17,8 @@ async fn a_stream_does_not_outlive_the_lease_in_which_it_spoke_of_its_pods() {
     join(&hub).await;
     apply(&hub, "a").await.unwrap();
     let mut place = Place::take(&hub, "n1");
-    hub.leases().forget("n1");
+    let silence = hub.leases().silence_max();
+    time::sleep(silence).await;
     hub.write(scheduler(), Event::LeaseEnded(vec!["n1".to_owned()])).await.unwrap();
     assert_eq!(hub.state().pods().values().next().unwrap().phase, PodPhase::Lost);
     time::timeout(Duration::from_secs(5), &mut place.end).await.expect("the stream ends").unwrap_err();
