@@ -2,6 +2,7 @@
 
 mod apply;
 mod cluster;
+mod compact;
 mod completions;
 mod diff;
 mod events;
@@ -12,6 +13,7 @@ mod login;
 mod logs;
 mod node;
 mod nodes;
+mod plan;
 mod pods;
 mod rm;
 mod rollback;
@@ -61,10 +63,12 @@ enum Command {
     Cluster(cluster::Args),
     Node(Box<node::Args>),
     Apply(apply::Args),
+    Plan(plan::Args),
     Rm(rm::Args),
     Rollback(rollback::Args),
     History(history::Args),
     Diff(diff::Args),
+    Compact(compact::Args),
     Jobs(jobs::Args),
     Pods(pods::Args),
     Nodes(nodes::Args),
@@ -96,10 +100,12 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(args) => cluster::run(args, format),
         Command::Node(args) => node::run(*args, format),
         Command::Apply(args) => block_on(apply::run(args, format)),
+        Command::Plan(args) => block_on(plan::run(args, format)),
         Command::Rm(args) => block_on(rm::run(args, format)),
         Command::Rollback(args) => block_on(rollback::run(args, format)),
         Command::History(args) => block_on(history::run(args, format)),
         Command::Diff(args) => block_on(diff::run(args, format)),
+        Command::Compact(args) => block_on(compact::run(args, format)),
         Command::Jobs(args) => block_on(jobs::run(args, format)),
         Command::Pods(args) => block_on(pods::run(args, chosen)),
         Command::Nodes(args) => block_on(nodes::run(args, format)),

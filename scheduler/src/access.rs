@@ -55,6 +55,8 @@ const METHODS: &[(&str, Access, Effect)] = &[
     ("hextet.v1.Cluster/GetJobVersion", VIEWER, Effect::Reads),
     ("hextet.v1.Cluster/ListRevisions", VIEWER, Effect::Reads),
     ("hextet.v1.Cluster/DiffRevisions", VIEWER, Effect::Reads),
+    ("hextet.v1.Cluster/PlanJobs", OPERATOR, Effect::Reads),
+    ("hextet.v1.Cluster/CompactHistory", ADMIN, Effect::Changes),
     ("hextet.v1.Cluster/RollbackJob", OPERATOR, Effect::Changes),
     ("hextet.v1.Cluster/DeleteJob", OPERATOR, Effect::Changes),
     ("hextet.v1.Cluster/DeclareDead", OPERATOR, Effect::Changes),

@@ -21,7 +21,7 @@ use crate::{
     questions::Questions,
     session::Sessions,
     store::Store,
-    writer::{Command, Committed, Request, WriteError},
+    writer::{Command, Committed, Compact, Request, WriteError},
 };
 
 /// Revisions that a slow reader may be behind before it gets the net change instead.
@@ -36,6 +36,8 @@ pub(crate) struct Hub {
     pub(crate) cluster: Arc<Cluster>,
     /// Where nodes and people reach this server and the others, `host:port`.
     pub(crate) servers: watch::Receiver<Vec<String>>,
+    /// What the log may take on the disk, about.
+    pub(crate) history_bytes: u64,
     pub(crate) sessions: Sessions,
     pub(crate) lease_streams: LeaseStreams,
     pub(crate) relays: Relays,
@@ -58,6 +60,8 @@ pub(crate) struct Parts {
     pub(crate) pki: Pki,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) servers: watch::Receiver<Vec<String>>,
+    /// What the log may take on the disk, about.
+    pub(crate) history_bytes: u64,
     pub(crate) state: State,
     pub(crate) leases: Leases,
     pub(crate) writer: mpsc::Sender<Command>,
@@ -72,6 +76,7 @@ impl Hub {
             pki: parts.pki,
             cluster: parts.cluster,
             servers: parts.servers,
+            history_bytes: parts.history_bytes,
             sessions: Sessions::default(),
             lease_streams: LeaseStreams::default(),
             relays: Relays::default(),
@@ -117,6 +122,14 @@ impl Hub {
         let (reply, answer) = oneshot::channel();
         let request = Request { event, origin, reply };
         self.writer.send(Command::Write(request)).await.map_err(|_| WriteError::Closed)?;
+        answer.await.map_err(|_| WriteError::Closed)?
+    }
+
+    /// Asks the writer to forget at most `max` of the oldest revisions, and none from `before` on.
+    pub(crate) async fn compact(&self, before: u64, max: usize) -> Result<(), WriteError> {
+        let (reply, answer) = oneshot::channel();
+        let compact = Compact { before, max, reply };
+        self.writer.send(Command::Compact(compact)).await.map_err(|_| WriteError::Closed)?;
         answer.await.map_err(|_| WriteError::Closed)?
     }
 

@@ -9,6 +9,7 @@ mod access;
 mod audit;
 mod auth;
 mod clock;
+mod compaction;
 pub mod convert;
 mod election;
 pub mod etcd;

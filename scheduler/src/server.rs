@@ -38,6 +38,8 @@ pub struct ServerConfig {
     pub advertise: Vec<String>,
     /// A node that has not reported for this long is lost.
     pub lease: Duration,
+    /// What the log of changes may take on the disk, about; the oldest part is forgotten then.
+    pub history_bytes: u64,
     /// The private range that every node hands out to its pods, when it is not [`founding::POD_IPV4`]. Only a first
     /// start decides.
     pub pod_ipv4: Option<Ipv4Network>,
@@ -105,7 +107,7 @@ async fn alone(
     let Sockets { listeners, socket, addresses, servers } = listen(config).await?;
     let audit = Arc::new(Audit::open(&config.state_dir, clock));
     let (_servers, all_servers) = watch::channel(servers);
-    let (mut term, inlets) = Term::start(opened, &audit, config.lease, clock, all_servers)?;
+    let (mut term, inlets) = Term::start(opened, &audit, config, clock, all_servers)?;
     let _front = Front::start(listeners, socket, watch::channel(Mode::Leads(inlets.clone())).0, &inlets);
 
     let join_token = term.first_token().await;

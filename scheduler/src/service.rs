@@ -14,6 +14,7 @@ mod endpoints;
 mod enrollment;
 mod explain;
 mod history;
+mod plan;
 mod renewal;
 
 pub(crate) use self::{

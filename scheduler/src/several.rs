@@ -225,7 +225,7 @@ impl Member<'_> {
             }
         };
         let (mut term, inlets) =
-            Term::start(opened, &self.audit, self.config.lease, self.clock, self.servers.clone())?;
+            Term::start(opened, &self.audit, self.config, self.clock, self.servers.clone())?;
         self.front.set(Mode::Leads(inlets));
         info!(revision = term.hub.state().revision(), "this server leads");
         if !self.is_told.swap(true, Ordering::Relaxed) {

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::etcd::EtcdError;
 
 mod codec;
+#[cfg(test)]
+mod cost;
 mod etcd;
 mod redb;
 

@@ -23,6 +23,7 @@ use crate::{
     founding::Opened,
     front::{self, Inlets, Outlets},
     hub::{Hub, Parts},
+    server::ServerConfig,
     service::{self, AgentService, ClusterService, EndpointsService, EnrollmentService, RenewalService},
     timers,
     tls::{self, Shown},
@@ -54,16 +55,26 @@ impl Term {
     pub(crate) fn start(
         opened: Opened,
         audit: &Arc<Audit>,
-        lease: Duration,
+        config: &ServerConfig,
         clock: Clock,
         servers: watch::Receiver<Vec<String>>,
     ) -> anyhow::Result<(Term, Inlets)> {
         let Opened { store, pki, state } = opened;
         let (requests, queue) = mpsc::channel(writer::QUEUE_MAX);
         let cluster = state.cluster().context("the store has no cluster")?.clone();
-        let leases = Leases::resume(&state, lease, clock.now());
-        let parts =
-            Parts { clock, store, pki, cluster, servers, state: state.clone(), leases, writer: requests };
+        let leases = Leases::resume(&state, config.lease, clock.now());
+        let (history_bytes, writer) = (config.history_bytes, requests);
+        let parts = Parts {
+            clock,
+            store,
+            pki,
+            cluster,
+            servers,
+            history_bytes,
+            state: state.clone(),
+            leases,
+            writer,
+        };
         let hub = Arc::new(Hub::new(parts));
         let (writer, writer_ended) = start_writer(&hub, state, queue)?;
         let (stop, stopped) = watch::channel(false);
@@ -72,6 +83,7 @@ impl Term {
         let mut timers = JoinSet::new();
         timers.spawn(timers::look_at_leases(hub.clone()));
         timers.spawn(timers::finish_drains(hub.clone()));
+        timers.spawn(timers::trim_history(hub.clone()));
         Ok((Term { hub, writer, writer_ended, servers, timers, stop }, inlets))
     }
 

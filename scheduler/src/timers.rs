@@ -1,4 +1,4 @@
-//! What happens because time passes: leases end, and drains are over.
+//! What happens because time passes: leases end, drains are over, and the log is trimmed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,13 +9,18 @@ use scheduler_core::{
     state::State,
 };
 use tokio::{task::JoinHandle, time};
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::hub::{self, Hub};
+use crate::{
+    compaction,
+    hub::{self, Hub},
+};
 
 /// Leases are looked at this often in the time after which a silent node is asked about.
 const LOOKS_PER_SILENCE: u32 = 10;
 const RETRY: Duration = Duration::from_secs(1);
+/// How often the size of the log is looked at.
+const TRIM_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Asks about nodes that are silent, and tells the writer what is found out about them. It goes on looking while a slow
 /// disk holds the writer up: a gap between looks would be taken for a stop of the server itself.
@@ -72,6 +77,19 @@ pub(crate) async fn finish_drains(hub: Arc<Hub>) {
             wait_for_drains(&hub).await;
         } else {
             tell(hub.clone(), Event::Drained(finished)).await;
+        }
+    }
+}
+
+/// Keeps the log at its size.
+pub(crate) async fn trim_history(hub: Arc<Hub>) {
+    let mut ticks = time::interval(TRIM_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match compaction::to_size(&hub).await {
+            Ok(0) => {}
+            Ok(revisions) => info!(revisions, "the oldest part of the history is forgotten"),
+            Err(error) => warn!(%error, "the history is not trimmed"),
         }
     }
 }

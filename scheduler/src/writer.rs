@@ -39,9 +39,18 @@ pub(crate) struct Request {
     pub(crate) reply: oneshot::Sender<Result<Committed, WriteError>>,
 }
 
+/// At most `max` of the oldest revisions, and none from `before` on, are to be forgotten.
+pub(crate) struct Compact {
+    pub(crate) before: u64,
+    pub(crate) max: usize,
+    pub(crate) reply: oneshot::Sender<Result<(), WriteError>>,
+}
+
 /// What the writer is told.
 pub(crate) enum Command {
     Write(Request),
+    /// A part of the log is to be forgotten.
+    Compact(Compact),
     /// Everything before it is written, and nothing after it.
     Stop,
 }
@@ -97,21 +106,38 @@ impl CommitError for StoreError {
 
 impl Writer {
     fn run(&mut self, mut queue: mpsc::Receiver<Command>) {
-        while let Some(Command::Write(first)) = queue.blocking_recv() {
-            let mut batch = vec![first];
-            let mut stops = false;
-            while batch.len() < BATCH_MAX && !stops {
-                match queue.try_recv() {
-                    Ok(Command::Write(next)) => batch.push(next),
-                    Ok(Command::Stop) => stops = true,
-                    Err(_) => break,
-                }
+        while let Some(first) = queue.blocking_recv() {
+            let (mut batch, mut next) = (Vec::new(), Some(first));
+            while let Some(Command::Write(request)) = next {
+                batch.push(request);
+                next = if batch.len() < BATCH_MAX { queue.try_recv().ok() } else { None };
             }
-            self.write(batch);
-            if stops {
-                return;
+            if !batch.is_empty() {
+                self.write(batch);
+            }
+            match next {
+                Some(Command::Stop) => return,
+                Some(Command::Compact(compact)) => self.compact(compact),
+                Some(Command::Write(_)) | None => {}
             }
         }
+    }
+
+    /// What fails here fails the store, as a commit does: the next one finds out.
+    fn compact(&mut self, compact: Compact) {
+        let Compact { before, max, reply } = compact;
+        self.recover();
+        let result = match &self.failed {
+            Some((error, _)) => Err(error.clone()),
+            None => self.hub.store.compact(before, max).map_err(|error| {
+                let error = Arc::new(error);
+                error!(error = %chain(&error), "forgetting a part of the log failed");
+                self.failed = Some((error.clone(), Instant::now()));
+                error
+            }),
+        };
+        // A caller that has gone needs no answer.
+        let _ = reply.send(result.map_err(WriteError::Store));
     }
 
     fn write(&mut self, batch: Vec<Request>) {

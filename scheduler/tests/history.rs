@@ -2,8 +2,8 @@
 
 mod support;
 
-use hextet_api::v1;
-use support::{FakeNode, TestServer, code};
+use hextet_api::v1::{self, watch_response::Response};
+use support::{FakeNode, TestServer, Watch, code, subscribe};
 use tonic::Code;
 
 async fn revisions(server: &TestServer, request: v1::ListRevisionsRequest) -> v1::ListRevisionsResponse {
@@ -158,5 +158,64 @@ async fn a_job_of_a_hundred_pods_is_placed_by_one_revision_and_reported_by_few()
             .await
             .revisions[0];
     assert_eq!((revision.objects.len(), revision.objects_total), (50, 101));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_plan_changes_nothing_and_the_apply_does_what_it_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let _nodes = (FakeNode::join(&server, "n1", 1).await, FakeNode::join(&server, "n2", 2).await);
+    server.apply("blog", 2, "one").await;
+    server.running(2).await;
+    let before = server.revision().await;
+    let jobs = vec![server.job("blog", 4, "two")];
+    let planned = server.local().await.plan_jobs(v1::PlanJobsRequest { jobs }).await.unwrap().into_inner();
+    assert_eq!((server.revision().await, planned.revision), (before, before), "nothing is changed");
+    let plan = &planned.jobs[0];
+    assert_eq!((plan.from_version, plan.to_version, plan.pods_total), (1, 2, 4));
+    let fates = |fate: v1::PodFate| plan.pods.iter().filter(|pod| pod.fate() == fate).count();
+    assert_eq!((fates(v1::PodFate::Placed), fates(v1::PodFate::Restarted)), (2, 2));
+
+    server.apply("blog", 4, "two").await;
+    let is: Vec<(String, String)> = server.pods().await.into_iter().map(|pod| (pod.id, pod.node)).collect();
+    let said: Vec<(String, String)> =
+        plan.pods.iter().map(|pod| (pod.pod.clone(), pod.node.clone())).collect();
+    assert_eq!(is, said);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_compacted_is_said_so_and_a_watcher_that_was_away_gets_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    for argument in ["one", "two", "three"] {
+        server.apply("blog", 1, argument).await;
+    }
+    let last = server.revision().await;
+    let request = v1::CompactHistoryRequest { keep_revisions: 2, since_unix_ms: 0 };
+    let answer = server.local().await.compact_history(request).await.unwrap().into_inner();
+    assert_eq!((answer.oldest, answer.removed), (last - 1, last - 2));
+    let (status, text) = code(version(&server, "blog", 1).await);
+    assert_eq!(status, Code::NotFound);
+    let expected = format!(
+        "version 1 of job `blog` was compacted: the history begins with revision {}; it has versions 2 to 3",
+        last - 1
+    );
+    assert_eq!(text, expected);
+    assert!(rollback(&server, "blog", 1).await.is_err());
+    assert_eq!(rollback(&server, "blog", 2).await.unwrap().version, 4);
+    let listed = revisions(&server, of("job/blog")).await;
+    assert_eq!((listed.revisions.len(), listed.next_before, listed.oldest), (3, 0, last - 1));
+
+    let epoch = server.local().await.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner().epoch;
+    let from = |from_revision| v1::Subscribe { epoch: epoch.clone(), from_revision, ..subscribe("blog") };
+    let mut away = Watch::start(server.watcher().await, from(1)).await;
+    assert!(
+        matches!(away.next().await.unwrap(), Response::Compacted(compacted) if compacted.oldest_revision == last - 1)
+    );
+    assert!(away.snapshot().await.last);
+    let mut near = Watch::start(server.watcher().await, from(last - 2)).await;
+    assert!(matches!(near.next().await.unwrap(), Response::Bookmark(_)), "it resumes");
     server.stop().await;
 }

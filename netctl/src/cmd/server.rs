@@ -8,6 +8,7 @@ use scheduler::{
     etcd::{Location, TlsFiles},
     server::{Ready, ServerConfig, StoreChoice},
 };
+use scheduler_core::quantity::Memory;
 
 use super::{asked_to_end, block_on_threads};
 use crate::duration;
@@ -47,6 +48,9 @@ pub(super) struct Args {
     /// How long a node may be silent before its pods are replaced
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse)]
     lease: Duration,
+    /// How much room the log of changes has on the disk; its oldest part is forgotten when it is full
+    #[arg(long, value_name = "BYTES", default_value = "64Mi")]
+    history: Memory,
     /// The IPv4 range that every node gives to its own pods; decided at the first start
     /// [default: 10.254.0.0/20]
     #[arg(long, value_name = "PREFIX", value_parser = ipv4_prefix)]
@@ -106,6 +110,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         socket: args.socket,
         advertise: args.advertise,
         lease: args.lease,
+        history_bytes: args.history.0,
         pod_ipv4: args.pod_ipv4,
     };
     block_on_threads(scheduler::server::run(config, asked_to_end(), announce))

@@ -23,6 +23,7 @@ pub mod name;
 pub mod node;
 pub mod ownership;
 pub mod placement;
+pub mod plan;
 pub mod pod;
 pub mod quantity;
 pub mod renewal;

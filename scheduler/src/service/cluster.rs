@@ -17,7 +17,7 @@ use scheduler_core::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{explain, history, malformed, status};
+use super::{explain, history, malformed, plan, status};
 use crate::{
     auth, convert,
     hub::Hub,
@@ -124,6 +124,25 @@ impl Cluster for ClusterService {
             answer.job.iter_mut().for_each(hide_environment);
         }
         Ok(Response::new(answer))
+    }
+
+    async fn plan_jobs(
+        &self,
+        request: Request<v1::PlanJobsRequest>,
+    ) -> Result<Response<v1::PlanJobsResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        Ok(Response::new(plan::plan(&self.0, changer, request.into_inner()).await?))
+    }
+
+    async fn compact_history(
+        &self,
+        request: Request<v1::CompactHistoryRequest>,
+    ) -> Result<Response<v1::CompactHistoryResponse>, Status> {
+        let removed = history::compact(&self.0, request.into_inner()).await?;
+        let failed = |error| status(WriteError::Store(Arc::new(error)));
+        let (oldest, bytes) =
+            (self.0.store.oldest().map_err(failed)?, self.0.store.log_bytes().map_err(failed)?);
+        Ok(Response::new(v1::CompactHistoryResponse { oldest, removed, bytes }))
     }
 
     async fn list_revisions(

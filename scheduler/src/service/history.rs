@@ -18,7 +18,7 @@ use tonic::Status;
 
 use super::status;
 use crate::{
-    convert,
+    compaction, convert,
     history::{self, Ended, Version, VersionError},
     hub::Hub,
     store::StoreError,
@@ -133,6 +133,29 @@ pub(super) async fn rollback(
     let committed = hub.write(origin, event).await.map_err(status)?;
     let version = hub.state().job_record(&request.name).map_or(0, |record| record.version);
     Ok(v1::RollbackJobResponse { revision: committed.revision, version })
+}
+
+/// Gives how many revisions were forgotten.
+pub(super) async fn compact(hub: &Arc<Hub>, request: v1::CompactHistoryRequest) -> Result<u64, Status> {
+    let removed = match (request.keep_revisions, request.since_unix_ms) {
+        (0, 0) => compaction::to_size(hub).await,
+        (0, since) => compaction::before(hub, first_since(hub, WallTime(since)).await?).await,
+        (kept, _) => compaction::before(hub, (hub.state().revision() + 1).saturating_sub(kept)).await,
+    };
+    removed.map_err(status)
+}
+
+/// The first revision after the last one that is older.
+async fn first_since(hub: &Arc<Hub>, since: WallTime) -> Result<u64, Status> {
+    let end = hub.state().revision() + 1;
+    let older = move |revision: &Revision| {
+        if revision.time < since { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let ended = read(hub, move |hub| history::back(hub.store.as_ref(), end, older)).await?;
+    Ok(match ended {
+        Ended::Stopped(older) => older + 1,
+        Ended::AtTheBeginning(oldest) => oldest,
+    })
 }
 
 async fn find(hub: &Arc<Hub>, name: String, number: u32) -> Result<Version, Status> {

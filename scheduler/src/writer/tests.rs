@@ -265,6 +265,10 @@ impl Store for FakeStore {
 
 /// A hub with a running writer and a cluster without nodes, at revision 1.
 pub(crate) fn hub() -> (Arc<Hub>, Arc<FakeStore>) {
+    hub_with_history(1 << 20)
+}
+
+pub(crate) fn hub_with_history(history_bytes: u64) -> (Arc<Hub>, Arc<FakeStore>) {
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::start();
     let store = Arc::new(FakeStore::default());
@@ -287,6 +291,7 @@ pub(crate) fn hub() -> (Arc<Hub>, Arc<FakeStore>) {
         pki,
         cluster,
         servers: tokio::sync::watch::channel(vec![]).1,
+        history_bytes,
         state: state.clone(),
         leases,
         writer: requests,
@@ -318,6 +323,19 @@ pub(crate) async fn apply(hub: &Hub, name: &str) -> Result<Committed, WriteError
     };
     let groups = BTreeMap::from([("g".to_owned(), group)]);
     hub.write(scheduler(), Event::ApplyJob(Job { job: name.to_owned(), groups, ..Job::default() })).await
+}
+
+pub(crate) fn cluster() -> Cluster {
+    let (prefix, pod_ipv4) =
+        (ClusterPrefix::generate(&mut StdRng::seed_from_u64(1)), "10.254.0.0/20".parse().unwrap());
+    Cluster { prefix, pod_prefix: None, pod_ipv4, id_key: 1, created: WallTime(0) }
+}
+
+/// What a node of this name claims with the token of the same name.
+pub(crate) fn claim(name: &str, number: u16) -> Enroll {
+    let (subnet, group_id) = (SubnetId(number), GroupId::new(number.into()).unwrap());
+    let claim = Claim { prefix: PrefixChoice::Own, subnet, group_id };
+    Enroll { token: name.to_owned(), name: Some(name.to_owned()), key: name.to_owned(), node: Some(claim) }
 }
 
 pub(crate) async fn join(hub: &Hub) {

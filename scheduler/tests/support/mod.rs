@@ -49,6 +49,7 @@ pub(crate) fn config(dir: &Path) -> ServerConfig {
         socket: dir.join("server.sock"),
         advertise: vec![],
         lease: LEASE,
+        history_bytes: 64 << 20,
         pod_ipv4: None,
     }
 }
@@ -108,13 +109,18 @@ impl TestServer {
         count: u32,
         argument: &str,
     ) -> Result<v1::ApplyJobResponse, Status> {
+        let request =
+            v1::ApplyJobRequest { job: Some(self.job(job, count, argument)), message: "a test".to_owned() };
+        Ok(self.local().await.apply_job(request).await?.into_inner())
+    }
+
+    /// A job of one group `web`.
+    pub(crate) fn job(&self, job: &str, count: u32, argument: &str) -> v1::Job {
         let yaml = format!(
             "{{job: {job}, groups: {{web: {{count: {count}, availability: ha, tasks: \
              {{server: {{exec: [/bin/server, {argument}], cpu: 10m, memory: 1Mi}}}}}}}}}}"
         );
-        let job = convert::job_to_message(&serde_norway::from_str(&yaml).unwrap());
-        let request = v1::ApplyJobRequest { job: Some(job), message: "a test".to_owned() };
-        Ok(self.local().await.apply_job(request).await?.into_inner())
+        convert::job_to_message(&serde_norway::from_str(&yaml).unwrap())
     }
 
     pub(crate) async fn delete(&self, job: &str) {

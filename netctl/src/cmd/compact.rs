@@ -1,0 +1,91 @@
+//! `netctl compact`: forgets the oldest part of the log of changes.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use hextet_api::v1;
+use scheduler_core::quantity::Memory;
+use serde::Serialize;
+
+use super::now_unix_ms;
+use crate::{
+    client::{Client, ServerArgs, request},
+    duration,
+    print::{self, Format},
+};
+
+/// Forget the oldest part of the history
+///
+/// The server does so by itself when the history has the size that `netctl server --history` says. What is in force, and
+/// which addresses were given, is not touched. A version of a job that was compacted cannot be brought back, and
+/// watchers that were away since then get a snapshot.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  netctl compact --keep 30d\n  netctl compact --keep 10000")]
+pub(super) struct Args {
+    /// What is kept: this last time, such as 30d, or so many revisions [default: what the server's --history holds]
+    #[arg(long, value_name = "TIME|COUNT")]
+    keep: Option<Keep>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    Time(Duration),
+    Revisions(u64),
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Keep, String> {
+        match text.parse() {
+            Ok(0) => Err("at least one revision is kept".to_owned()),
+            Ok(count) => Ok(Keep::Revisions(count)),
+            Err(_) => duration::parse(text).map(Keep::Time).map_err(|error| format!("{error}, or a number")),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Compacted {
+    removed: u64,
+    oldest: u64,
+    bytes: u64,
+}
+
+impl fmt::Display for Compacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Compacted { removed, oldest, bytes } = self;
+        let size = Memory(*bytes).rounded();
+        write!(f, "{removed} revisions forgotten; the history begins with revision {oldest} and takes {size}")
+    }
+}
+
+pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    let client = Client::connect(&args.server).await?;
+    let mut wanted = v1::CompactHistoryRequest::default();
+    match args.keep {
+        Some(Keep::Revisions(count)) => wanted.keep_revisions = count,
+        Some(Keep::Time(time)) => {
+            wanted.since_unix_ms = now_unix_ms().saturating_sub(time.as_millis() as u64).max(1);
+        }
+        None => {}
+    }
+    let answer = client.answer(client.cluster().compact_history(request(wanted))).await?;
+    let done = Compacted { removed: answer.removed, oldest: answer.oldest, bytes: answer.bytes };
+    print::to_stdout(|out| print::one(out, format, &done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_a_time_or_a_number() {
+        assert_eq!("30d".parse(), Ok(Keep::Time(Duration::from_secs(30 * 86_400))));
+        assert_eq!("10000".parse(), Ok(Keep::Revisions(10_000)));
+        for wrong in ["0", "", "all", "-1"] {
+            assert!(wrong.parse::<Keep>().is_err(), "{wrong}");
+        }
+    }
+}

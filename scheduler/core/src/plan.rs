@@ -1,0 +1,153 @@
+//! What an apply would do: the transition itself, on a copy of the state that is then thrown away.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{
+    change::{Change, Key, Value},
+    event::{Event, Refusal},
+    job::Job,
+    pod::{Pod, PodPhase},
+    state::State,
+    transition::{Context, Origin, handle},
+};
+
+/// What would become of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobPlan {
+    /// Its name.
+    pub job: String,
+    /// The version in force now; 0 if there is none.
+    pub from: u32,
+    /// The version that would be in force; the same if nothing changes.
+    pub to: u32,
+    /// What would become of pods, also of other jobs that get room, by pod. Those that are not named stay as they are.
+    pub pods: Vec<PodPlan>,
+}
+
+/// What would become of one pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodPlan {
+    /// The pod. That of a new one is what it gets if nothing else happens before.
+    pub pod: String,
+    /// Where it is, or would be.
+    pub node: Option<String>,
+    /// What would become of it.
+    pub fate: PodFate,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// What would become of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodFate {
+    /// It is new, or waited for a place, and gets one.
+    Placed,
+    /// Its tasks are started anew, in the same place and with the same address.
+    Restarted,
+    /// It goes on as it is, and other amounts are kept free for it.
+    Kept,
+    /// It cannot stay; this pod would take its place.
+    Moved {
+        /// The pod that takes its place.
+        to: String,
+        /// Where; `None` if no node fits.
+        node: Option<String>,
+    },
+    /// It is not wanted any more.
+    Stopped,
+    /// It has no place, and waits.
+    Waits,
+}
+
+/// Plans the jobs one after the other, as they would be applied.
+///
+/// # Errors
+/// The refusal that an apply would get.
+pub fn plan(
+    state: &State,
+    jobs: &[Job],
+    origin: &Origin,
+    context: &mut Context<'_>,
+) -> Result<Vec<JobPlan>, Refusal> {
+    let mut copy = state.clone();
+    jobs.iter().map(|job| plan_one(&mut copy, job, origin, context)).collect()
+}
+
+fn plan_one(
+    copy: &mut State,
+    job: &Job,
+    origin: &Origin,
+    context: &mut Context<'_>,
+) -> Result<JobPlan, Refusal> {
+    let version = |state: &State| match state.job_record(&job.job) {
+        Some(record) if !record.removed => record.version,
+        _ => 0,
+    };
+    let from = version(copy);
+    let revision = handle(copy, &Event::ApplyJob(job.clone()), origin, context)?;
+    let changes = revision.map(|revision| revision.changes).unwrap_or_default();
+    let pods = pair(changes.iter().filter_map(planned).collect());
+    Ok(JobPlan { job: job.job.clone(), from, to: version(copy), pods })
+}
+
+/// A planned pod with its group, and whether a new one has to take its place.
+struct Planned {
+    group: (String, String),
+    is_new: bool,
+    is_replaced: bool,
+    plan: PodPlan,
+}
+
+fn planned(change: &Change) -> Option<Planned> {
+    let Key::Pod(id) = &change.key else { return None };
+    let pod = |value: &Option<Value>| match value {
+        Some(Value::Pod(pod)) => Some(pod.clone()),
+        _ => None,
+    };
+    let (old, new) = (pod(&change.old), pod(&change.new));
+    let any = new.as_ref().or(old.as_ref())?;
+    let fate = fate(old.as_deref(), new.as_deref())?;
+    let is_new = old.is_none();
+    let was_live = old.as_ref().is_some_and(|old| old.node.is_some());
+    let is_replaced = fate == PodFate::Stopped && was_live;
+    let plan = PodPlan { pod: id.to_string(), node: any.node.clone(), fate, why: any.message.clone() };
+    Some(Planned { group: (any.job.clone(), any.group.clone()), is_new, is_replaced, plan })
+}
+
+fn fate(old: Option<&Pod>, new: Option<&Pod>) -> Option<PodFate> {
+    let Some(new) = new else { return Some(PodFate::Stopped) };
+    let placed_now = new.node.is_some() && old.is_none_or(|old| old.node.is_none());
+    match new.phase {
+        PodPhase::Terminating => old.is_some_and(Pod::is_wanted).then_some(PodFate::Stopped),
+        _ if placed_now => Some(PodFate::Placed),
+        PodPhase::Pending => Some(PodFate::Waits),
+        _ if old.is_some_and(|old| old.job_version != new.job_version) => {
+            let restarts = new.phase == PodPhase::Starting;
+            Some(if restarts { PodFate::Restarted } else { PodFate::Kept })
+        }
+        _ => None,
+    }
+}
+
+/// A pod that is stopped while its group gets a new one has moved there.
+fn pair(planned: Vec<Planned>) -> Vec<PodPlan> {
+    let mut new: BTreeMap<(String, String), VecDeque<PodPlan>> = BTreeMap::new();
+    let (fresh, rest): (Vec<_>, Vec<_>) = planned.into_iter().partition(|planned| planned.is_new);
+    for Planned { group, plan, .. } in fresh {
+        new.entry(group).or_default().push_back(plan);
+    }
+    let mut plans: Vec<PodPlan> = Vec::new();
+    for Planned { group, is_replaced, mut plan, .. } in rest {
+        let successor = new.get_mut(&group).filter(|_| is_replaced).and_then(VecDeque::pop_front);
+        if let Some(PodPlan { pod, node, why, .. }) = successor {
+            if node.is_none() {
+                plan.why = format!("{}; {why}", plan.why);
+            }
+            plan.fate = PodFate::Moved { to: pod, node };
+        }
+        plans.push(plan);
+    }
+    plans.extend(new.into_values().flatten());
+    plans.sort_by(|one, other| one.pod.cmp(&other.pod));
+    plans
+}

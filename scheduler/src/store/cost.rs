@@ -1,0 +1,116 @@
+//! What a version costs: a test that measures, and fails when it grows.
+
+use rand::{SeedableRng as _, rngs::StdRng};
+use scheduler_core::{
+    change::Revision,
+    event::{Event, PodReport},
+    job::Job,
+    node::Hello,
+    pod::{PodId, PodPhase},
+    quantity::{Cpu, Memory, Resources},
+    state::State,
+    time::WallTime,
+    token::{Role, Token},
+    transition::{Context, Origin, handle},
+};
+
+use super::{RedbStore, Store as _};
+use crate::writer::tests::{claim, cluster};
+
+const PODS: u32 = 100;
+const NODES: u16 = 10;
+const VERSIONS: u32 = 1000;
+
+/// A cluster that makes revisions as a server does, and what they would take as plain JSON.
+struct World {
+    state: State,
+    rng: StdRng,
+    made: Vec<Revision>,
+    wall: u64,
+}
+
+impl World {
+    fn event(&mut self, changer: &str, event: Event) {
+        self.wall += 1234;
+        let wall = WallTime(1_795_265_640_000 + self.wall);
+        let mut context = Context { wall, rng: &mut self.rng, is_watched: &|_| false };
+        let origin = Origin { changer: changer.to_owned(), message: String::new() };
+        self.made.extend(handle(&mut self.state, &event, &origin, &mut context).unwrap());
+    }
+
+    fn join(&mut self, number: u16) {
+        let name = format!("n{number}");
+        let token = Token { role: Role::Node, name: None, expires: WallTime(u64::MAX), used_by: None };
+        self.event("user:root", Event::CreateToken(name.clone(), token));
+        self.event("scheduler", Event::Enroll(claim(&name, number)));
+        let hello = Hello {
+            underlay: std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number),
+            underlay_v4: None,
+            labels: Default::default(),
+            countables: Default::default(),
+            capacity: Resources { cpu: Cpu(64_000), memory: Memory(1 << 36) },
+            agent_version: "0.1.0".to_owned(),
+        };
+        self.event(&format!("node:{name}"), Event::NodeHello(name, hello));
+    }
+
+    fn apply(&mut self, version: u32) {
+        let text = format!(
+            "{{job: blog, groups: {{web: {{count: {PODS}, tasks: {{server: {{exec: [/usr/bin/blog, --release, \
+             'v{version}'], env: {{PORT: '80'}}, cpu: 100m, memory: 64Mi}}}}}}}}}}"
+        );
+        let job: Job = serde_norway::from_str(&text).unwrap();
+        self.event("user:alice", Event::ApplyJob(job));
+    }
+
+    fn report(&mut self, node: u16, phase: PodPhase, message: &str) {
+        let name = format!("n{node}");
+        let ids: Vec<PodId> = self.state.pods_on(&name).map(|pod| pod.id.clone()).collect();
+        let report = |id| PodReport { id, phase, message: message.to_owned(), restarts: 0, gone: false };
+        self.event(&format!("node:{name}"), Event::PodReports(name, ids.into_iter().map(report).collect()));
+    }
+
+    /// Bytes of a revision as JSON and in the log.
+    fn cost(&mut self, store: &RedbStore) -> (usize, usize) {
+        let made = std::mem::take(&mut self.made);
+        let json: usize = made.iter().map(|revision| serde_json::to_vec(revision).unwrap().len()).sum();
+        let before = store.log_bytes().unwrap();
+        made.chunks(64).for_each(|some| store.commit(some).unwrap());
+        (json / made.len(), (store.log_bytes().unwrap() - before) as usize / made.len())
+    }
+}
+
+/// `cargo test --release -p scheduler cost -- --nocapture` prints what docs/versions.md says.
+#[test]
+fn a_version_costs_little() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
+    let mut world = World { state: State::default(), rng: StdRng::seed_from_u64(1), made: vec![], wall: 0 };
+    world.event("scheduler", Event::ClusterCreated(cluster()));
+    (1..=NODES).for_each(|number| world.join(number));
+    world.apply(0);
+    world.cost(&store);
+
+    let versions = if cfg!(debug_assertions) { VERSIONS / 20 } else { VERSIONS };
+    (1..=versions).for_each(|version| world.apply(version));
+    let apply = world.cost(&store);
+    (1..=NODES).for_each(|node| world.report(node, PodPhase::Running, ""));
+    let reports = world.cost(&store);
+    let one = world.state.pods().keys().next().unwrap().clone();
+    let node = world.state.pods()[&one].node.clone().unwrap();
+    for number in 0..50 {
+        let phase = if number % 2 == 0 { PodPhase::Failed } else { PodPhase::Running };
+        let message = format!("task server ended with status {number}");
+        let report = PodReport { id: one.clone(), phase, message, restarts: number, gone: false };
+        world.event(&format!("node:{node}"), Event::PodReports(node.clone(), vec![report]));
+    }
+    let report = world.cost(&store);
+    for (what, (json, log)) in [
+        (format!("an apply that restarts {PODS} pods"), apply),
+        (format!("a report about {} pods", PODS / u32::from(NODES)), reports),
+        ("a report about one pod".to_owned(), report),
+    ] {
+        println!("{what}: {json} bytes of JSON, {log} in the log");
+    }
+    assert!(apply.1 * 15 < apply.0 && reports.1 * 10 < reports.0 && report.1 * 4 < report.0);
+}
