@@ -1,6 +1,7 @@
 //! The command line as types, and the way from each command to its file.
 
 mod apply;
+mod backup;
 mod cluster;
 mod compact;
 mod completions;
@@ -59,7 +60,7 @@ Logs of `server` and `node` go to stderr; HEXTET_LOG=debug shows more of them.";
 /// Each command says what it does in its own file.
 #[derive(Debug, Subcommand)]
 enum Command {
-    Server(server::Args),
+    Server(Box<server::Args>),
     Cluster(cluster::Args),
     Node(Box<node::Args>),
     Apply(apply::Args),
@@ -96,7 +97,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let chosen = cli.output;
     let format = chosen.unwrap_or(Format::Table);
     match cli.command {
-        Command::Server(args) => server::run(args),
+        Command::Server(args) => server::run(*args, format),
         Command::Cluster(args) => cluster::run(args, format),
         Command::Node(args) => node::run(*args, format),
         Command::Apply(args) => block_on(apply::run(args, format)),

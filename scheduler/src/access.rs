@@ -56,6 +56,7 @@ const METHODS: &[(&str, Access, Effect)] = &[
     ("hextet.v1.Cluster/ListRevisions", VIEWER, Effect::Reads),
     ("hextet.v1.Cluster/DiffRevisions", VIEWER, Effect::Reads),
     ("hextet.v1.Cluster/PlanJobs", OPERATOR, Effect::Reads),
+    ("hextet.v1.Cluster/Backup", ADMIN, Effect::Changes),
     ("hextet.v1.Cluster/CompactHistory", ADMIN, Effect::Changes),
     ("hextet.v1.Cluster/RollbackJob", OPERATOR, Effect::Changes),
     ("hextet.v1.Cluster/DeleteJob", OPERATOR, Effect::Changes),

@@ -34,7 +34,7 @@ use crate::{
 pub const POD_IPV4: &str = "10.254.0.0/20";
 
 /// The store's name in the state directory.
-const FILE: &str = "server.redb";
+pub(crate) const FILE: &str = "server.redb";
 
 /// How what several servers share is written.
 const SHARED_FORMAT: &str = "hextet-etcd-1";
@@ -194,7 +194,7 @@ pub(crate) fn check_pod_ipv4(range: Ipv4Network) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn make(dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn make(dir: &Path) -> anyhow::Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.with_context(|| format!("cannot make {}", dir.display()))
 }

@@ -8,6 +8,7 @@
 mod access;
 mod audit;
 mod auth;
+pub mod backup;
 mod clock;
 mod compaction;
 pub mod convert;

@@ -156,6 +156,14 @@ impl Pki {
         Err(PkiError::AnotherCluster { path, found, expected: epoch.to_owned() })
     }
 
+    /// The CA with its key.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(crate) fn authority(&self) -> Result<Authority, PkiError> {
+        Ok(Authority { certificate_pem: self.ca_pem.clone(), key_pem: read(&self.dir.join("ca.key"))? })
+    }
+
     /// What this server shows another one, to act for the root of its own machine.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use crate::{
 };
 
 mod agent;
+mod backup;
 mod cluster;
 mod endpoints;
 mod enrollment;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::etcd::EtcdError;
 
-mod codec;
+pub(crate) mod codec;
 #[cfg(test)]
 mod cost;
 mod etcd;
@@ -179,6 +179,9 @@ pub enum StoreError {
     /// Another server may write now.
     #[error("this server does not lead any more: try again")]
     Deposed,
+    /// A backup's reader does not read.
+    #[error("the backup is not read by whoever asked for it")]
+    Reader,
     /// A pod had the address once. The caller draws another.
     #[error("the address {0} was given before")]
     AddressUsed(Ipv6Addr),

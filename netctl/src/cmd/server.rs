@@ -10,8 +10,12 @@ use scheduler::{
 };
 use scheduler_core::quantity::Memory;
 
-use super::{asked_to_end, block_on_threads};
-use crate::duration;
+use super::{
+    asked_to_end,
+    backup::{self, BackupArgs, RestoreArgs},
+    block_on, block_on_threads,
+};
+use crate::{duration, print::Format};
 
 /// Where the state is when nothing is said.
 pub(super) const STATE_DIR: &str = "/var/lib/hextet/server";
@@ -30,7 +34,10 @@ Examples:
   netctl server
   netctl server --listen '[2001:db8:1::11]:4679' --advertise n1.example:4679
   netctl server --store etcd://e1.example:2379,e2.example:2379,e3.example:2379")]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Where the cluster's state and keys are kept; with --store, its keys
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     state_dir: PathBuf,
@@ -55,6 +62,12 @@ pub(super) struct Args {
     /// [default: 10.254.0.0/20]
     #[arg(long, value_name = "PREFIX", value_parser = ipv4_prefix)]
     pod_ipv4: Option<Ipv4Network>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Backup(BackupArgs),
+    Restore(RestoreArgs),
 }
 
 /// Where the cluster's revisions are kept.
@@ -102,7 +115,12 @@ pub(super) fn ipv4_prefix(text: &str) -> Result<Ipv4Network, String> {
     Ok(network)
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<()> {
+pub(super) fn run(args: Args, format: Format) -> anyhow::Result<()> {
+    match args.command {
+        Some(Command::Backup(args)) => return block_on(backup::backup(args, format)),
+        Some(Command::Restore(args)) => return backup::restore(args),
+        None => {}
+    }
     let config = ServerConfig {
         state_dir: args.state_dir,
         store: args.store.choice(),

@@ -17,7 +17,7 @@ use scheduler_core::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{explain, history, malformed, plan, status};
+use super::{backup, explain, history, malformed, plan, status};
 use crate::{
     auth, convert,
     hub::Hub,
@@ -143,6 +143,20 @@ impl Cluster for ClusterService {
         let (oldest, bytes) =
             (self.0.store.oldest().map_err(failed)?, self.0.store.log_bytes().map_err(failed)?);
         Ok(Response::new(v1::CompactHistoryResponse { oldest, removed, bytes }))
+    }
+
+    type BackupStream = ReceiverStream<Result<v1::BackupChunk, Status>>;
+
+    async fn backup(
+        &self,
+        request: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        if auth::caller(&request) != Identity::Local {
+            return Err(Status::permission_denied(
+                "a backup holds the key of the cluster's CA: make it as root at the Unix socket of the server's machine",
+            ));
+        }
+        Ok(Response::new(backup::start(&self.0)?))
     }
 
     async fn list_revisions(

@@ -60,6 +60,14 @@ impl RedbStore {
     /// # Errors
     /// One sentence that says what is wrong with the file and what to do.
     pub fn open(path: &Path) -> Result<RedbStore, StoreError> {
+        // redb makes a file in several steps, and calls one that is half-way damaged.
+        if fs::metadata(path).map_or(true, |file| file.len() == 0) {
+            make_whole(path)?;
+        }
+        RedbStore::open_file(path)
+    }
+
+    fn open_file(path: &Path) -> Result<RedbStore, StoreError> {
         create_private(path).map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
         let file = path.to_owned();
         let opener = move || Database::builder().set_cache_size(CACHE_BYTES).create(&file);
@@ -162,6 +170,12 @@ impl RedbStore {
 
     fn damaged(&self, what: String) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), what }
+    }
+
+    /// Takes over what another store held. A backup's items come in the order in which a dump gives them, and the
+    /// store counts for nothing until all of them have come.
+    pub(crate) fn fill(&self, items: &[Item]) -> Result<(), StoreError> {
+        self.change(|database| tables::fill(database, items))
     }
 
     fn refusal(&self, condition: &Condition) -> StoreError {
@@ -268,6 +282,22 @@ impl Store for RedbStore {
     }
 }
 
+/// A file gets its name when all of it is on the disk. What an end half-way left under the other name holds nothing.
+fn make_whole(path: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let new = path.with_extension("redb.new");
+    match RedbStore::open_file(&new) {
+        Err(StoreError::Damaged { .. }) => {
+            fs::remove_file(&new).map_err(failed)?;
+            RedbStore::open_file(&new)?;
+        }
+        made => drop(made?),
+    }
+    fs::rename(&new, path).map_err(failed)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    fs::File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()).map_err(failed)
+}
+
 /// Nobody but the owner may read it: it holds the hashes of tokens and the environment of tasks.
 fn create_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
@@ -341,5 +371,7 @@ fn read_or_make_epoch(path: &Path, database: &Database) -> Result<String, StoreE
     Ok(epoch)
 }
 
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod tests;

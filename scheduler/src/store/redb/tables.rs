@@ -8,7 +8,7 @@ use redb::{
 };
 use scheduler_core::change::{Change, Revision};
 
-use crate::store::{codec, used_address};
+use crate::store::{Item, codec, used_address};
 
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 const CURRENT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("current");
@@ -161,6 +161,32 @@ fn write_tables(txn: &WriteTransaction, revisions: &[Revision]) -> Result<Option
         count(&mut meta, |before| before + bytes)?;
     }
     Ok(None)
+}
+
+/// Puts down what another store held.
+pub(super) fn fill(database: &Database, items: &[Item]) -> Result<(), redb::Error> {
+    let txn = begin(database)?;
+    {
+        let (mut meta, mut current) = (txn.open_table(META)?, txn.open_table(CURRENT)?);
+        let (mut log, mut addresses) = (txn.open_table(LOG)?, txn.open_table(ADDRESSES)?);
+        let mut bytes = 0;
+        for item in items {
+            match item {
+                Item::Last(revision) => drop(meta.insert("revision", revision.to_string().as_str())?),
+                Item::Value(key, value) => {
+                    drop(current.insert(key.to_string().as_str(), codec::encode(value).as_slice())?);
+                }
+                Item::Address(address, pod) => drop(addresses.insert(address.to_bits(), pod.as_str())?),
+                Item::Entry(revision) => {
+                    let entry = codec::encode(revision);
+                    bytes += size(&entry);
+                    log.insert(revision.revision, entry.as_slice())?;
+                }
+            }
+        }
+        count(&mut meta, |before| before + bytes)?;
+    }
+    Ok(txn.commit()?)
 }
 
 fn write_value(current: &mut Table<'_, &str, &[u8]>, change: &Change) -> Result<(), redb::Error> {

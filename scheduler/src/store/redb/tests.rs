@@ -67,6 +67,22 @@ fn a_backup_sees_one_revision_whatever_is_committed_meanwhile() {
     assert!(entries.eq(&made[100..]));
 }
 
+/// A power cut while redb made the file left one that the next start called damaged, though nothing was ever in it.
+#[test]
+fn a_file_that_was_made_half_way_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    fs::write(dir.path().join("store.redb.new"), [0; 5000]).unwrap();
+    fs::write(&path, []).unwrap();
+    let store = RedbStore::open(&path).unwrap();
+    store.commit(&[revision(1, None)]).unwrap();
+    assert!(!dir.path().join("store.redb.new").exists());
+    // One that has its name is never replaced.
+    drop(store);
+    fs::write(&path, [0; 5000]).unwrap();
+    assert!(matches!(RedbStore::open(&path), Err(StoreError::Damaged { .. })));
+}
+
 #[test]
 fn a_second_server_is_told_that_the_store_is_in_use() {
     let dir = tempfile::tempdir().unwrap();

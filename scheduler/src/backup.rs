@@ -1,0 +1,208 @@
+//! A backup: everything that the store holds as of one revision, and the cluster's CA with its key.
+//!
+//! # Layout
+//! The line [`FORMAT`], then records: a length (4 bytes, big endian) and so many bytes in the form of the store's
+//! codec, which has a checksum. The first record says whose backup it is, the last one how many came before it: a
+//! file that ends early is told from a whole one.
+//!
+//! Whoever has the file can be the cluster: it is for root alone.
+
+use std::{
+    fs,
+    io::{self, BufReader, Read},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    clock::Clock,
+    founding,
+    pki::{Authority, Pki},
+    store::{Item, RedbStore, Store, StoreError, codec},
+};
+
+const FORMAT: &[u8] = b"hextet-backup-1\n";
+/// A record is one value or one revision, compressed.
+const RECORD_BYTES_MAX: u32 = 1 << 28;
+/// Records that are written to a store at a time.
+const CHUNK: usize = 1000;
+
+/// One record of a backup.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Record {
+    Begin { epoch: String, authority: Authority },
+    Item(Item),
+    End { items: u64 },
+}
+
+/// What was restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Restored {
+    /// The revision that the cluster goes on from.
+    pub revision: u64,
+    /// How many values, addresses and revisions came back.
+    pub items: u64,
+    /// The store's new name: whoever watched the old one lists anew.
+    pub epoch: String,
+}
+
+/// Gives the bytes of a backup in order, while commits go on.
+///
+/// # Errors
+/// The store cannot be read, or `sink` has failed.
+pub(crate) fn write(
+    store: &dyn Store,
+    authority: Authority,
+    sink: &mut dyn FnMut(Vec<u8>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    sink(FORMAT.to_vec())?;
+    sink(framed(&Record::Begin { epoch: store.epoch().to_owned(), authority }))?;
+    let mut items = 0;
+    store.dump(&mut |item| {
+        items += 1;
+        sink(framed(&Record::Item(item)))
+    })?;
+    sink(framed(&Record::End { items }))
+}
+
+fn framed(record: &Record) -> Vec<u8> {
+    let bytes = codec::encode(record);
+    let len = u32::try_from(bytes.len()).expect("a record is far below 4 GiB");
+    [&len.to_be_bytes(), bytes.as_slice()].concat()
+}
+
+/// Makes the state directory `dir` of a backup, for `netctl server` to go on with. The whole file is checked before
+/// anything is made.
+///
+/// # Errors
+/// There is a cluster in the directory, the file is not a whole backup, or something cannot be written.
+pub fn restore(file: &Path, dir: &Path) -> anyhow::Result<Restored> {
+    founding::make(dir)?;
+    let (path, pki) = (dir.join(founding::FILE), dir.join("pki"));
+    let unfinished = dir.join("server.redb.restoring");
+    ensure!(
+        !path.exists(),
+        "there is a cluster in {} already: move the directory away, or restore into another with --state-dir",
+        dir.display()
+    );
+    // What a restore has left that was ended half-way.
+    if unfinished.exists() {
+        fs::remove_file(&unfinished).with_context(|| format!("cannot remove {}", unfinished.display()))?;
+        if pki.exists() {
+            fs::remove_dir_all(&pki).with_context(|| format!("cannot remove {}", pki.display()))?;
+        }
+    }
+    ensure!(!pki.exists(), "{} is there already: move it away", pki.display());
+    read(file, |_| Ok(()))?;
+
+    let store = RedbStore::open(&unfinished)?;
+    let mut waiting = Vec::new();
+    let (authority, items) = read(file, |item| {
+        waiting.push(item);
+        if waiting.len() == CHUNK {
+            store.fill(&std::mem::take(&mut waiting))?;
+        }
+        Ok(())
+    })?;
+    store.fill(&waiting)?;
+    let (revision, _) = store.load()?;
+    let epoch = store.epoch().to_owned();
+    drop(store);
+    Pki::open_shared(&pki, &epoch, &authority, Clock::start().wall())?;
+    fs::rename(&unfinished, &path).with_context(|| format!("cannot make {}", path.display()))?;
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).context("cannot sync the state directory")?;
+    Ok(Restored { revision, items, epoch })
+}
+
+/// Reads a whole backup; gives the CA and how many items there were.
+fn read(file: &Path, mut each: impl FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<(Authority, u64)> {
+    let damaged = || format!("{} is not a whole backup", file.display());
+    let opened = fs::File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
+    let mut reader = BufReader::new(opened);
+    let mut format = [0; FORMAT.len()];
+    reader.read_exact(&mut format).with_context(damaged)?;
+    ensure!(format == FORMAT, "{}: it does not begin as a backup of this version does", damaged());
+    let Record::Begin { authority, .. } = record(&mut reader).with_context(damaged)? else {
+        bail!("{}: it does not say whose it is", damaged());
+    };
+    let mut count = 0;
+    loop {
+        match record(&mut reader).with_context(damaged)? {
+            Record::Item(item) => each(item)?,
+            Record::End { items } if items == count => break,
+            _ => bail!("{}: records are missing", damaged()),
+        }
+        count += 1;
+    }
+    ensure!(reader.read(&mut [0])? == 0, "{}: there is more behind its end", damaged());
+    Ok((authority, count))
+}
+
+fn record(reader: &mut impl Read) -> io::Result<Record> {
+    let mut len = [0; 4];
+    reader.read_exact(&mut len)?;
+    let len = u32::from_be_bytes(len);
+    if len > RECORD_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a record of {len} bytes")));
+    }
+    let mut bytes = vec![0; len as usize];
+    reader.read_exact(&mut bytes)?;
+    codec::decode(&bytes)
+}
+
+/// A file that gets its name when all of it is on the disk, and only if nothing has that name.
+pub struct NewFile {
+    path: PathBuf,
+    unfinished: PathBuf,
+    file: fs::File,
+}
+
+impl NewFile {
+    /// Begins the file, for its owner alone.
+    ///
+    /// # Errors
+    /// Something has that name, or it cannot be written.
+    pub fn create(path: &Path) -> anyhow::Result<NewFile> {
+        ensure!(!path.exists(), "{} is there already: give another name", path.display());
+        let mut name = path.file_name().context("give the name of a file")?.to_owned();
+        name.push(".unfinished");
+        let unfinished = path.with_file_name(name);
+        let file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
+        let file = file.with_context(|| format!("cannot write {}", unfinished.display()))?;
+        Ok(NewFile { path: path.to_owned(), unfinished, file })
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// The disk is full or fails.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        io::Write::write_all(&mut self.file, bytes)
+    }
+
+    /// Syncs it and gives it its name.
+    ///
+    /// # Errors
+    /// The disk failed, or something has that name by now.
+    pub fn finish(self) -> anyhow::Result<()> {
+        self.file.sync_all().with_context(|| format!("cannot sync {}", self.unfinished.display()))?;
+        // Unlike a rename, a link never replaces.
+        fs::hard_link(&self.unfinished, &self.path)
+            .with_context(|| format!("cannot make {}", self.path.display()))?;
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        fs::File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all())?;
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // Under its own name the file stays, if it has got one.
+        let _ = fs::remove_file(&self.unfinished);
+    }
+}
