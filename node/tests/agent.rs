@@ -113,8 +113,8 @@ fn a_single_pod_ends_with_the_lease_and_starts_again_in_the_term_of_its_assignme
 
     server.talk.lock().unwrap().granted = Some(0);
     node.wait_for_phase(&server, &single.id, PodPhase::Running);
-    assert_eq!(node.task_file(&single, "token").unwrap(), "7");
     let first = node.task_pid(&single);
+    assert_eq!(node.task_file(&single, "token").unwrap(), "7");
     std::thread::sleep(Duration::from_millis(u64::from(LEASE_MS) + 500));
     assert!(is_alive(first), "a lease that is renewed does not end");
 
