@@ -28,7 +28,7 @@ use crate::{
     store::{Item, Store},
 };
 
-const LEASE: Duration = Duration::from_millis(2500);
+const LEASE: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 async fn a_failed_commit_changes_nothing_and_later_ones_work_when_the_store_does() {
