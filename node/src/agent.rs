@@ -732,6 +732,7 @@ impl Agent {
     /// Gives the lease back, so that others take the pods over now and not when it ends. Says how it went.
     async fn leave(&mut self, inbox: &mut Inbox) -> &'static str {
         const ALONE: &str = "the server was not told: it misses the node when the lease ends";
+        self.lease.give_back();
         let leave = async {
             // It ends the stream, in order, when it has written that down.
             self.reports.leave().await

@@ -8,7 +8,10 @@ use std::{
     io,
     net::Ipv6Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -52,6 +55,7 @@ const LOOKS_MAX: usize = 64;
 pub(crate) struct Hold {
     file: PathBuf,
     state: Mutex<State>,
+    is_given_back: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,12 +68,22 @@ struct State {
 
 impl Hold {
     pub(crate) fn new(run_dir: &Path) -> Hold {
-        Hold { file: run_dir.join(lease_file::LEASE_FILE), state: Mutex::default() }
+        let file = run_dir.join(lease_file::LEASE_FILE);
+        Hold { file, state: Mutex::default(), is_given_back: AtomicBool::new(false) }
     }
 
     /// The assignment that is followed now is of this term; none when no pod of it needs the lease.
     pub(crate) fn follow(&self, term: Option<u64>) {
         self.change(|state| state.followed = term);
+    }
+
+    /// The node is taken down: the lease is not renewed any more, which would bring the node back.
+    pub(crate) fn give_back(&self) {
+        self.is_given_back.store(true, Ordering::Relaxed);
+    }
+
+    fn is_given_back(&self) -> bool {
+        self.is_given_back.load(Ordering::Relaxed)
     }
 
     fn grant(&self, until: Duration, term: u64) {
@@ -114,6 +128,9 @@ pub(crate) fn start(
 
 async fn renew_for_ever(certificates: Arc<Certificates>, mut hello: watch::Receiver<Hello>, hold: Arc<Hold>) {
     while hello.wait_for(|hello| hello.underlay.is_some()).await.is_ok() {
+        if hold.is_given_back() {
+            return;
+        }
         if let Err(error) = renew(&certificates, &hello, &hold).await {
             debug!(error = format!("{error:#}"), "the lease is not renewed");
         }
@@ -151,7 +168,12 @@ impl Renewer<'_> {
         let mut heard = Instant::now();
         loop {
             tokio::select! {
-                _ = ticks.tick() => self.renew(),
+                _ = ticks.tick() => {
+                    if self.hold.is_given_back() {
+                        return Ok(());
+                    }
+                    self.renew();
+                }
                 answer = timeout_at(heard + SILENCE_MAX, answers.message()) => {
                     let answer = answer.context("nothing comes from the server")??;
                     heard = Instant::now();

@@ -1,7 +1,7 @@
 //! A backup: everything that the store holds as of one revision, and the cluster's CA with its key.
 //!
 //! # Layout
-//! The line [`FORMAT`], then records: a length (4 bytes, big endian) and so many bytes in the form of the store's
+//! The line `FORMAT`, then records: a length (4 bytes, big endian) and so many bytes in the form of the store's
 //! codec, which has a checksum. The first record says whose backup it is, the last one how many came before it: a
 //! file that ends early is told from a whole one.
 //!

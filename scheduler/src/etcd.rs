@@ -2,7 +2,7 @@
 //!
 //! It speaks etcd's protocol by itself (`proto/etcd.proto`), and knows nothing of what the keys mean. Its
 //! threads do nothing else, so that a lease is kept alive however busy the server is, and a thread that
-//! waits for etcd ([`Etcd::wait`]) never waits for itself.
+//! waits for etcd (`Etcd::wait`) never waits for itself.
 
 use std::{
     sync::{

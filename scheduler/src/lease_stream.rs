@@ -11,7 +11,10 @@ use hextet_api::v1::{
     lease_renewal::Renewal,
 };
 use scheduler_core::{event::Event, transition::Origin};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tonic::{Status, Streaming};
 use tracing::debug;
 
@@ -25,33 +28,46 @@ pub(crate) type Out = mpsc::Sender<Result<LeaseAnswer, Status>>;
 
 /// The streams of the nodes that hold a lease, by name.
 #[derive(Default)]
-pub(crate) struct LeaseStreams(Mutex<BTreeMap<String, Out>>);
+pub(crate) struct LeaseStreams(Mutex<BTreeMap<String, Handle>>);
+
+pub(crate) struct Handle {
+    out: Out,
+    /// Dropped when another stream takes over, or the node leaves.
+    _end: oneshot::Sender<()>,
+}
 
 impl LeaseStreams {
     /// Asks `node` about another, if it listens. One that does not keep up is not asked: its neighbours are.
     pub(crate) fn ask(&self, node: &str, look_for: LookFor) {
-        if let Some(out) = self.lock().get(node) {
-            let _ = out.try_send(Ok(LeaseAnswer { answer: Some(Answer::LookFor(look_for)) }));
+        if let Some(handle) = self.lock().get(node) {
+            let _ = handle.out.try_send(Ok(LeaseAnswer { answer: Some(Answer::LookFor(look_for)) }));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Out>> {
+    /// Ends the stream of `node`: renewals that are on their way would bring it back.
+    pub(crate) fn end(&self, node: &str) {
+        self.lock().remove(node);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Serves a node's lease until its stream ends. A later stream of the same node takes its place.
 pub(crate) async fn run(hub: Arc<Hub>, node: String, mut renewals: Streaming<LeaseRenewal>, out: Out) {
-    hub.lease_streams.lock().insert(node.clone(), out.clone());
+    let (ends, end) = oneshot::channel();
+    hub.lease_streams.lock().insert(node.clone(), Handle { out: out.clone(), _end: ends });
     let mut holder = Holder { hub: hub.clone(), node: node.clone(), out: out.clone(), returning: None };
     tokio::select! {
         () = holder.read(&mut renewals) => {}
         () = hub.closed() => {}
         () = out.closed() => {}
+        _ = end => return,
     }
     hub.leases().ended(&node, hub.clock.now());
     let mut streams = hub.lease_streams.lock();
-    if streams.get(&node).is_some_and(|last| last.same_channel(&out)) {
+    if streams.get(&node).is_some_and(|last| last.out.same_channel(&out)) {
         streams.remove(&node);
     }
 }

@@ -198,6 +198,7 @@ async fn leave(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     // Reports that wait would bring the node back.
     inbox.lock().take();
     let _handle = hub.sessions.let_go(node);
+    hub.lease_streams.end(node);
     match hub.write(origin(node), Event::NodeLeaving(node.to_owned())).await {
         Ok(_) => Status::ok("the node was taken down"),
         Err(error) => service::status(error),

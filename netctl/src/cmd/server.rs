@@ -73,8 +73,8 @@ enum Command {
 /// Where the cluster's revisions are kept.
 #[derive(Debug, clap::Args)]
 pub(super) struct StoreArgs {
-    /// Keep the cluster in etcd, for several servers: etcd://HOST:PORT[,HOST:PORT...][/PREFIX] [default: a file in
-    /// the state directory]
+    /// Keep the cluster in etcd, for several servers: etcd://HOST:PORT,HOST:PORT/PREFIX, of which one
+    /// HOST:PORT is enough [default: a file in the state directory]
     #[arg(long, value_name = "URL")]
     store: Option<Location>,
     /// The CA of etcd's certificates (PEM); without it etcd is spoken to without TLS
