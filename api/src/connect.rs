@@ -23,6 +23,7 @@ pub use self::{
     credentials::{Credentials, CredentialsError, Key},
     enroll::{EnrollError, Enrolled, Wish, enroll},
     renew::{RENEW_BEFORE, RenewError, confirm, renew, renew_kept},
+    tls::within_validity,
 };
 use crate::token::{Fingerprint, Token};
 

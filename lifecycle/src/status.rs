@@ -235,8 +235,7 @@ pub fn time(ms: u64) -> String {
 
 /// Cut to [`ERROR_BYTES_MAX`], at a character.
 pub(crate) fn bounded(text: &str) -> String {
-    let end = (0..=ERROR_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-    text[..end.unwrap_or(0)].to_owned()
+    text[..text.floor_char_boundary(ERROR_BYTES_MAX)].to_owned()
 }
 
 #[cfg(test)]

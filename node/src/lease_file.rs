@@ -47,7 +47,8 @@ fn until(path: &Path) -> Option<Duration> {
     Some(Duration::from_nanos(until.parse().ok()?))
 }
 
-fn boot_id() -> io::Result<String> {
+/// Names this boot of the machine.
+pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 

@@ -22,6 +22,7 @@ use crate::{
     desired, files, hook_keeper,
     identity::Identity,
     keeper::{self, News, Place, Wanted},
+    lease_file,
     pod_state::{Action, Event},
     scripts::Scripts,
     socket,
@@ -75,7 +76,7 @@ impl Pods {
             news,
             runs: BTreeMap::new(),
             scripts: Scripts::default(),
-            boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+            boot: lease_file::boot_id().unwrap_or_default(),
         }
     }
 

@@ -464,9 +464,7 @@ fn a_hook_runs_in_its_pod_before_the_tasks_keeps_them_back_when_it_fails_and_is_
     let server = node.serve();
     node.start(true);
     let mut pod = node.pod(&server, 1, "exec sleep 1000");
-    let marks = node.path("marks");
-    fs::create_dir(&marks).unwrap();
-    fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
+    let marks = node.marks();
     let mark = |name: &str| {
         format!(
             "echo said $HEXTET_HOOK; id -u > {0}/{name}; ip addr show eth0 >> {0}/{name}",
@@ -521,9 +519,7 @@ fn a_hook_that_was_under_way_when_the_agent_was_killed_is_adopted_and_a_done_one
     let server = node.serve();
     node.start(true);
     let mut pod = node.pod(&server, 1, "exec sleep 1000");
-    let marks = node.path("marks");
-    fs::create_dir(&marks).unwrap();
-    fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
+    let marks = node.marks();
     let script =
         format!("echo once >> {0}/first; while ! test -e {0}/go; do sleep 0.1; done", marks.display());
     let second = format!("echo once >> {}/second", marks.display());
@@ -590,6 +586,14 @@ impl TestNode {
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// A folder that tasks and hooks may write to.
+    fn marks(&self) -> PathBuf {
+        let marks = self.path("marks");
+        fs::create_dir(&marks).unwrap();
+        fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
+        marks
     }
 
     fn command(&self, what: &str) -> std::process::Command {

@@ -251,8 +251,7 @@ pub(crate) fn from_tcp(remote: Option<SocketAddr>) -> String {
 }
 
 fn cut(text: &str) -> &str {
-    let end = (0..=TEXT_LEN_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or(0)]
+    &text[..text.floor_char_boundary(TEXT_LEN_MAX)]
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

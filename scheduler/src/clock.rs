@@ -24,7 +24,12 @@ impl Clock {
     }
 
     pub(crate) fn wall(self) -> WallTime {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        WallTime(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        wall()
     }
+}
+
+/// The time of day, which needs no beginning.
+pub(crate) fn wall() -> WallTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -16,6 +16,9 @@ use scheduler_core::{
     time::Moment,
 };
 use tokio::sync::broadcast;
+use tracing::warn;
+
+use crate::clock;
 
 /// Events of nodes that are kept.
 const KEPT_MAX: usize = 10_000;
@@ -63,23 +66,23 @@ impl Happenings {
             ));
         }
         for told in message.events {
-            match ownership::check_node(state, node, &PodId(told.pod.clone()), "an event") {
-                Err(refused) => {
-                    tracing::warn!(%node, owner = refused.owner, pod = told.pod, "{refused}");
-                    self.refused(&told.pod, refused.to_string());
-                }
-                Ok(()) => {
-                    let mut kept = event(node, &told.kind, Some(told.pod), told.what);
-                    kept.unix_ms = told.unix_ms;
-                    self.keep(kept);
-                }
+            if self.is_own(state, node, &PodId(told.pod.clone()), "an event") {
+                let kept = event(node, &told.kind, Some(told.pod), told.what);
+                self.keep(v1::ClusterEvent { unix_ms: told.unix_ms, ..kept });
             }
         }
     }
 
-    /// Somebody spoke of a pod that is another's.
-    pub(crate) fn refused(&self, pod: &str, what: String) {
-        self.keep(event("server", "refused", Some(pod.to_owned()), what));
+    /// Whether a pod is the node's to speak of. What it says of another's is refused, and told with the owner's name.
+    pub(crate) fn is_own(&self, state: &State, node: &str, pod: &PodId, what: &'static str) -> bool {
+        match ownership::check_node(state, node, pod, what) {
+            Ok(()) => true,
+            Err(refused) => {
+                warn!(%node, %pod, owner = refused.owner, "{refused}");
+                self.keep(event("server", "refused", Some(pod.to_string()), refused.to_string()));
+                false
+            }
+        }
     }
 
     /// Takes note of the pods that a revision moves on.
@@ -145,16 +148,16 @@ pub(crate) fn is_about(event: &v1::ClusterEvent, pod: &str) -> bool {
 fn event(by: &str, kind: &str, pod: Option<String>, what: String) -> v1::ClusterEvent {
     let by = if by == "server" { by.to_owned() } else { format!("node:{by}") };
     let pods = pod.into_iter().map(clean).collect();
-    let unix_ms = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    let unix_ms = clock::wall().0;
     v1::ClusterEvent { unix_ms, by, kind: clean(kind.to_owned()), pods, what: clean(what), revision: 0 }
 }
 
 /// What a node says is shown on terminals: no control characters, and not too long.
 fn clean(text: String) -> String {
-    let end = (0..=TEXT_LEN_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text[..text.floor_char_boundary(TEXT_LEN_MAX)]
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

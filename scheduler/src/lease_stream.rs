@@ -10,7 +10,7 @@ use hextet_api::v1::{
     LeaseAnswer, LeaseGrant, LeaseRenewal, LookFor, NeighbourSeen, lease_answer::Answer,
     lease_renewal::Renewal,
 };
-use scheduler_core::{event::Event, transition::Origin};
+use scheduler_core::event::Event;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -18,7 +18,7 @@ use tokio::{
 use tonic::{Status, Streaming};
 use tracing::debug;
 
-use crate::hub::Hub;
+use crate::{hub::Hub, session};
 
 /// A node renews its lease this often in the time after which a silent one is asked about.
 const RENEWALS_PER_SILENCE: u32 = 4;
@@ -116,8 +116,7 @@ impl Holder {
         }
         let (hub, node) = (self.hub.clone(), self.node.clone());
         self.returning = Some(tokio::spawn(async move {
-            let origin = Origin { changer: format!("node:{node}"), message: String::new() };
-            if let Err(error) = hub.write(origin, Event::NodeReturned(node.clone())).await {
+            if let Err(error) = hub.write(session::origin(&node), Event::NodeReturned(node.clone())).await {
                 debug!(%node, %error, "its return waits for the store");
             }
         }));

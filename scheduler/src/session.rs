@@ -11,7 +11,6 @@ use std::{
 use hextet_api::v1::{self, node_command::Command, node_report::Report};
 use scheduler_core::{
     event::Event,
-    ownership,
     pod::PodId,
     session::{Inbox as Waiting, InboxFull, Telling, Told as Known},
     transition::Origin,
@@ -21,7 +20,7 @@ use tokio::{
     time,
 };
 use tonic::{Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::{convert, hub::Hub, service, writer::WriteError};
 
@@ -149,7 +148,8 @@ async fn greet(hub: &Hub, node: &str, reports: &mut Streaming<v1::NodeReport>) -
     Ok(())
 }
 
-fn origin(node: &str) -> Origin {
+/// A node as the origin of an event.
+pub(crate) fn origin(node: &str) -> Origin {
     Origin { changer: format!("node:{node}"), message: String::new() }
 }
 
@@ -205,16 +205,8 @@ async fn leave(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     }
 }
 
-/// Whether a pod is the node's to speak of. What it says of another's is refused, and told with the owner's name.
 fn is_own(hub: &Hub, node: &str, pod: &PodId, what: &'static str) -> bool {
-    match ownership::check_node(&hub.state(), node, pod, what) {
-        Ok(()) => true,
-        Err(refused) => {
-            warn!(%node, %pod, owner = refused.owner, "{refused}");
-            hub.happenings.refused(pod.as_str(), refused.to_string());
-            false
-        }
-    }
+    hub.happenings.is_own(&hub.state(), node, pod, what)
 }
 
 fn take_report(hub: &Hub, node: &str, report: v1::NodeReport, inbox: &Inbox) -> Result<(), Status> {

@@ -355,7 +355,8 @@ pub(crate) async fn init(
     let (prefix, writer) = (location.prefix.clone(), seat.clone());
     let begun = spawn_blocking(move || {
         let store = EtcdStore::open(etcd, &prefix, shared.epoch(), writer)?;
-        let state = scheduler_core::state::State::load(store.load()?.0, store.load()?.1);
+        let (revision, values) = store.load()?;
+        let state = scheduler_core::state::State::load(revision, values);
         founding::only_first(state, &store, decided, clock, &prefix)
     });
     let result = begun.await.context("the thread that begins the cluster has ended")?;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use hextet_api::v1::LookFor;
 use scheduler_core::{
     event::Event,
-    lease::{Finding, Look},
+    lease::{self, Finding, Look},
     state::State,
 };
 use tokio::{task::JoinHandle, time};
@@ -56,15 +56,7 @@ fn look_for(state: &State, node: String) -> Option<LookFor> {
 }
 
 async fn tell_all(hub: Arc<Hub>, findings: Vec<Finding>) {
-    let (mut lost, mut cut_off, mut fenced) = (Vec::new(), Vec::new(), Vec::new());
-    for finding in findings {
-        match finding {
-            Finding::Lost(node) => lost.push(node),
-            Finding::CutOff(node) => cut_off.push(node),
-            Finding::Fenced(node) => fenced.push(node),
-        }
-    }
-    for event in [Event::LeaseEnded(lost), Event::CutOff(cut_off), Event::Fenced(fenced)] {
+    for event in lease::events(findings) {
         tell(hub.clone(), event).await;
     }
 }

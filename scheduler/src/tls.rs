@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use hextet_api::connect::within_validity;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -35,7 +36,6 @@ use tokio_rustls::{
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tracing::{debug, info, warn};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{hub::Hub, pki::Pki};
 
@@ -176,15 +176,6 @@ impl Clients {
     }
 }
 
-/// The moment nearest to `now` at which the certificate itself is good.
-fn within(certificate: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return now };
-    let validity = parsed.validity();
-    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
-    let (first, last) = (seconds(validity.not_before), seconds(validity.not_after));
-    UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs().min(last).max(first)))
-}
-
 impl ClientCertVerifier for Clients {
     fn client_auth_mandatory(&self) -> bool {
         false
@@ -200,7 +191,7 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.webpki.verify_client_cert(end_entity, intermediates, within(end_entity, now))
+        self.webpki.verify_client_cert(end_entity, intermediates, within_validity(end_entity, now))
     }
 
     fn verify_tls12_signature(

@@ -99,7 +99,7 @@ impl PinnedCa {
 }
 
 /// The moment nearest to `now` at which the certificate itself is good.
-fn within(certificate: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
+pub fn within_validity(certificate: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return now };
     let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     let (first, last) = (seconds(parsed.validity().not_before), seconds(parsed.validity().not_after));
@@ -123,7 +123,7 @@ impl ServerCertVerifier for PinnedCa {
         })?;
         // The server's key lies beside the CA's: its certificate's end guards against nothing, and a clock that is off
         // must not cut anybody off.
-        let at = within(end_entity, now);
+        let at = within_validity(end_entity, now);
         self.webpki(ca)?.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, at)
     }
 

@@ -76,8 +76,7 @@ pub enum TaskState {
 /// Cuts a message to [`MESSAGE_BYTES_MAX`], at a character.
 pub fn bounded_message(mut message: String) -> String {
     if message.len() > MESSAGE_BYTES_MAX {
-        let end = (0..=MESSAGE_BYTES_MAX - 3).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
-        message.truncate(end);
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX - 3));
         message.push_str("...");
     }
     message

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     change::{Key, Revision, Value},
+    event::Event,
     node::{Node, NodePhase},
     state::State,
     time::Moment,
@@ -83,6 +84,22 @@ pub enum Finding {
     Lost(String),
     /// It has surely ended what only one node may run.
     Fenced(String),
+}
+
+/// What is found out as events, in the order in which they are to be brought about; none that is of no node.
+#[must_use]
+pub fn events(findings: Vec<Finding>) -> Vec<Event> {
+    let (mut lost, mut cut_off, mut fenced) = (Vec::new(), Vec::new(), Vec::new());
+    for finding in findings {
+        match finding {
+            Finding::Lost(node) => lost.push(node),
+            Finding::CutOff(node) => cut_off.push(node),
+            Finding::Fenced(node) => fenced.push(node),
+        }
+    }
+    let of = |event: fn(Vec<String>) -> Event, nodes: Vec<String>| (!nodes.is_empty()).then(|| event(nodes));
+    let events = [of(Event::LeaseEnded, lost), of(Event::CutOff, cut_off), of(Event::Fenced, fenced)];
+    events.into_iter().flatten().collect()
 }
 
 impl Leases {
@@ -180,7 +197,11 @@ impl Leases {
     /// Whether the lease of `node` runs.
     #[must_use]
     pub fn runs(&self, node: &str, now: Moment) -> bool {
-        self.nodes.get(node).is_some_and(|lease| now - lease.renewed < self.silence_max())
+        self.nodes.get(node).is_some_and(|lease| self.is_renewed(lease, now))
+    }
+
+    fn is_renewed(&self, lease: &Lease, now: Moment) -> bool {
+        now - lease.renewed < self.silence_max()
     }
 
     /// Looks at every lease. It must be called several times in a silence: after a longer gap the server itself was
@@ -189,14 +210,17 @@ impl Leases {
         self.look_with(|name| state.neighbours(name), now)
     }
 
-    fn look_with(&mut self, neighbours: impl Fn(&str) -> Vec<String>, now: Moment) -> Look {
+    fn look_with<'a>(&mut self, neighbours: impl Fn(&str) -> Vec<&'a str>, now: Moment) -> Look {
         let gap = now - self.looked;
         self.looked = now;
         if gap > self.silence_max() / 2 {
             self.give_all(self.lease, now);
         }
         let mut look = Look::default();
-        for name in self.nodes.keys().cloned().collect::<Vec<_>>() {
+        // Most nodes report, and of them there is nothing to find.
+        let is_silent = |lease: &Lease| lease.phase != NodePhase::Ready || !self.is_renewed(lease, now);
+        let silent = self.nodes.iter().filter(|(_, lease)| is_silent(lease));
+        for name in silent.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             look.findings.extend(self.fence_is_over(&name, now));
             if !self.runs(&name, now) && self.nodes[&name].phase.has_pods() {
                 self.look_at(&name, &neighbours, now, &mut look);
@@ -218,10 +242,10 @@ impl Leases {
     }
 
     /// One that is silent.
-    fn look_at(
+    fn look_at<'a>(
         &mut self,
         name: &str,
-        neighbours: impl Fn(&str) -> Vec<String>,
+        neighbours: impl Fn(&str) -> Vec<&'a str>,
         now: Moment,
         look: &mut Look,
     ) {
@@ -256,16 +280,17 @@ impl Leases {
     }
 
     /// Asks some neighbours that report, each time others.
-    fn ask(&mut self, about: &str, neighbours: &[String], now: Moment, look: &mut Look) {
-        let mut fresh: Vec<&String> =
-            neighbours.iter().filter(|name| *name != about && self.is_fresh(name, now)).collect();
+    fn ask(&mut self, about: &str, neighbours: &[&str], now: Moment, look: &mut Look) {
+        let fresh = neighbours.iter().filter(|name| **name != about && self.is_fresh(name, now));
+        let mut fresh: Vec<&str> = fresh.copied().collect();
         let turn = usize::try_from(self.questions).unwrap_or(0) % fresh.len().max(1);
         fresh.rotate_left(turn);
         fresh.truncate(WITNESSES_MAX);
         self.questions += 1;
-        let answers = fresh.iter().map(|witness| ((*witness).clone(), None)).collect();
-        let questions =
-            fresh.into_iter().map(|witness| Question { witness: witness.clone(), about: about.to_owned() });
+        let answers = fresh.iter().map(|witness| ((*witness).to_owned(), None)).collect();
+        let questions = fresh
+            .into_iter()
+            .map(|witness| Question { witness: witness.to_owned(), about: about.to_owned() });
         look.questions.extend(questions);
         let until = now + ANSWER_MAX.max(self.silence_max());
         if let Some(lease) = self.nodes.get_mut(about) {
@@ -279,9 +304,8 @@ impl Leases {
 
     /// Whether a node is ready and has just renewed its lease: not one that is merely given time to come back.
     fn is_fresh(&self, node: &str, now: Moment) -> bool {
-        let silence = self.silence_max();
         self.nodes.get(node).is_some_and(|lease| {
-            lease.phase == NodePhase::Ready && lease.renewed <= now && now - lease.renewed < silence
+            lease.phase == NodePhase::Ready && lease.renewed <= now && self.is_renewed(lease, now)
         })
     }
 

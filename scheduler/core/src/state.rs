@@ -97,10 +97,10 @@ impl State {
 
     /// The other nodes on the link of one.
     #[must_use]
-    pub fn neighbours(&self, name: &str) -> Vec<String> {
+    pub fn neighbours(&self, name: &str) -> Vec<&str> {
         let Some(node) = self.nodes.get(name) else { return Vec::new() };
         let here = self.nodes.values().filter(|other| other.name != name && other.shares_link(node));
-        here.map(|other| other.name.clone()).collect()
+        here.map(|other| other.name.as_str()).collect()
     }
 
     /// Pods by id.

@@ -229,8 +229,7 @@ fn field_message(change: FieldChange) -> v1::FieldChange {
 
 fn cut(mut text: String) -> String {
     if text.len() > FIELD_LEN_MAX {
-        let end = (0..=FIELD_LEN_MAX - 3).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        text.truncate(end);
+        text.truncate(text.floor_char_boundary(FIELD_LEN_MAX - 3));
         text.push('…');
     }
     text

@@ -193,7 +193,7 @@ impl World {
         self.since = if reporting.len() == self.names.len() { 0 } else { self.since + STEP_MS };
         reporting.iter().for_each(|name| self.leases.renew(name, self.now));
         let names = if self.neighbours { self.names.clone() } else { Vec::new() };
-        self.leases.look_with(|_| names.clone(), self.now)
+        self.leases.look_with(|_| names.iter().map(String::as_str).collect(), self.now)
     }
 }
 

@@ -136,8 +136,7 @@ fn note_failure(draft: &mut Draft<'_>, pod: &Pod, context: &Context<'_>) {
 }
 
 fn cut(message: &str) -> String {
-    let end = (0..=MESSAGE_LEN_MAX.min(message.len())).rev().find(|end| message.is_char_boundary(*end));
-    message[..end.unwrap_or(0)].to_owned()
+    message[..message.floor_char_boundary(MESSAGE_LEN_MAX)].to_owned()
 }
 
 /// The node is lost and its pods with it. Those of `ha` groups get their replacements in the placement that

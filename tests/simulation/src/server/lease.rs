@@ -3,7 +3,7 @@
 use hextet_api::v1::{LeaseGrant, LookFor, NeighbourSeen, lease_answer::Answer, lease_renewal::Renewal};
 use scheduler_core::{
     event::Event,
-    lease::{Finding, Look},
+    lease::{self, Finding, Look},
     transition::Origin,
 };
 
@@ -105,23 +105,11 @@ impl Server {
     }
 
     fn tell_findings(&mut self, findings: Vec<Finding>, shared: &mut Shared) {
-        let (mut lost, mut cut_off, mut fenced) = (Vec::new(), Vec::new(), Vec::new());
-        for finding in findings {
-            match finding {
-                Finding::Lost(node) => lost.push(node),
-                Finding::CutOff(node) => cut_off.push(node),
-                Finding::Fenced(node) => fenced.push(node),
-            }
-        }
-        shared.figures.lost += lost.len() as u64;
-        let events = [Event::LeaseEnded(lost), Event::CutOff(cut_off), Event::Fenced(fenced)];
-        for event in events.into_iter().filter(has_nodes) {
+        let lost = findings.iter().filter(|finding| matches!(finding, Finding::Lost(_)));
+        shared.figures.lost += lost.count() as u64;
+        for event in lease::events(findings) {
             self.process_mut().telling_leases += 1;
             self.ask(by_scheduler(event, Then::LeasesTold), shared);
         }
     }
-}
-
-fn has_nodes(event: &Event) -> bool {
-    matches!(event, Event::LeaseEnded(nodes) | Event::CutOff(nodes) | Event::Fenced(nodes) if !nodes.is_empty())
 }
