@@ -23,6 +23,8 @@ use scheduler_core::{
 
 /// Nodes in one rack.
 const RACK: usize = 40;
+/// Zones over which the racks are laid.
+const ZONES: usize = 3;
 
 pub(crate) struct Fleet {
     pub(crate) state: State,
@@ -67,11 +69,17 @@ impl Fleet {
         let enroll =
             Enroll { token: name.clone(), name: Some(name.clone()), key: name.clone(), node: Some(claim) };
         self.event(Event::Enroll(enroll));
-        let rack = format!("r{}", number / RACK);
+        let rack = number / RACK;
+        let labels = [
+            ("rack", format!("r{rack}")),
+            ("zone", format!("z{}", rack % ZONES)),
+            // As many values as nodes.
+            ("machine", format!("m{number}")),
+        ];
         let hello = Hello {
             underlay: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, id),
             underlay_v4: None,
-            labels: BTreeMap::from([("rack".to_owned(), rack)]),
+            labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
             capacity,
             countables: Countables::default(),
             agent_version: "bench".to_owned(),

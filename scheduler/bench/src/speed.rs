@@ -16,27 +16,31 @@ const POD_CPU: u32 = 1_000;
 /// How often one more pod is placed.
 const SAMPLES: usize = 2_000;
 
-/// The shapes in which pods come.
-fn shapes() -> [(&'static str, u32, Spread); 6] {
-    [
-        ("jobs of 100, spread: node", 100, Spread::Node),
-        ("jobs of 100, spread: pack", 100, Spread::Pack),
-        ("jobs of 100, spread: rack", 100, Spread::Label("rack".to_owned())),
-        ("jobs of 1,000, spread: node", 1_000, Spread::Node),
-        ("jobs of 10, spread: node", 10, Spread::Node),
-        ("jobs of 1, spread: node", 1, Spread::Node),
-    ]
-}
+/// The shapes in which pods come: how many in a job, and how they are laid over the nodes.
+const SHAPES: [(u32, &str); 11] = [
+    (100, "node"),
+    (1_000, "node"),
+    (10, "node"),
+    (1, "node"),
+    (100, "pack"),
+    (1, "pack"),
+    (100, "rack"),
+    (1_000, "rack"),
+    (1, "rack"),
+    (100, "zone"),
+    (100, "machine"),
+];
 
 /// 5,000 nodes, 150,000 pods.
 pub(crate) fn targets() {
     println!("\n5,000 nodes from empty to 150,000 pods, then {SAMPLES} times one pod more and gone again\n");
     println!("| the pods come as | from empty | one pod, median | one pod, p99 | one pod, worst |");
     println!("| --- | --- | --- | --- | --- |");
-    for (name, count, spread) in shapes() {
+    for (count, spread) in SHAPES {
+        let spread = Spread::from(spread);
         let (mut fleet, took) = fill(5_000, count, &spread);
-        let [median, p99, worst] = one_more(&mut fleet, &spread);
-        println!("| {name} | {} | {} | {} | {} |", shown(took), shown(median), shown(p99), shown(worst));
+        let [median, p99, worst] = one_more(&mut fleet, &spread).map(shown);
+        println!("| jobs of {count}, spread: {spread} | {} | {median} | {p99} | {worst} |", shown(took));
     }
 }
 

@@ -242,10 +242,12 @@ impl Job {
         Ok(())
     }
 
-    /// Whether one of its groups has rules on what it keeps apart from.
-    #[must_use]
-    pub fn keeps_apart(&self) -> bool {
-        self.groups.values().any(|group| !group.apart.is_empty())
+    /// The jobs that rules of its groups name to keep apart from; some more than once.
+    pub fn keeps_apart_from(&self) -> impl Iterator<Item = &str> {
+        let rules = self.groups.values().flat_map(|group| &group.apart);
+        rules
+            .filter_map(|apart| apart.from.as_deref())
+            .map(|from| from.split_once('/').map_or(from, |(job, _)| job))
     }
 
     /// How many pods it asks for.
@@ -305,7 +307,11 @@ impl Group {
         }
     }
 
+    /// Without hooks there is nothing to check: the pod's own steps fit each other.
     fn validate_hooks(&self, path: &str) -> Result<(), JobError> {
+        if self.hooks.is_empty() {
+            return Ok(());
+        }
         let hooks = format!("{path}.hooks");
         at(&hooks, check_max(self.hooks.len() as u64, lifecycle::HOOKS_MAX as u64, " hooks"))?;
         for (name, hook) in &self.hooks {

@@ -30,6 +30,8 @@ pub mod renewal;
 pub mod rollout;
 pub mod session;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod token;
 pub mod transition;

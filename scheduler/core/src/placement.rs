@@ -2,19 +2,19 @@
 //!
 //! Pure functions of a snapshot: [`survey`] reads it from a [`State`](crate::state::State), [`place`] chooses and
 //! [`explain`] says why not. There is no chance in it: the same snapshot gives the same answer. The pods of one
-//! demand are alike, so that `k` pods over `n` nodes cost `O((k + n) log n)`; where the order in which the state
-//! keeps its nodes decides already, only the first `k` that fit are looked at.
+//! demand are alike, and the state keeps its nodes in the order in which they are wanted, so that few nodes are looked
+//! at: those where the group has pods or has failed, and of the others one at a time.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use self::{
+    board::{Pool, Pools},
     reason::{Reason, obstacle, unmet},
     survey::{Survey, survey},
     why::{Explanation, Fix, REASONS_SHOWN_MAX, Verdict, explain, why_not},
 };
+use board::Board;
+
 use crate::{
     countable::Countables,
     job::{Constraint, Spread},
@@ -23,6 +23,7 @@ use crate::{
     state::Usage,
 };
 
+mod board;
 mod reason;
 mod survey;
 mod why;
@@ -72,15 +73,12 @@ pub struct Candidate<'a> {
     pub failures: u32,
 }
 
-/// Smaller is better.
-type Rank = (u64, u64, u64);
-
-/// Chooses a node for each pod of `demand` that fits somewhere, one pod after the other. First is the best by its
-/// spread (where pods of the group failed lately, each failure counts as one more pod), then the least used or, to
-/// pack, the most used, then the first of `candidates`.
+/// Chooses a node for each pod of `demand` that fits somewhere, one pod after the other: of the pools that have a node
+/// with room one with the fewest pods, and there the best by its spread (where pods of the group failed lately, each
+/// failure counts as one more pod), then the least used or, to pack, the most used, then by name.
 #[must_use]
-pub fn place(demand: &Demand<'_>, candidates: Vec<Candidate<'_>>) -> Vec<String> {
-    let mut board = Board::new(demand, candidates);
+pub fn place(demand: &Demand<'_>, pools: Pools<'_>) -> Vec<String> {
+    let mut board = Board::new(demand.clone(), pools);
     let mut nodes = Vec::new();
     while nodes.len() < demand.count
         && let Some(node) = board.next()
@@ -88,97 +86,6 @@ pub fn place(demand: &Demand<'_>, candidates: Vec<Candidate<'_>>) -> Vec<String>
         nodes.push(node);
     }
     nodes
-}
-
-/// A placement in the making.
-struct Board<'a> {
-    demand: Demand<'a>,
-    candidates: Vec<Candidate<'a>>,
-    /// Those that fitted when they were last looked at. Ranks of all but the node that was chosen last can only
-    /// have become worse since: that is found out when one is on top.
-    heap: BinaryHeap<Reverse<(Rank, usize)>>,
-    domains: Domains,
-}
-
-/// Pods of the group at each value of the label that they are spread over; empty when there is none.
-#[derive(Default)]
-struct Domains {
-    /// By candidate: which of `pods`.
-    of: Vec<usize>,
-    pods: Vec<u64>,
-}
-
-impl Domains {
-    fn new(label: &str, candidates: &[Candidate<'_>]) -> Domains {
-        let mut known: BTreeMap<Option<&str>, usize> = BTreeMap::new();
-        let mut domains = Domains::default();
-        for candidate in candidates {
-            let next = known.len();
-            let domain = *known.entry(candidate.node.label(label)).or_insert(next);
-            if domain == next {
-                domains.pods.push(0);
-            }
-            domains.pods[domain] += u64::from(candidate.group_pods);
-            domains.of.push(domain);
-        }
-        domains
-    }
-}
-
-impl<'a> Board<'a> {
-    fn new(demand: &Demand<'a>, candidates: Vec<Candidate<'a>>) -> Board<'a> {
-        let domains = match demand.spread {
-            Spread::Label(label) => Domains::new(label, &candidates),
-            Spread::Node | Spread::Pack => Domains::default(),
-        };
-        let mut board = Board { demand: demand.clone(), candidates, heap: BinaryHeap::new(), domains };
-        let fitting = (0..board.candidates.len()).filter(|at| board.fits(*at));
-        board.heap = fitting.map(|at| Reverse((board.rank(at), at))).collect();
-        board
-    }
-
-    fn next(&mut self) -> Option<String> {
-        loop {
-            let Reverse((rank, at)) = self.heap.pop()?;
-            if !self.fits(at) {
-                continue;
-            }
-            let now = self.rank(at);
-            if now > rank {
-                self.heap.push(Reverse((now, at)));
-                continue;
-            }
-            self.take(at);
-            return Some(self.candidates[at].node.name.clone());
-        }
-    }
-
-    fn fits(&self, at: usize) -> bool {
-        obstacle(&self.demand, &self.candidates[at]).is_none()
-    }
-
-    fn take(&mut self, at: usize) {
-        let (demand, candidate) = (&mut self.demand, &mut self.candidates[at]);
-        candidate.take(demand);
-        for occupied in demand.occupied.iter_mut().filter(|occupied| occupied.own) {
-            occupied.values.insert(candidate.node.label(&occupied.by).map(str::to_owned));
-        }
-        if let Some(domain) = self.domains.of.get(at) {
-            self.domains.pods[*domain] += 1;
-        }
-        self.heap.push(Reverse((self.rank(at), at)));
-    }
-
-    fn rank(&self, at: usize) -> Rank {
-        let candidate = &self.candidates[at];
-        let used = candidate.usage.share(candidate.node);
-        let (pods, failures) = (u64::from(candidate.group_pods), u64::from(candidate.failures));
-        match self.demand.spread {
-            Spread::Node => (0, pods + failures, used),
-            Spread::Pack => (failures, u64::MAX - pods, u64::MAX - used),
-            Spread::Label(_) => (self.domains.pods[self.domains.of[at]], pods + failures, used),
-        }
-    }
 }
 
 impl Candidate<'_> {

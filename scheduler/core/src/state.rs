@@ -4,7 +4,11 @@
 
 use std::{collections::BTreeMap, net::Ipv6Addr, sync::Arc};
 
-pub use self::seat::{Seat, Usage};
+pub use self::{
+    labels::Values,
+    seat::{Seat, Usage},
+    seats::Seats,
+};
 
 use crate::{
     change::{Change, JobRecord, Key, Revision, Value},
@@ -18,7 +22,9 @@ use crate::{
 };
 
 mod index;
+mod labels;
 mod seat;
+mod seats;
 
 use index::Index;
 
@@ -140,8 +146,15 @@ impl State {
     }
 
     /// Nodes and what is asked of them, the least used first; nodes that are used alike by name.
-    pub fn seats(&self) -> impl DoubleEndedIterator<Item = &Seat> {
-        self.index.seats()
+    #[must_use]
+    pub fn seats(&self) -> &Seats {
+        &self.index.seats
+    }
+
+    /// The same by the value of a label, if groups are spread over it; `None` is nodes without the label.
+    #[must_use]
+    pub fn seats_by(&self, label: &str) -> Option<&Values> {
+        self.index.seats_by(label)
     }
 
     /// A node and what is asked of it.
@@ -156,9 +169,9 @@ impl State {
         self.index.pods_wanted
     }
 
-    /// Jobs that have rules on what their pods keep apart from.
-    pub fn jobs_that_keep_apart(&self) -> impl Iterator<Item = &Arc<Job>> {
-        self.index.keep_apart.iter().filter_map(|name| self.job(name))
+    /// Jobs that have rules by which their pods keep apart from those of `job`.
+    pub fn jobs_that_keep_apart(&self, job: &str) -> impl Iterator<Item = &Arc<Job>> {
+        self.index.keep_apart(job).filter_map(|name| self.job(name))
     }
 
     /// Where pods of a group have failed.
@@ -310,8 +323,7 @@ impl State {
             Some(record) => self.jobs.insert(name.to_owned(), record),
             None => self.jobs.remove(name),
         };
-        let text = |record: &Option<Arc<JobRecord>>| record.as_ref().and_then(|one| one.current().cloned());
-        self.index.change_job(name, text(&old).as_deref(), text(&record).as_deref());
+        self.index.change_job(name, old.as_ref(), record.as_ref());
     }
 
     fn set_node(&mut self, name: &str, node: Option<Arc<Node>>) {

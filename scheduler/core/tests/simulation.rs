@@ -186,7 +186,7 @@ impl Simulation {
         }
         assert_eq!(self.made.len() as u64, state.counters().pods_made, "an id names one pod for ever");
         check_counts(state);
-        check_shortlists(state, self.world.wall);
+        check_pools(state, self.world.wall);
     }
 
     fn join(&mut self) {
@@ -367,16 +367,14 @@ fn check_counts(state: &State) {
 }
 
 /// Placement finds among the nodes that it looks at what it would find among all.
-fn check_shortlists(state: &State, now: WallTime) {
+fn check_pools(state: &State, now: WallTime) {
     for (name, record) in state.jobs() {
         for (group, wanted) in &record.current().unwrap().groups {
             let survey = placement::survey(state, (name, group), wanted, now);
             let demand = survey.demand(3);
-            let short = placement::place(&demand, survey.shortlist(&demand));
-            let all = placement::place(&demand, survey.all());
-            // What is packed goes backwards through nodes that are used alike.
-            let same = if wanted.spread == Spread::Pack { short.len() == all.len() } else { short == all };
-            assert!(same, "{name}/{group}: {short:?}, of all {all:?}");
+            let few = placement::place(&demand, survey.pools(&demand));
+            let all = placement::place(&demand, placement::Pools::of(&demand, survey.all()));
+            assert_eq!(few, all, "{name}/{group}");
         }
     }
 }

@@ -1,9 +1,7 @@
 //! Leases under a clock that the tests turn.
 
-use hextet_address::{GroupId, NodePrefix};
-
 use super::*;
-use crate::{quantity::Resources, time::WallTime};
+use crate::testing;
 
 /// Silence ends after a second.
 const LEASE: Duration = Duration::from_secs(5);
@@ -198,21 +196,5 @@ impl World {
 }
 
 fn node(name: &str, phase: NodePhase) -> Node {
-    Node {
-        name: name.to_owned(),
-        key: String::new(),
-        prefix: NodePrefix::new("fd00:1:2:3::/64".parse().unwrap()).unwrap(),
-        group_id: GroupId::new(1).unwrap(),
-        underlay: None,
-        underlay_v4: None,
-        labels: BTreeMap::new(),
-        capacity: Resources::default(),
-        countables: crate::countable::Countables::default(),
-        agent_version: String::new(),
-        phase,
-        joined: WallTime(0),
-        left: Vec::new(),
-        fenced: false,
-        term: 0,
-    }
+    Node { phase, ..testing::node(name) }
 }

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Candidate, Demand, Occupied, obstacle};
+use super::{
+    Candidate, Demand, Occupied,
+    board::{Pool, Pools, by_value},
+};
 use crate::{
     failure::Failures,
     job::{Constraint, Group, Spread},
     node::NODE_LABEL,
     pod::{Pod, PodPhase},
-    state::{Seat, State},
+    state::{Seat, State, Values},
     time::WallTime,
 };
 
@@ -61,34 +64,58 @@ impl<'a> Survey<'a> {
     /// Every node, by how much of it is used.
     #[must_use]
     pub fn all(&self) -> Vec<Candidate<'a>> {
-        self.state.seats().map(|seat| self.candidate(seat)).collect()
+        self.state.seats().iter().map(|seat| self.candidate(seat)).collect()
     }
 
-    /// The nodes among which [`place`](super::place) finds what it would find among all.
-    ///
-    /// Nodes on which the group has neither pods nor failures differ in nothing but how much of them is used, the
-    /// order of the state: of those that fit, as many as there are pods are enough, or as many at each value of the
-    /// label that they are spread over. That is not so where a choice rules out other nodes: pods that keep apart from
-    /// each other.
+    /// The nodes for [`place`](super::place), in the order in which the state keeps them where that is the one wanted:
+    /// so it is among nodes on which the group has neither pods nor failures.
     #[must_use]
-    pub fn shortlist(&self, demand: &Demand<'_>) -> Vec<Candidate<'a>> {
+    pub fn pools(&self, demand: &Demand<'_>) -> Pools<'_> {
         if let Some(pinned) = self.pinned() {
-            return pinned;
+            return Pools::of(demand, pinned);
         }
-        let seats = self.state.seats();
+        let seats = self.state.seats().with_room(demand.resources);
+        let one = |pool| Pools::new(vec![pool], std::iter::empty());
         match demand.spread {
-            _ if demand.occupied.iter().any(|occupied| occupied.own) => self.all(),
-            Spread::Label(label) => {
-                let mut taken: BTreeMap<Option<&str>, usize> = BTreeMap::new();
-                self.first(demand, seats, |seat| {
-                    let taken = taken.entry(seat.node.label(label)).or_default();
-                    *taken += 1;
-                    if *taken <= demand.count { Want::Take } else { Want::Leave }
-                })
-            }
-            Spread::Node => self.first(demand, seats, up_to(demand.count)),
-            Spread::Pack => self.first(demand, seats.rev(), up_to(demand.count)),
+            Spread::Label(label) => match self.state.seats_by(label) {
+                Some(values) => self.pools_by(demand, values),
+                None => Pools::of(demand, self.all()),
+            },
+            Spread::Node => one(Pool::new(demand, self.known(), self.untouched(seats))),
+            Spread::Pack => one(Pool::new(demand, self.known(), self.untouched(seats.rev()))),
         }
+    }
+
+    /// A pool for each value of the label.
+    fn pools_by(&self, demand: &Demand<'_>, values: &'a Values) -> Pools<'_> {
+        let needs = demand.resources;
+        let known = by_value(demand, self.known());
+        let names: BTreeSet<Option<String>> = known.keys().cloned().collect();
+        let pools = known.into_iter().filter_map(|(value, known)| {
+            let seats = values.get(&value)?.with_room(needs);
+            Some(Pool::new(demand, known, self.untouched(seats)))
+        });
+        let pools = pools.collect();
+        let others = values.least_used_first().filter(move |(value, _)| !names.contains(*value));
+        let others = others.filter_map(move |(_, seats)| {
+            Some(Pool::untouched(seats.iter().next()?, self.untouched(seats.with_room(needs))))
+        });
+        Pools::new(pools, others)
+    }
+
+    /// Those on which the group has neither pods nor failures.
+    fn untouched(&self, seats: impl Iterator<Item = &'a Seat>) -> impl Iterator<Item = Candidate<'a>> {
+        let all = seats.map(|seat| self.candidate(seat));
+        all.filter(|candidate| candidate.group_pods == 0 && candidate.failures == 0)
+    }
+
+    /// The nodes on which the group has pods or failures.
+    fn known(&self) -> Vec<Candidate<'a>> {
+        let failed = self.failures.into_iter().flat_map(|failures| failures.nodes(self.now));
+        let names: BTreeSet<&str> =
+            self.group_pods.keys().copied().chain(failed.map(String::as_str)).collect();
+        let all = names.into_iter().filter_map(|name| self.state.seat(name)).map(|seat| self.candidate(seat));
+        all.filter(|candidate| candidate.group_pods > 0 || candidate.failures > 0).collect()
     }
 
     /// The nodes that the constraints name, when they do.
@@ -102,33 +129,6 @@ impl<'a> Survey<'a> {
         Some(seats.map(|seat| self.candidate(seat)).collect())
     }
 
-    /// The group's own nodes, and of the others that fit those that `want` takes until it has had enough.
-    fn first(
-        &self,
-        demand: &Demand<'_>,
-        seats: impl Iterator<Item = &'a Seat>,
-        mut want: impl FnMut(&'a Seat) -> Want,
-    ) -> Vec<Candidate<'a>> {
-        let mut special: BTreeSet<&str> = self.group_pods.keys().copied().collect();
-        special.extend(
-            self.failures.into_iter().flat_map(|failures| failures.nodes(self.now)).map(String::as_str),
-        );
-        let mut list: Vec<_> = special.iter().filter_map(|name| self.state.seat(name)).collect();
-        let others = seats.filter(|seat| !special.contains(seat.node.name.as_str()));
-        for seat in others.filter(|seat| obstacle(demand, &self.candidate(seat)).is_none()) {
-            match want(seat) {
-                Want::Take => list.push(seat),
-                Want::Leave => {}
-                Want::Enough => break,
-            }
-        }
-        if !special.is_empty() && *demand.spread != Spread::Pack {
-            // Of nodes that are equally good the first is taken: in the order of the state, as among all.
-            list.sort_by_cached_key(|seat| (seat.usage.share(&seat.node), seat.node.name.clone()));
-        }
-        list.into_iter().map(|seat| self.candidate(seat)).collect()
-    }
-
     fn candidate(&self, seat: &'a Seat) -> Candidate<'a> {
         let name = seat.node.name.as_str();
         let group_pods = match self.group_pods.is_empty() {
@@ -137,21 +137,6 @@ impl<'a> Survey<'a> {
         };
         let failures = self.failures.map_or(0, |failures| failures.pods(name, self.now));
         Candidate { node: &seat.node, usage: seat.usage.clone(), group_pods, failures }
-    }
-}
-
-/// What is done with a node that fits.
-enum Want {
-    Take,
-    Leave,
-    Enough,
-}
-
-fn up_to(count: usize) -> impl FnMut(&Seat) -> Want {
-    let mut taken = 0;
-    move |_| {
-        taken += 1;
-        if taken <= count { Want::Take } else { Want::Enough }
     }
 }
 
@@ -176,7 +161,7 @@ fn kept_by_itself(state: &State, own: (&str, &str), wanted: &Group) -> Vec<Occup
 /// What the rules of other groups keep it from: a rule is kept whichever of the two comes first.
 fn kept_by_others(state: &State, own: (&str, &str)) -> Vec<Occupied> {
     let mut all = Vec::new();
-    for job in state.jobs_that_keep_apart() {
+    for job in state.jobs_that_keep_apart(own.0) {
         for (name, group) in job.groups.iter().filter(|(name, _)| (job.job.as_str(), name.as_str()) != own) {
             let other = (job.job.as_str(), name.as_str());
             for apart in group.apart.iter().filter(|apart| apart.means(other, own)) {

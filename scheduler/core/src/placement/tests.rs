@@ -1,12 +1,10 @@
 //! Small cases of [`place`] and [`explain`], each for one rule.
 
-use hextet_address::{GroupId, NodePrefix};
-
 use super::*;
 use crate::{
     node::NodePhase,
     quantity::{Cpu, Memory},
-    time::WallTime,
+    testing,
 };
 
 #[test]
@@ -27,7 +25,7 @@ fn spread_prefers_the_less_used_node_among_equals() {
 #[test]
 fn pack_fills_one_node_before_the_next() {
     let nodes = [node("n1", 300, 8), node("n2", 300, 8)];
-    assert_eq!(placed(&Spread::Pack, 5, 100, &nodes), ["n1", "n1", "n1", "n2", "n2"]);
+    assert_eq!(placed(&Spread::Pack, 5, 100, &nodes), ["n2", "n2", "n2", "n1", "n1"]);
 }
 
 #[test]
@@ -148,6 +146,10 @@ fn long_answers_are_cut_and_no_nodes_is_said_in_words() {
     assert!(explain(&demand(&Spread::Node, 1, 1), &[]).short().starts_with("no node has joined yet"));
 }
 
+fn place(demand: &Demand<'_>, candidates: Vec<Candidate<'_>>) -> Vec<String> {
+    super::place(demand, Pools::of(demand, candidates))
+}
+
 fn placed(spread: &Spread, count: usize, cpu: u32, nodes: &[Node]) -> Vec<String> {
     place(&demand(spread, count, cpu), candidates(nodes))
 }
@@ -179,21 +181,6 @@ fn rack(name: &str, rack: &str) -> Node {
 }
 
 fn node(name: &str, cpu: u32, memory_units: u64) -> Node {
-    Node {
-        name: name.to_owned(),
-        key: String::new(),
-        prefix: NodePrefix::new("fd00:1:2:3::/64".parse().unwrap()).unwrap(),
-        group_id: GroupId::new(1).unwrap(),
-        underlay: None,
-        underlay_v4: None,
-        labels: BTreeMap::new(),
-        capacity: Resources { cpu: Cpu(cpu), memory: Memory(memory_units << 26) },
-        countables: Countables::default(),
-        agent_version: String::new(),
-        phase: NodePhase::Ready,
-        left: Vec::new(),
-        fenced: false,
-        term: 0,
-        joined: WallTime(0),
-    }
+    let capacity = Resources { cpu: Cpu(cpu), memory: Memory(memory_units << 26) };
+    Node { capacity, ..testing::node(name) }
 }

@@ -9,8 +9,13 @@ use std::{
     sync::Arc,
 };
 
-use super::seat::{Seat, Seats, Usage};
+use super::{
+    labels::{Labels, Values},
+    seat::{Seat, Usage},
+    seats::Seats,
+};
 use crate::{
+    change::JobRecord,
     job::Job,
     node::Node,
     pod::{Pod, PodPhase},
@@ -23,11 +28,12 @@ pub(super) struct Index {
     pub(super) unplaced: Groups,
     /// How many pods the jobs ask for.
     pub(super) pods_wanted: u64,
-    /// Jobs that have rules on what their pods keep apart from.
-    pub(super) keep_apart: BTreeSet<String>,
+    /// By the name of a job: those whose rules keep their pods apart from its.
+    keep_apart: BTreeMap<String, BTreeSet<String>>,
     /// What is asked of nodes, also of those whose own record is not there at the moment.
     usage: BTreeMap<String, Usage>,
-    seats: Seats,
+    pub(super) seats: Seats,
+    labels: Labels,
     on_node: BTreeMap<String, BTreeMap<u64, Arc<Pod>>>,
     addresses: BTreeSet<Ipv6Addr>,
     /// How many pods run each version, by job.
@@ -43,8 +49,13 @@ impl Index {
         self.usage.get(node)
     }
 
-    pub(super) fn seats(&self) -> impl DoubleEndedIterator<Item = &Seat> {
-        self.seats.iter()
+    /// Nodes by the value of a label, if a group is spread over it.
+    pub(super) fn seats_by(&self, label: &str) -> Option<&Values> {
+        self.labels.values(label)
+    }
+
+    pub(super) fn keep_apart(&self, from: &str) -> impl Iterator<Item = &String> {
+        self.keep_apart.get(from).into_iter().flatten()
     }
 
     pub(super) fn seat(&self, node: &Node) -> Option<&Seat> {
@@ -66,13 +77,30 @@ impl Index {
         self.versions.get(job).is_some_and(|versions| versions.contains_key(&version))
     }
 
-    pub(super) fn change_job(&mut self, name: &str, old: Option<&Job>, new: Option<&Job>) {
-        let wanted = |job: Option<&Job>| job.map_or(0, Job::pods_wanted);
-        self.pods_wanted = self.pods_wanted + wanted(new) - wanted(old);
-        if new.is_some_and(Job::keeps_apart) {
-            self.keep_apart.insert(name.to_owned());
-        } else {
-            self.keep_apart.remove(name);
+    pub(super) fn change_job(
+        &mut self,
+        name: &str,
+        old: Option<&Arc<JobRecord>>,
+        new: Option<&Arc<JobRecord>>,
+    ) {
+        let text = |record: Option<&Arc<JobRecord>>| record.and_then(|record| record.current().cloned());
+        let (old_text, new_text) = (text(old), text(new));
+        let wanted = |job: &Option<Arc<Job>>| job.as_ref().map_or(0, |job| job.pods_wanted());
+        self.pods_wanted = self.pods_wanted + wanted(&new_text) - wanted(&old_text);
+        self.change_keep_apart(name, old_text.as_deref(), new_text.as_deref());
+        self.labels.change_job(old.map(AsRef::as_ref), new.map(AsRef::as_ref), &self.seats);
+    }
+
+    fn change_keep_apart(&mut self, name: &str, old: Option<&Job>, new: Option<&Job>) {
+        for from in old.into_iter().flat_map(Job::keeps_apart_from) {
+            let Some(names) = self.keep_apart.get_mut(from) else { continue };
+            names.remove(name);
+            if names.is_empty() {
+                self.keep_apart.remove(from);
+            }
+        }
+        for from in new.into_iter().flat_map(Job::keeps_apart_from) {
+            self.keep_apart.entry(from.to_owned()).or_default().insert(name.to_owned());
         }
     }
 
@@ -80,11 +108,21 @@ impl Index {
         let Some(name) = old.or(new).map(|node| &node.name) else { return };
         let usage = self.usage.get(name).cloned().unwrap_or_default();
         if let Some(old) = old {
-            self.seats.remove(old, &usage);
+            self.unseat(old, &usage);
         }
         if let Some(new) = new {
-            self.seats.insert(new, usage);
+            self.seat_at(new, &usage);
         }
+    }
+
+    fn seat_at(&mut self, node: &Arc<Node>, usage: &Usage) {
+        self.labels.insert(node, usage);
+        self.seats.insert(node, usage.clone());
+    }
+
+    fn unseat(&mut self, node: &Node, usage: &Usage) {
+        self.labels.remove(node, usage);
+        self.seats.remove(node, usage);
     }
 
     pub(super) fn change_pod(
@@ -182,20 +220,17 @@ impl Index {
         change: impl FnOnce(&mut Usage),
     ) {
         let Some(name) = &pod.node else { return };
-        let usage = match self.usage.get_mut(name) {
-            Some(usage) => usage,
-            None => self.usage.entry(name.clone()).or_default(),
-        };
-        let node = nodes.get(name);
-        if let Some(node) = node {
-            self.seats.remove(node, usage);
+        let old = self.usage.get(name).cloned().unwrap_or_default();
+        let mut new = old.clone();
+        change(&mut new);
+        if let Some(node) = nodes.get(name) {
+            self.unseat(node, &old);
+            self.seat_at(node, &new);
         }
-        change(usage);
-        if let Some(node) = node {
-            self.seats.insert(node, usage.clone());
-        }
-        if usage.pods == 0 {
-            self.usage.remove(name);
+        match self.usage.get_mut(name) {
+            _ if new.pods == 0 => drop(self.usage.remove(name)),
+            Some(usage) => *usage = new,
+            None => drop(self.usage.insert(name.clone(), new)),
         }
     }
 }

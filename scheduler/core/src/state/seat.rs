@@ -1,8 +1,13 @@
-//! A node and what is asked of it, kept in the order in which placement looks at nodes.
+//! A node and what is asked of it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use crate::{countable::Countables, node::Node, pod::Pod};
+use crate::{
+    countable::Countables,
+    node::{Node, NodePhase},
+    pod::Pod,
+    quantity::{Cpu, Memory, Resources},
+};
 
 /// What is asked of a node's capacity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +29,19 @@ pub struct Seat {
     pub node: Arc<Node>,
     /// What is asked of it.
     pub usage: Usage,
+}
+
+impl Seat {
+    /// The CPU and memory that are free; nothing while the node takes no pods.
+    pub(super) fn free(&self) -> Resources {
+        if self.node.phase != NodePhase::Ready {
+            return Resources::default();
+        }
+        let capacity = self.node.capacity;
+        let cpu = u64::from(capacity.cpu.0).saturating_sub(self.usage.cpu_millis);
+        let memory = capacity.memory.0.saturating_sub(self.usage.memory_bytes);
+        Resources { cpu: Cpu(u32::try_from(cpu).unwrap_or(u32::MAX)), memory: Memory(memory) }
+    }
 }
 
 impl Usage {
@@ -66,28 +84,5 @@ fn millionths(used: u64, capacity: u64) -> u64 {
         Some(product) => product / capacity.max(1),
         // Exact again below 2^44 bytes or thousandths; above, a millionth of the capacity is a whole number.
         None => used / (capacity / 1_000_000).max(1),
-    }
-}
-
-/// Nodes by how much of them is used, and then by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Seats(BTreeMap<(u64, String), Seat>);
-
-impl Seats {
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Seat> {
-        self.0.values()
-    }
-
-    pub(super) fn get(&self, node: &Node, usage: &Usage) -> Option<&Seat> {
-        self.0.get(&(usage.share(node), node.name.clone()))
-    }
-
-    pub(super) fn insert(&mut self, node: &Arc<Node>, usage: Usage) {
-        let key = (usage.share(node), node.name.clone());
-        self.0.insert(key, Seat { node: node.clone(), usage });
-    }
-
-    pub(super) fn remove(&mut self, node: &Node, usage: &Usage) {
-        self.0.remove(&(usage.share(node), node.name.clone()));
     }
 }

@@ -123,7 +123,7 @@ fn place_group(draft: &mut Draft<'_>, turn: &Turn, looks: &mut usize, context: &
     }
     let survey = placement::survey(draft, turn.name(), wanted, context.wall);
     let demand = survey.demand(unplaced.len());
-    let nodes = placement::place(&demand, survey.shortlist(&demand));
+    let nodes = placement::place(&demand, survey.pools(&demand));
     let (placed, left) = unplaced.split_at(nodes.len());
     for (pod, node) in placed.iter().zip(&nodes) {
         let pod = Pod::clone(pod);
