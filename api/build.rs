@@ -4,9 +4,10 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "proto/hextet/v1/types.proto",
     "proto/hextet/v1/cluster.proto",
+    "proto/hextet/v1/deploy.proto",
     "proto/hextet/v1/history.proto",
     "proto/hextet/v1/node.proto",
     "proto/hextet/v1/endpoints.proto",

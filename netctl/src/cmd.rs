@@ -5,6 +5,8 @@ mod backup;
 mod cluster;
 mod compact;
 mod completions;
+mod deploy;
+mod deploys;
 mod diff;
 mod events;
 mod flows;
@@ -65,6 +67,8 @@ enum Command {
     Node(Box<node::Args>),
     Apply(apply::Args),
     Plan(plan::Args),
+    Deploy(deploy::Args),
+    Deploys(deploys::Args),
     Rm(rm::Args),
     Rollback(rollback::Args),
     History(history::Args),
@@ -102,6 +106,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Node(args) => node::run(*args, format),
         Command::Apply(args) => block_on(apply::run(args, format)),
         Command::Plan(args) => block_on(plan::run(args, format)),
+        Command::Deploy(args) => block_on(deploy::run(args, format)),
+        Command::Deploys(args) => block_on(deploys::run(args, format)),
         Command::Rm(args) => block_on(rm::run(args, format)),
         Command::Rollback(args) => block_on(rollback::run(args, format)),
         Command::History(args) => block_on(history::run(args, format)),

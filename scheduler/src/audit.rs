@@ -231,6 +231,8 @@ fn subject(event: &Event) -> String {
     match event {
         Event::ApplyJob(job) => format!("job/{}", cut(&job.job)),
         Event::DeleteJob(name) => format!("job/{}", cut(name)),
+        Event::Deploy(job, _) => format!("deploy of job/{}", cut(&job.job)),
+        Event::DeployOrder(id, _) => format!("deploy/{}", cut(&id.to_string())),
         Event::DeleteNode(name) | Event::NodeDead(name) => format!("node/{}", cut(name)),
         Event::CreateToken(_, token) => {
             format!("token for {} {}", token.role.word(), token.name.as_deref().unwrap_or("-"))

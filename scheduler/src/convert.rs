@@ -17,8 +17,12 @@ use scheduler_core::{
     state::State,
 };
 
+mod deploy;
 mod hook;
 mod placement;
+
+pub(crate) use self::deploy::deploy;
+pub use self::deploy::{schedule_from_message, schedule_to_message};
 
 /// Why a message cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -198,6 +202,7 @@ pub fn pod(pod: &Pod) -> v1::Pod {
         message: pod.message.clone(),
         created_unix_ms: pod.created.0,
         restarts: pod.restarts,
+        standby: pod.standby,
     }
 }
 

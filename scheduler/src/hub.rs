@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use scheduler_core::{
-    change::Revision, cluster::Cluster, drain::Drains, event::Event, lease::Leases, state::State,
-    transition::Origin,
+    change::Revision, cluster::Cluster, deploy::Deploys, drain::Drains, event::Event, lease::Leases,
+    state::State, transition::Origin,
 };
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
@@ -49,6 +49,7 @@ pub(crate) struct Hub {
     revisions: broadcast::Sender<Arc<Revision>>,
     leases: Mutex<Leases>,
     drains: Mutex<Drains>,
+    deploys: Mutex<Deploys>,
     writer: mpsc::Sender<Command>,
     closing: watch::Sender<bool>,
 }
@@ -87,6 +88,7 @@ impl Hub {
             revisions: broadcast::Sender::new(REVISIONS_KEPT),
             leases: Mutex::new(parts.leases),
             drains: Mutex::new(drains),
+            deploys: Mutex::default(),
             writer: parts.writer,
             closing: watch::Sender::new(false),
         }
@@ -108,6 +110,10 @@ impl Hub {
 
     pub(crate) fn drains(&self) -> MutexGuard<'_, Drains> {
         self.drains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn deploys(&self) -> MutexGuard<'_, Deploys> {
+        self.deploys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the writer to bring `event` about. When this returns a revision, it is durable.
@@ -163,6 +169,11 @@ impl Hub {
         // The sender lives as long as `self`.
         let _ = closing.wait_for(|closing| *closing).await;
     }
+}
+
+/// The driver of deploys as the origin of an event.
+pub(crate) fn deploy() -> Origin {
+    Origin { changer: "deploy".to_owned(), message: String::new() }
 }
 
 /// The scheduler itself as the origin of an event.

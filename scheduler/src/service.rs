@@ -1,6 +1,6 @@
 //! The gRPC services. They read messages, ask the core or the writer, and answer; they decide nothing.
 
-use scheduler_core::event::Refusal;
+use scheduler_core::{deploy::DeployError, event::Refusal};
 use tonic::Status;
 
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
 mod agent;
 mod backup;
 mod cluster;
+mod deploy;
 mod endpoints;
 mod enrollment;
 mod explain;
@@ -38,11 +39,18 @@ pub(crate) fn status(error: WriteError) -> Status {
 fn refused(refusal: &Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::Job(_) | Refusal::Hello(_) | Refusal::Name(_) | Refusal::Claim => {
+        Refusal::Job(_)
+        | Refusal::Hello(_)
+        | Refusal::Name(_)
+        | Refusal::Claim
+        | Refusal::Deploy(DeployError::Schedule(_) | DeployError::RolloutInText(_)) => {
             Status::invalid_argument(text)
         }
-        Refusal::NoJob(_) | Refusal::NoNode(_) => Status::not_found(text),
+        Refusal::NoJob(_) | Refusal::NoNode(_) | Refusal::Deploy(DeployError::NoDeploy(_)) => {
+            Status::not_found(text)
+        }
         Refusal::NodeReports(_)
+        | Refusal::Deploy(_)
         | Refusal::NodeCutOff(_)
         | Refusal::NotFenced(_)
         | Refusal::NoVersion { .. }

@@ -83,6 +83,7 @@ impl Term {
         let mut timers = JoinSet::new();
         timers.spawn(timers::look_at_leases(hub.clone()));
         timers.spawn(timers::finish_drains(hub.clone()));
+        timers.spawn(timers::drive_deploys(hub.clone()));
         timers.spawn(timers::trim_history(hub.clone()));
         Ok((Term { hub, writer, writer_ended, servers, timers, stop }, inlets))
     }

@@ -7,6 +7,7 @@ use scheduler_core::{
     event::Event,
     lease::{self, Finding, Look},
     state::State,
+    transition::Origin,
 };
 use tokio::{task::JoinHandle, time};
 use tracing::{info, warn};
@@ -18,6 +19,8 @@ use crate::{
 
 /// Leases are looked at this often in the time after which a silent node is asked about.
 const LOOKS_PER_SILENCE: u32 = 10;
+/// Deploys are looked at this often.
+const DEPLOYS_INTERVAL: Duration = Duration::from_millis(250);
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the size of the log is looked at.
 const TRIM_INTERVAL: Duration = Duration::from_secs(30);
@@ -57,7 +60,7 @@ fn look_for(state: &State, node: String) -> Option<LookFor> {
 
 async fn tell_all(hub: Arc<Hub>, findings: Vec<Finding>) {
     for event in lease::events(findings) {
-        tell(hub.clone(), event).await;
+        tell(&hub, hub::scheduler(), event).await;
     }
 }
 
@@ -68,7 +71,19 @@ pub(crate) async fn finish_drains(hub: Arc<Hub>) {
         if finished.is_empty() {
             wait_for_drains(&hub).await;
         } else {
-            tell(hub.clone(), Event::Drained(finished)).await;
+            tell(&hub, hub::scheduler(), Event::Drained(finished)).await;
+        }
+    }
+}
+
+/// Goes on with the deploys that are under way.
+pub(crate) async fn drive_deploys(hub: Arc<Hub>) {
+    let mut ticks = time::interval(DEPLOYS_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let moves = hub.deploys().look(&hub.state(), hub.clock.now());
+        for (id, moves, decided) in moves {
+            tell(&hub, hub::deploy(), Event::DeployMoved(id, moves, decided)).await;
         }
     }
 }
@@ -101,8 +116,8 @@ async fn wait_for_drains(hub: &Hub) {
 }
 
 /// When the store takes nothing, the timers ask again a little later.
-async fn tell(hub: Arc<Hub>, event: Event) {
-    if let Err(error) = hub.write(hub::scheduler(), event).await {
+async fn tell(hub: &Hub, origin: Origin, event: Event) {
+    if let Err(error) = hub.write(origin, event).await {
         warn!(%error, "a timer's event was not taken");
         time::sleep(RETRY).await;
     }

@@ -49,6 +49,8 @@ struct PodRow {
     state: &'static str,
     message: String,
     restarts: u32,
+    /// No load balancer is told of it.
+    standby: bool,
     created_unix_ms: u64,
     #[serde(skip)]
     age: String,
@@ -75,7 +77,7 @@ impl PodRow {
         Ok(PodRow {
             age: age(pod.created_unix_ms, now_unix_ms),
             phase,
-            state: state(phase),
+            state: if pod.standby && phase == PodPhase::Running { "standby" } else { state(phase) },
             address,
             pod: pod.id,
             job: pod.job,
@@ -84,6 +86,7 @@ impl PodRow {
             node: Some(pod.node).filter(|node| !node.is_empty()),
             message: pod.message,
             restarts: pod.restarts,
+            standby: pod.standby,
             created_unix_ms: pod.created_unix_ms,
         })
     }
@@ -209,6 +212,7 @@ mod tests {
             message: message.into(),
             created_unix_ms: 1_000,
             restarts: u32::from(last),
+            standby: false,
         };
         PodRow::new(pod, 43_000).unwrap()
     }

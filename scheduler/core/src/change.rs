@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
     cluster::{Cluster, Counters},
+    deploy::{Deploy, DeployId},
     failure::Failures,
     job::Job,
     node::Node,
@@ -30,6 +31,8 @@ pub enum Key {
     Pod(PodId),
     /// Where pods of a group have failed, by `job/group`.
     Failures(String),
+    /// A deploy by the job and the version that it goes to.
+    Deploy(DeployId),
     /// A token by the hash of its secret.
     Token(TokenId),
     /// A key of a certificate that another takes the place of, by its hash.
@@ -52,6 +55,8 @@ pub enum Value {
     Pod(Arc<Pod>),
     /// At [`Key::Failures`].
     Failures(Arc<Failures>),
+    /// At [`Key::Deploy`].
+    Deploy(Arc<Deploy>),
     /// At [`Key::Token`].
     Token(Arc<Token>),
     /// At [`Key::Renewal`].
@@ -129,6 +134,7 @@ impl FromStr for Key {
             Some(("node", name)) => Ok(Key::Node(name.to_owned())),
             Some(("pod", id)) => Ok(Key::Pod(PodId(id.to_owned()))),
             Some(("failures", group)) => Ok(Key::Failures(group.to_owned())),
+            Some(("deploy", id)) => Ok(Key::Deploy(id.parse().map_err(|_| KeyError(text.to_owned()))?)),
             Some(("token", id)) => Ok(Key::Token(id.to_owned())),
             Some(("renewal", key)) => Ok(Key::Renewal(key.to_owned())),
             _ => Err(KeyError(text.to_owned())),
@@ -145,6 +151,7 @@ impl fmt::Display for Key {
             Key::Node(name) => write!(f, "node/{name}"),
             Key::Pod(id) => write!(f, "pod/{id}"),
             Key::Failures(group) => write!(f, "failures/{group}"),
+            Key::Deploy(id) => write!(f, "deploy/{id}"),
             Key::Token(id) => write!(f, "token/{id}"),
             Key::Renewal(key) => write!(f, "renewal/{key}"),
         }
@@ -176,13 +183,14 @@ mod tests {
             "node/n1",
             "pod/a-b-00000",
             "failures/a/b",
+            "deploy/a@4",
             "token/ff",
             "renewal/ff",
         ];
         for text in keys {
             assert_eq!(text.parse::<Key>().unwrap().to_string(), text);
         }
-        for text in ["", "pods/a", "cluster/a", "job"] {
+        for text in ["", "pods/a", "cluster/a", "job", "deploy/a", "deploy/a@b"] {
             assert!(text.parse::<Key>().is_err(), "{text}");
         }
     }

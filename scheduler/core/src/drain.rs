@@ -190,6 +190,7 @@ mod tests {
             created: WallTime(0),
             restarts: 0,
             stop,
+            standby: false,
         }
     }
 

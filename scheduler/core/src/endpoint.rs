@@ -103,9 +103,12 @@ impl fmt::Display for EndpointState {
     }
 }
 
-/// What load balancers see of `pod`: nothing while it has no address.
+/// What load balancers see of `pod`: nothing while it has no address or stands by.
 #[must_use]
 pub fn endpoint(pod: &Pod) -> Option<Endpoint> {
+    if pod.standby {
+        return None;
+    }
     let state = match pod.phase {
         PodPhase::Pending => return None,
         PodPhase::Starting | PodPhase::Failed | PodPhase::Lost => EndpointState::Starting,

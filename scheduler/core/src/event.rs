@@ -6,6 +6,7 @@ use hextet_address::{ClusterPrefix, GroupId, NodePrefix, SubnetId};
 
 use crate::{
     cluster::Cluster,
+    deploy::{DeployError, DeployId, Move, Order, Schedule},
     endpoint::Selector,
     job::{Job, JobError},
     name::NameError,
@@ -26,6 +27,12 @@ pub enum Event {
     RollbackJob(Job, u32),
     /// Somebody wants a job to be gone.
     DeleteJob(String),
+    /// Somebody wants a job to become so by steps.
+    Deploy(Job, Schedule),
+    /// The driver of deploys has decided, after so many moves of this one.
+    DeployMoved(DeployId, u64, Move),
+    /// Somebody wants something of a deploy.
+    DeployOrder(DeployId, Order),
     /// Somebody wants a token.
     CreateToken(TokenId, Token),
     /// Somebody shows a token and wants to be known by a key.
@@ -157,6 +164,9 @@ pub enum Refusal {
         /// How many fit.
         max: u64,
     },
+    /// A deploy is not begun, or is in the way.
+    #[error(transparent)]
+    Deploy(#[from] DeployError),
     /// There is no such job.
     #[error("there is no job `{0}`; `netctl jobs` lists them")]
     NoJob(String),

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 
 use crate::{
     change::{Change, Key, Revision, Value},
+    deploy::Deploy,
     job::Job,
 };
 
@@ -86,6 +87,7 @@ pub fn fields(value: &Value) -> Option<Fields> {
         // They tell people nothing that the pods do not.
         Value::Counters(_) | Value::Failures(_) => None,
         Value::Job(record) => record.current().map(|job| job_fields(job)),
+        Value::Deploy(deploy) => Some(deploy_fields(deploy)),
         Value::Node(node) => Some(flat(node)),
         Value::Pod(pod) => Some(flat(pod)),
         Value::Token(token) => Some(flat(token)),
@@ -97,6 +99,13 @@ pub fn fields(value: &Value) -> Option<Fields> {
 #[must_use]
 pub fn job_fields(job: &Job) -> Fields {
     flat(job)
+}
+
+/// How far a deploy is; its text is that of a version of its job.
+fn deploy_fields(deploy: &Deploy) -> Fields {
+    let mut fields = flat(deploy);
+    fields.retain(|field, _| !field.starts_with("text."));
+    fields
 }
 
 /// The fields that differ.

@@ -11,6 +11,7 @@ pub mod batch;
 pub mod change;
 pub mod cluster;
 pub mod countable;
+pub mod deploy;
 mod draft;
 pub mod drain;
 pub mod endpoint;

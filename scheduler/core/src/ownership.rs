@@ -28,7 +28,14 @@ type Claims = &'static [(&'static str, &'static [&'static str])];
 
 /// Claims of every part.
 const CLAIMS: &[(Owner, Claims)] = &[
-    (Owner::User, &[("job", &["versions", "removed"]), ("token", &["role", "name", "expires"])]),
+    (
+        Owner::User,
+        &[
+            ("job", &["versions", "removed"]),
+            ("deploy", &["text", "schedule", "aborted", "changer"]),
+            ("token", &["role", "name", "expires"]),
+        ],
+    ),
     (
         Owner::Scheduler,
         &[
@@ -46,10 +53,18 @@ const CLAIMS: &[(Owner, Claims)] = &[
                     "node",
                     "address",
                     "created",
+                    "standby",
                     "stop",
                 ],
             ),
             ("node", &["phase", "left", "fenced", "term"]),
+            (
+                "deploy",
+                &[
+                    "id", "previous", "groups", "step", "stage", "moves", "failures", "faults", "reason",
+                    "begun", "ended",
+                ],
+            ),
             ("counters", &["pods_made"]),
         ],
     ),

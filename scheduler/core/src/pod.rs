@@ -47,6 +47,9 @@ pub struct Pod {
     /// Load balancers have been told that it terminates: its node stops it.
     #[serde(default)]
     pub stop: bool,
+    /// It waits beside others until they are switched: load balancers are not told of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
 }
 
 /// How far a pod is.
@@ -72,6 +75,12 @@ impl Pod {
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.phase != PodPhase::Terminating
+    }
+
+    /// Whether it runs, and load balancers are told so.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.phase == PodPhase::Running && !self.standby
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     change::JobRecord,
     job::{Group, JobProblem},
-    pod::{Pod, PodPhase},
+    pod::Pod,
 };
 
 /// Two versions of a group's tasks, and how many of its pods are of the next, in hundredths.
@@ -18,6 +18,9 @@ pub struct Rollout {
     pub next: u32,
     /// 0 is back to the previous, 100 is all the way to the next.
     pub percent_next: u32,
+    /// The pods of the next version are made beside all of the previous one, and load balancers are not told of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
 }
 
 /// One of the two versions of a group in a rollout.
@@ -28,6 +31,8 @@ pub struct Side {
     /// What they are: the tasks, resources and constraints of that version, and all else of the text in force. Its
     /// `count` is that of this side.
     pub text: Group,
+    /// Whether load balancers are not told of its pods.
+    pub standby: bool,
 }
 
 impl Rollout {
@@ -67,7 +72,8 @@ impl Rollout {
 pub fn sides(record: &JobRecord, group: &str, wanted: &Group) -> Option<[Side; 2]> {
     let rollout = wanted.rollout?;
     let next = rollout.next_of(wanted.count);
-    let side = |version: u32, count: u32| {
+    let previous = if rollout.standby { wanted.count } else { wanted.count - next };
+    let side = |version: u32, count: u32, standby: bool| {
         let of_version = record.versions.get(&version)?.groups.get(group)?;
         let text = Group {
             count,
@@ -80,9 +86,9 @@ pub fn sides(record: &JobRecord, group: &str, wanted: &Group) -> Option<[Side; 2
             hooks: of_version.hooks.clone(),
             ..wanted.clone()
         };
-        Some(Side { version, text })
+        Some(Side { version, text, standby })
     };
-    Some([side(rollout.previous, wanted.count - next)?, side(rollout.next, next)?])
+    Some([side(rollout.previous, previous, false)?, side(rollout.next, next, rollout.standby)?])
 }
 
 /// Whether `pod` is of the next side. One of another version than the two is, when its tasks are the same; all others
@@ -97,14 +103,13 @@ pub fn is_next(record: &JobRecord, [previous, next]: &[Side; 2], pod: &Pod) -> b
 }
 
 /// Which of the live pods of a group stop, when `surplus` of these `pods` are too many and `serving` pods of the whole
-/// group run: first all that serve nobody, then as many of those that run as leave `count` that do. The newest first.
+/// group do: first all that serve nobody, then as many of those that do as leave `count`. The newest first.
 #[must_use]
 pub fn to_stop(mut pods: Vec<Pod>, surplus: usize, serving: &mut usize, count: usize) -> Vec<Pod> {
-    let runs = |pod: &Pod| pod.phase == PodPhase::Running;
-    pods.sort_by_key(|pod| (runs(pod), u64::MAX - pod.serial));
+    pods.sort_by_key(|pod| (pod.serves(), u64::MAX - pod.serial));
     let mut stopping = Vec::new();
     for pod in pods.into_iter().take(surplus) {
-        if runs(&pod) {
+        if pod.serves() {
             if *serving <= count {
                 break;
             }
@@ -137,7 +142,7 @@ mod tests {
             (0, 100, 0),
         ];
         for (count, percent_next, next) in cases {
-            let rollout = Rollout { previous: 1, next: 2, percent_next };
+            let rollout = Rollout { previous: 1, next: 2, percent_next, standby: false };
             assert_eq!(rollout.next_of(count), next, "{percent_next} % of {count}");
         }
     }
@@ -145,14 +150,16 @@ mod tests {
     #[test]
     fn more_percent_are_never_fewer_pods() {
         for count in 0..50 {
-            let next = |percent_next| Rollout { previous: 1, next: 2, percent_next }.next_of(count);
+            let next =
+                |percent_next| Rollout { previous: 1, next: 2, percent_next, standby: false }.next_of(count);
             assert!((0..100).all(|percent| next(percent) <= next(percent + 1)), "{count}");
         }
     }
 
     #[test]
     fn a_rollout_has_two_versions_and_a_percentage() {
-        let check = |previous, next, percent_next| Rollout { previous, next, percent_next }.check();
+        let check =
+            |previous, next, percent_next| Rollout { previous, next, percent_next, standby: false }.check();
         assert_eq!(check(3, 4, 20), Ok(()));
         assert_eq!(check(4, 4, 20), Err(JobProblem::SameVersion(4)));
         assert_eq!(check(0, 4, 20), Err(JobProblem::Zero));

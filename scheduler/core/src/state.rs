@@ -13,6 +13,7 @@ pub use self::{
 use crate::{
     change::{Change, JobRecord, Key, Revision, Value},
     cluster::{Cluster, Counters},
+    deploy::{Deploy, DeployId},
     failure::Failures,
     job::Job,
     node::Node,
@@ -38,6 +39,7 @@ pub struct State {
     nodes: BTreeMap<String, Arc<Node>>,
     pods: BTreeMap<PodId, Arc<Pod>>,
     failures: BTreeMap<String, Arc<Failures>>,
+    deploys: BTreeMap<DeployId, Arc<Deploy>>,
     tokens: BTreeMap<TokenId, Arc<Token>>,
     renewals: BTreeMap<String, Arc<Renewal>>,
     index: Index,
@@ -93,6 +95,12 @@ impl State {
     #[must_use]
     pub fn job_of(&self, pod: &Pod) -> Option<&Arc<Job>> {
         self.jobs.get(&pod.job)?.versions.get(&pod.job_version)
+    }
+
+    /// Deploys by job and version: under way, the last one that ended well, and those that gave up.
+    #[must_use]
+    pub fn deploys(&self) -> &BTreeMap<DeployId, Arc<Deploy>> {
+        &self.deploys
     }
 
     /// Nodes by name.
@@ -232,6 +240,7 @@ impl State {
             Key::Node(name) => self.nodes.get(name).cloned().map(Value::Node),
             Key::Pod(id) => self.pods.get(id).cloned().map(Value::Pod),
             Key::Failures(group) => self.failures.get(group).cloned().map(Value::Failures),
+            Key::Deploy(id) => self.deploys.get(id).cloned().map(Value::Deploy),
             Key::Token(id) => self.tokens.get(id).cloned().map(Value::Token),
             Key::Renewal(key) => self.renewals.get(key).cloned().map(Value::Renewal),
         }
@@ -248,6 +257,8 @@ impl State {
         let failures = self.failures.iter();
         let failures = failures
             .map(|(group, failures)| (Key::Failures(group.clone()), Value::Failures(failures.clone())));
+        let deploys =
+            self.deploys.iter().map(|(id, deploy)| (Key::Deploy(id.clone()), Value::Deploy(deploy.clone())));
         let tokens =
             self.tokens.iter().map(|(id, token)| (Key::Token(id.clone()), Value::Token(token.clone())));
         let renewals =
@@ -258,6 +269,7 @@ impl State {
             .chain(nodes)
             .chain(pods)
             .chain(failures)
+            .chain(deploys)
             .chain(tokens)
             .chain(renewals)
     }
@@ -309,6 +321,8 @@ impl State {
                 drop(self.failures.insert(group.clone(), failures));
             }
             (Key::Failures(group), _) => drop(self.failures.remove(group)),
+            (Key::Deploy(id), Some(Value::Deploy(deploy))) => drop(self.deploys.insert(id.clone(), deploy)),
+            (Key::Deploy(id), _) => drop(self.deploys.remove(id)),
             (Key::Token(id), Some(Value::Token(token))) => drop(self.tokens.insert(id.clone(), token)),
             (Key::Token(id), _) => drop(self.tokens.remove(id)),
             (Key::Renewal(key), Some(Value::Renewal(next))) => {

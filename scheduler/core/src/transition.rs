@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod address;
+mod deploy;
 mod enroll;
 mod group;
 mod job;
@@ -91,6 +92,11 @@ fn dispatch(
         Event::ApplyJob(job) => job::apply(draft, job, &origin.changer, context),
         Event::RollbackJob(job, to) => job::rollback(draft, job, *to, &origin.changer, context),
         Event::DeleteJob(name) => job::delete(draft, name, &origin.changer, context),
+        Event::Deploy(job, schedule) => deploy::begin(draft, job, schedule, &origin.changer, context),
+        Event::DeployMoved(id, moves, decided) => {
+            Ok(deploy::advance(draft, (id, *moves), decided, &origin.changer, context))
+        }
+        Event::DeployOrder(id, order) => deploy::order(draft, id, *order, &origin.changer, context),
         Event::CreateToken(id, token) => enroll::create_token(draft, id, token, context.wall),
         Event::Enroll(enroll) => enroll::enroll(draft, enroll, context.wall),
         Event::Renew(renewal) => renew::renew(draft, renewal, context.wall),

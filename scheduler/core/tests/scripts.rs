@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, fs, net::Ipv6Addr, path::Path};
 use scheduler_core::{
     assignment,
     change::{Change, Key, Revision, Value},
+    deploy::{self, DeployId, Move, OnFailure, Order, Pause, Schedule, Strategy},
     event::{Conflict, Event, Mac, PodReport, PrefixChoice, Refusal},
     job::Job,
     node::Node,
@@ -70,6 +71,21 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
         ["rollback", to] => {
             let job: Job = serde_norway::from_str(body).unwrap();
             told(world, "user:alice", Event::RollbackJob(job, to.parse().unwrap()))
+        }
+        ["deploy", strategy] => {
+            let job: Job = serde_norway::from_str(body).unwrap();
+            told(world, "user:alice", Event::Deploy(job, schedule(strategy)))
+        }
+        ["moved", id, words @ ..] => moved(world, &id.parse().unwrap(), words),
+        ["resume", id] => order(world, id, Order::Resume),
+        ["abort", id] => order(world, id, Order::Abort { now: false }),
+        ["abort-now", id] => order(world, id, Order::Abort { now: true }),
+        ["ack", id] => order(world, id, Order::Acknowledge),
+        ["health", id] => {
+            format!(
+                "{:?}\n",
+                deploy::health::health(&world.state, &world.state.deploys()[&id.parse().unwrap()])
+            )
         }
         ["delete", job] => told(world, "user:alice", Event::DeleteJob((*job).to_owned())),
         ["delete-node", node] => told(world, "user:alice", Event::DeleteNode((*node).to_owned())),
@@ -154,6 +170,41 @@ fn conflict(world: &mut World, node: &str, which: &str, other: Option<Ipv6Addr>)
     told(world, &format!("node:{node}"), Event::AddressConflict(node.to_owned(), conflict))
 }
 
+/// A strategy's usual steps, perhaps with `+hold` for those that somebody has to let pass.
+fn schedule(strategy: &str) -> Schedule {
+    let (strategy, pause) = match strategy.split_once('+') {
+        Some((strategy, "hold")) => (strategy, Pause::Hold),
+        _ => (strategy, Pause::None),
+    };
+    let strategy: Strategy = serde_norway::from_str(strategy).unwrap();
+    Schedule {
+        strategy,
+        steps: Schedule::steps_of(strategy, pause),
+        healthy_for_ms: 10_000,
+        timeout_ms: 300_000,
+        retries: 1,
+        retry_after_ms: 10_000,
+        on_failure: OnFailure::Rollback,
+    }
+}
+
+/// What the driver decides of the deploy as it is.
+fn moved(world: &mut World, id: &DeployId, words: &[&str]) -> String {
+    let decided = match words {
+        ["passed"] => Move::Passed,
+        ["failed", why @ ..] => Move::Failed(why.join(" ")),
+        ["again"] => Move::TryAgain,
+        ["back"] => Move::Back,
+        _ => panic!("no such move: {words:?}"),
+    };
+    let moves = world.state.deploys()[id].moves;
+    told(world, "deploy", Event::DeployMoved(id.clone(), moves, decided))
+}
+
+fn order(world: &mut World, id: &str, order: Order) -> String {
+    told(world, "user:alice", Event::DeployOrder(id.parse().unwrap(), order))
+}
+
 fn told(world: &mut World, changer: &str, event: Event) -> String {
     reply(world.event(changer, event))
 }
@@ -188,6 +239,7 @@ fn change_line(change: &Change) -> String {
                 if job.removed { " removed" } else { "" }
             )
         }
+        Some(Value::Deploy(deploy)) => format!("deploy {} {}\n", deploy.id, deploy.stage),
         _ => format!("{}\n", change.key),
     };
     format!("{sign} {text}")
@@ -196,6 +248,7 @@ fn change_line(change: &Change) -> String {
 fn pod_line(pod: &Pod, with_address: bool) -> String {
     let node = pod.node.as_deref().unwrap_or("-");
     let stop = if pod.stop { " stop" } else { "" };
+    let stop = if pod.standby { format!(" standby{stop}") } else { stop.to_owned() };
     let address =
         pod.address.filter(|_| with_address).map(|address| format!(" {address}")).unwrap_or_default();
     let (phase, version) = (pod.phase, pod.job_version);

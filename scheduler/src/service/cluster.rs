@@ -17,7 +17,7 @@ use scheduler_core::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{backup, explain, history, malformed, plan, status};
+use super::{backup, deploy, explain, history, malformed, plan, status};
 use crate::{
     auth, convert,
     hub::Hub,
@@ -132,6 +132,33 @@ impl Cluster for ClusterService {
     ) -> Result<Response<v1::PlanJobsResponse>, Status> {
         let changer = auth::caller(&request).changer();
         Ok(Response::new(plan::plan(&self.0, changer, request.into_inner()).await?))
+    }
+
+    async fn start_deploy(
+        &self,
+        request: Request<v1::StartDeployRequest>,
+    ) -> Result<Response<v1::StartDeployResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let request = request.into_inner();
+        let origin = origin(changer, request.message.clone())?;
+        Ok(Response::new(deploy::start(&self.0, origin, request).await?))
+    }
+
+    async fn list_deploys(
+        &self,
+        request: Request<v1::ListDeploysRequest>,
+    ) -> Result<Response<v1::ListDeploysResponse>, Status> {
+        Ok(Response::new(deploy::list(&self.0, &request.into_inner().deploy)?))
+    }
+
+    async fn steer_deploy(
+        &self,
+        request: Request<v1::SteerDeployRequest>,
+    ) -> Result<Response<v1::SteerDeployResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let request = request.into_inner();
+        let origin = origin(changer, request.message.clone())?;
+        Ok(Response::new(deploy::steer(&self.0, origin, request).await?))
     }
 
     async fn compact_history(

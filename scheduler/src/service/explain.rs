@@ -88,6 +88,9 @@ fn own_steps(pod: &Pod, told: bool, moments: Moments, now: Moment) -> Vec<v1::St
         (None, _) => step(ASSIGNED, "waiting", None),
     };
     let published = match pod.phase {
+        PodPhase::Running if pod.standby => {
+            step(PUBLISHED, "waiting", Some("it stands by until the rollout switches to it".to_owned()))
+        }
         PodPhase::Running => done(PUBLISHED, moments.running, moments.running, now),
         PodPhase::Terminating if pod.stop => {
             done_as(PUBLISHED, "gone", moments.terminating, moments.stopped, now)

@@ -163,6 +163,7 @@ pub(super) fn revision(number: u64, address: Option<&str>) -> Revision {
         created: WallTime(0),
         restarts: 0,
         stop: false,
+        standby: false,
     };
     let change = Change { key: Key::Pod(id(number)), old: None, new: Some(Value::Pod(Arc::new(pod))) };
     let (changer, message) = ("test".to_owned(), "a test".to_owned());

@@ -25,6 +25,7 @@ pub(super) fn reconcile(
     if let Some(sides) = rollout::sides(draft, job, group, wanted) {
         return rollout::reconcile(draft, (job, group), wanted.count, &sides, context);
     }
+    end_standby(draft, live(draft, job, group), wanted.count as usize, context);
     for pod in live(draft, job, group) {
         match fate(draft, &pod, wanted) {
             Fate::Stays => {}
@@ -165,9 +166,26 @@ pub(super) fn create_of(
         created: context.wall,
         restarts: 0,
         stop: false,
+        standby: false,
     };
     draft.put_pod(pod.clone());
     pod
+}
+
+/// Without a rollout nothing stands by: such pods serve, as far as they are wanted.
+fn end_standby(draft: &mut Draft<'_>, pods: Vec<Pod>, count: usize, context: &Context<'_>) {
+    let surplus = pods.len().saturating_sub(count);
+    let mut standing: Vec<Pod> = pods.into_iter().filter(|pod| pod.standby).collect();
+    let serving = standing.split_off(surplus.min(standing.len()));
+    standing.into_iter().for_each(|pod| stop(draft, pod, "fewer pods are wanted", context));
+    set_standby(draft, serving, false);
+}
+
+/// Shows pods to load balancers, or keeps them back.
+pub(super) fn set_standby(draft: &mut Draft<'_>, pods: Vec<Pod>, standby: bool) {
+    for pod in pods.into_iter().filter(|pod| pod.standby != standby) {
+        draft.put_pod(Pod { standby, ..pod });
+    }
 }
 
 /// Takes a pod away: at once when nothing of it runs; otherwise load balancers are told first, if there are
@@ -176,7 +194,7 @@ pub(super) fn stop(draft: &mut Draft<'_>, pod: Pod, why: &str, context: &Context
     if !may_live(draft, &pod) {
         return forget(draft, &pod);
     }
-    let stop = !(context.is_watched)(&pod);
+    let stop = pod.standby || !(context.is_watched)(&pod);
     draft.put_pod(Pod { phase: PodPhase::Terminating, message: why.to_owned(), stop, ..pod });
 }
 

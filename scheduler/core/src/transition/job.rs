@@ -7,7 +7,7 @@ use crate::{
     draft::Draft,
     event::Refusal,
     job::Job,
-    transition::{Context, PODS_MAX, Step, group, rollout},
+    transition::{Context, PODS_MAX, Step, deploy, group, rollout},
 };
 
 pub(super) fn apply(
@@ -17,6 +17,7 @@ pub(super) fn apply(
     context: &mut Context<'_>,
 ) -> Result<Step, Refusal> {
     job.validate()?;
+    deploy::check_free(draft, &job.job)?;
     if draft.job(&job.job).is_some_and(|current| **current == *job) {
         return Ok(Step { message: String::new(), replan: false });
     }
@@ -35,13 +36,15 @@ pub(super) fn rollback(
     context: &mut Context<'_>,
 ) -> Result<Step, Refusal> {
     job.validate()?;
+    deploy::check_free(draft, &job.job)?;
     check_total(draft, job)?;
     rollout::check(draft, job, next_version(draft, &job.job))?;
     let version = bring_about(draft, job, Some(to), changer, context);
     Ok(Step { message: format!("job {} version {version} = {to}", job.job), replan: true })
 }
 
-fn bring_about(
+/// Makes the text the next version, and its pods what it says.
+pub(super) fn bring_about(
     draft: &mut Draft<'_>,
     job: &Job,
     equals: Option<u32>,
@@ -71,17 +74,18 @@ pub(super) fn delete(
     let (applied, changer) = (context.wall, changer.to_owned());
     draft.put_job(name, JobRecord { removed: true, applied, changer, ..record });
     job.groups.keys().for_each(|group| draft.put(Key::Failures(format!("{name}/{group}")), None));
+    deploy::forget_job(draft, name);
     Ok(Step { message: format!("job {name} deleted"), replan: true })
 }
 
-fn check_total(draft: &Draft<'_>, job: &Job) -> Result<(), Refusal> {
+pub(super) fn check_total(draft: &Draft<'_>, job: &Job) -> Result<(), Refusal> {
     let old = draft.job(&job.job).map_or(0, |old| old.pods_wanted());
     let others = draft.pods_wanted() - old;
     let wanted = others + job.pods_wanted();
     if wanted > PODS_MAX { Err(Refusal::TooManyPods { wanted, max: PODS_MAX }) } else { Ok(()) }
 }
 
-fn next_version(draft: &Draft<'_>, job: &str) -> u32 {
+pub(super) fn next_version(draft: &Draft<'_>, job: &str) -> u32 {
     draft.job_record(job).map_or(1, |record| record.version.saturating_add(1))
 }
 

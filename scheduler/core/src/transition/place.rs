@@ -154,7 +154,8 @@ fn replace(draft: &mut Draft<'_>, lost: &Pod, turn: &Turn, wanted: &Group, conte
     group::forget(draft, lost);
     let in_force = draft.job_record(&lost.job).map_or(0, |record| record.version);
     let version = turn.side.as_ref().map_or(in_force, |(sides, which)| sides[*which].version);
-    group::create_of(draft, &lost.job, &lost.group, wanted, version, context)
+    let pod = group::create_of(draft, &lost.job, &lost.group, wanted, version, context);
+    Pod { standby: lost.standby, ..pod }
 }
 
 fn settle(draft: &mut Draft<'_>, pod: Pod, node: &str, context: &mut Context<'_>) {

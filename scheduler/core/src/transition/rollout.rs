@@ -8,7 +8,7 @@ use crate::{
     event::Refusal,
     job::{Group, Job},
     placement,
-    pod::{Pod, PodPhase},
+    pod::Pod,
     rollout::{self, Side},
     transition::{Context, group},
 };
@@ -52,18 +52,31 @@ pub(super) fn reconcile(
     stop_misplaced(draft, (job, name), sides, context);
     let [previous, next] = sides;
     let (nexts, previouses) = split(draft, (job, name), sides);
-    for (side, pods) in [(next, &nexts), (previous, &previouses)] {
+    for (side, pods) in [(next, nexts), (previous, previouses)] {
         for _ in pods.len()..side.text.count as usize {
             group::create_of(draft, job, name, &side.text, side.version, context);
         }
     }
-    let runs = |pod: &&Pod| pod.phase == PodPhase::Running;
-    let mut serving = nexts.iter().chain(&previouses).filter(runs).count();
+    switch(draft, (job, name), sides);
+    let (nexts, previouses) = split(draft, (job, name), sides);
+    let mut serving = nexts.iter().chain(&previouses).filter(|pod| pod.serves()).count();
     for (side, pods) in [(previous, previouses), (next, nexts)] {
         let surplus = pods.len().saturating_sub(side.text.count as usize);
         for pod in rollout::to_stop(pods, surplus, &mut serving, count as usize) {
             let why = format!("the rollout wants {} pods of version {}", side.text.count, side.version);
             group::stop(draft, pod, &why, context);
+        }
+    }
+}
+
+/// Shows each side to load balancers, or keeps it back: all of its pods in one revision. Those of a side that goes stay
+/// as they are: it would be for a moment.
+fn switch(draft: &mut Draft<'_>, (job, name): (&str, &str), sides: &[Side; 2]) {
+    let [previous, next] = sides;
+    let (nexts, previouses) = split(draft, (job, name), sides);
+    for (side, pods) in [(next, nexts), (previous, previouses)] {
+        if side.text.count > 0 {
+            group::set_standby(draft, pods, side.standby);
         }
     }
 }

@@ -1,0 +1,127 @@
+//! Shows how far a deploy is until it has come to an end, also over a restart of the server.
+
+use std::{
+    fmt::Write as _,
+    io,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use hextet_api::v1::{self, DeployStage};
+
+use crate::{
+    client::{Client, ServerArgs, request},
+    cmd::deploys::DeployRow,
+    duration,
+    print::{self, Format},
+};
+
+/// The server is asked this often.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// A server that does not answer is asked again for this long.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+
+/// Says what was begun; programs get the last state alone.
+pub(super) fn begun(deploy: &v1::Deploy, format: Format) -> anyhow::Result<()> {
+    if format != Format::Table {
+        return Ok(());
+    }
+    let strategy = DeployRow::new(deploy.clone(), 0).strategy;
+    let text = format!("deploy {} ({strategy}): version {} to {}", deploy.id, deploy.previous, deploy.next);
+    print::to_stdout(|out| Ok(print::lines(out, text.lines())?))
+}
+
+pub(super) async fn follow(
+    server: &ServerArgs,
+    mut client: Client,
+    mut deploy: v1::Deploy,
+    format: Format,
+) -> anyhow::Result<()> {
+    let (id, mut shown, mut heard) = (deploy.id.clone(), String::new(), Instant::now());
+    loop {
+        if format == Format::Table {
+            show(&deploy, &mut shown)?;
+        }
+        if is_end(deploy.stage()) {
+            return end(deploy, format);
+        }
+        tokio::time::sleep(INTERVAL).await;
+        match ask(&client, &id).await {
+            Ok(newer) => (deploy, heard) = (newer, Instant::now()),
+            Err(status) if is_away(status.code()) && heard.elapsed() < SILENCE_MAX => {
+                if let Ok(fresh) = Client::connect(server).await {
+                    client = fresh;
+                }
+            }
+            Err(status) => return Err(client.explain(&status)).context(left_alone(&id)),
+        }
+    }
+}
+
+fn left_alone(id: &str) -> String {
+    format!("deploy {id} goes on without being followed; `netctl deploys {id}` shows how far it is")
+}
+
+fn is_away(code: tonic::Code) -> bool {
+    use tonic::Code::{Cancelled, DeadlineExceeded, Unavailable, Unknown};
+    matches!(code, Unavailable | Cancelled | Unknown | DeadlineExceeded)
+}
+
+async fn ask(client: &Client, id: &str) -> Result<v1::Deploy, tonic::Status> {
+    let message = v1::ListDeploysRequest { deploy: id.to_owned() };
+    let answer = client.cluster().list_deploys(request(message)).await?;
+    let none = || tonic::Status::not_found(format!("there is no deploy `{id}`"));
+    answer.into_inner().deploys.into_iter().next().ok_or_else(none)
+}
+
+fn show(deploy: &v1::Deploy, shown: &mut String) -> io::Result<()> {
+    let line = line(deploy);
+    if line != *shown {
+        print::to_stdout(|out| Ok(print::lines(out, line.lines())?)).map_err(io::Error::other)?;
+        *shown = line;
+    }
+    Ok(())
+}
+
+/// One line; what only time changes is not in it.
+fn line(deploy: &v1::Deploy) -> String {
+    let row = DeployRow::new(deploy.clone(), 0);
+    let mut line = format!("  {}: {}", row.step, row.stage);
+    if !is_end(deploy.stage()) {
+        let _ = write!(
+            line,
+            ", {} of {} new pods run, {} others",
+            deploy.new_running, deploy.new_wanted, deploy.others
+        );
+    }
+    for text in [&deploy.reason, &deploy.waits_for].into_iter().filter(|text| !text.is_empty()) {
+        let _ = write!(line, "; {text}");
+    }
+    if deploy.stage() == DeployStage::Held {
+        let _ = write!(line, " (`netctl deploy resume {}`)", deploy.job);
+    }
+    line
+}
+
+fn is_end(stage: DeployStage) -> bool {
+    matches!(stage, DeployStage::Promoted | DeployStage::Aborted | DeployStage::GaveUp)
+}
+
+fn end(deploy: v1::Deploy, format: Format) -> anyhow::Result<()> {
+    let took = Duration::from_millis(deploy.ended_unix_ms.saturating_sub(deploy.begun_unix_ms));
+    let (id, previous, promoted) =
+        (deploy.id.clone(), deploy.previous, deploy.stage() == DeployStage::Promoted);
+    let reason = deploy.reason.clone();
+    match format {
+        Format::Table if promoted => {
+            let text = format!("deploy {id} promoted after {}", duration::age(took));
+            print::to_stdout(|out| Ok(print::lines(out, text.lines())?))?;
+        }
+        Format::Table => {}
+        Format::Json | Format::Yaml => {
+            let row = DeployRow::new(deploy, 0);
+            print::to_stdout(|out| print::value(out, format, &row))?;
+        }
+    }
+    if promoted { Ok(()) } else { Err(anyhow::anyhow!("deploy {id}: version {previous} is back: {reason}")) }
+}

@@ -1,0 +1,145 @@
+//! Whether the pods that a deploy has made do well, as far as their nodes say.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::Deploy;
+use crate::{
+    job::Group,
+    pod::{Pod, PodId, PodPhase},
+    rollout,
+    state::State,
+};
+
+/// How the pods of the next version do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// All that are wanted run, and those that are not are gone.
+    Good,
+    /// Not yet all of them, and what is waited for.
+    NotYet(String),
+    /// One of them has failed.
+    Bad(String),
+}
+
+/// How often a pod has failed: a task that ended counts at once, and its next start does not count again.
+fn faults(pod: &Pod) -> u32 {
+    pod.restarts.saturating_add(u32::from(pod.phase == PodPhase::Failed))
+}
+
+/// How often the new pods have failed until now, of those that have: it is not held against them again.
+#[must_use]
+pub fn known_faults(state: &State, deploy: &Deploy) -> BTreeMap<PodId, u32> {
+    let pods = sides(state, deploy).into_iter().flat_map(|side| side.new);
+    pods.map(|pod| (pod.id.clone(), faults(pod))).filter(|(_, faults)| *faults > 0).collect()
+}
+
+/// How the pods of the next version do.
+#[must_use]
+pub fn health(state: &State, deploy: &Deploy) -> Health {
+    let sides = sides(state, deploy);
+    let new = || sides.iter().flat_map(|side| &side.new);
+    let known = |pod: &Pod| deploy.faults.get(&pod.id).copied().unwrap_or(0);
+    if let Some(pod) = new().find(|pod| faults(pod) > known(pod)) {
+        return Health::Bad(failure(pod));
+    }
+    match sides.iter().find_map(|side| side.waits_for(deploy)) {
+        Some(what) => Health::NotYet(what),
+        None => Health::Good,
+    }
+}
+
+/// Whether no pod of the next version is left beside those of the previous one.
+#[must_use]
+pub fn is_back(state: &State, deploy: &Deploy) -> bool {
+    let both = |side: &Side<'_>| deploy.groups.contains(side.group);
+    sides(state, deploy).iter().filter(|side| both(side)).all(|side| side.new.is_empty())
+}
+
+/// How many pods there are of each version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Of the next version that run.
+    pub running: usize,
+    /// Of the next version that are wanted at this step.
+    pub wanted: usize,
+    /// Of the others, in the groups of which there are both.
+    pub others: usize,
+}
+
+/// Counts the pods of both versions.
+#[must_use]
+pub fn tally(state: &State, deploy: &Deploy) -> Tally {
+    let mut tally = Tally::default();
+    for side in sides(state, deploy) {
+        tally.running += side.running();
+        tally.wanted += side.wanted;
+        tally.others += side.others;
+    }
+    tally
+}
+
+fn failure(pod: &Pod) -> String {
+    let node = pod.node.as_deref().unwrap_or_default();
+    match pod.phase {
+        PodPhase::Failed => format!("pod {} failed on {node}: {}", pod.id, pod.message),
+        _ => format!("a task of pod {} ended on {node} and was started again", pod.id),
+    }
+}
+
+/// The pods of one group.
+struct Side<'a> {
+    group: &'a str,
+    /// How many of the next version there are to be.
+    wanted: usize,
+    /// And how many others.
+    others_wanted: usize,
+    new: Vec<&'a Arc<Pod>>,
+    others: usize,
+}
+
+/// Every group of which the deploy has made pods: those of two versions, and those that the previous text had not.
+fn sides<'a>(state: &'a State, deploy: &'a Deploy) -> Vec<Side<'a>> {
+    let Some(text) = state.job(&deploy.id.job) else { return Vec::new() };
+    let record = state.job_record(&deploy.id.job);
+    let before = record.and_then(|record| deploy.before(record));
+    let is_new = |name: &String| before.is_none_or(|before| !before.groups.contains_key(name));
+    let groups = text.groups.iter();
+    let made = groups.filter(|(name, _)| deploy.groups.contains(*name) || is_new(name));
+    made.map(|(name, group)| side(state, deploy, name, group)).collect()
+}
+
+fn side<'a>(state: &'a State, deploy: &Deploy, name: &'a str, group: &Group) -> Side<'a> {
+    let job = &deploy.id.job;
+    let live: Vec<&Arc<Pod>> = state.pods_of_group(job, name).filter(|pod| pod.is_wanted()).collect();
+    let record = state.job_record(job);
+    let sides = record.and_then(|record| Some((record, rollout::sides(record, name, group)?)));
+    let Some((record, sides)) = sides else {
+        return Side { group: name, wanted: group.count as usize, others_wanted: 0, new: live, others: 0 };
+    };
+    let next_is_new = sides[1].version == deploy.id.version;
+    let (new, others): (Vec<_>, Vec<_>) =
+        live.into_iter().partition(|pod| rollout::is_next(record, &sides, pod) == next_is_new);
+    let count = |is_next: bool| sides[usize::from(is_next)].text.count as usize;
+    let (wanted, others_wanted) = (count(next_is_new), count(!next_is_new));
+    Side { group: name, wanted, others_wanted, new, others: others.len() }
+}
+
+impl Side<'_> {
+    fn running(&self) -> usize {
+        self.new.iter().filter(|pod| pod.phase == PodPhase::Running).count()
+    }
+
+    /// What is not yet as it should be. That the others are all there is not asked: the next version may be the cure.
+    fn waits_for(&self, deploy: &Deploy) -> Option<String> {
+        let (running, version) = (self.running(), deploy.id.version);
+        if running < self.wanted {
+            let (group, wanted) = (self.group, self.wanted);
+            let late = self.new.iter().find(|pod| pod.phase != PodPhase::Running);
+            let late = late.map(|pod| format!("; {} is {}: {}", pod.id, pod.phase, pod.message));
+            let late = late.unwrap_or_default();
+            return Some(format!("{running} of {wanted} pods of {group} run in version {version}{late}"));
+        }
+        let surplus = self.others.saturating_sub(self.others_wanted) + self.new.len() - self.wanted;
+        (surplus > 0).then(|| format!("{surplus} pods of {} have yet to stop", self.group))
+    }
+}

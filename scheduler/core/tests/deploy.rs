@@ -1,0 +1,365 @@
+//! Deploys by a clock of the test's own: what passes, what is tried again and when, and what becomes of it.
+
+#[path = "support/mod.rs"]
+#[allow(dead_code)]
+mod support;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use scheduler_core::{
+    deploy::{Deploy, Deploys, Form, OnFailure, Order, Pause, Schedule, Stage, Step, Strategy},
+    event::{Event, PodReport, Refusal},
+    job::Job,
+    pod::{Pod, PodPhase},
+    quantity::Resources,
+    time::Moment,
+};
+use support::World;
+
+const TICK_MS: u64 = 250;
+
+/// A cluster of two nodes, the driver, and how the pods of a version do.
+struct Run {
+    world: World,
+    deploys: Deploys,
+    now: Moment,
+    /// Its pods fail when they have run for so long.
+    bad: BTreeMap<u32, Option<Duration>>,
+    started: BTreeMap<String, Moment>,
+}
+
+#[test]
+fn a_good_version_is_promoted_when_it_has_done_well_at_every_step() {
+    let mut run = Run::new(4);
+    run.deploy(schedule(Strategy::Rolling, Pause::None)).unwrap();
+    let steps = run.deploy_of().schedule.steps.iter().map(|step| step.percent).collect::<Vec<_>>();
+    assert_eq!(steps, [20, 40, 80, 100], "60 % of 4 are as many as 80 %");
+    let took = run.until(Stage::Promoted, 120);
+    // Each step needs ten seconds of pods that do well.
+    assert!((40..45).contains(&took.as_secs()), "{took:?}");
+    assert!(run.pods().all(|pod| pod.job_version == 2), "every pod is of the next version");
+    assert_eq!(run.world.state.job("shop"), Some(&text("two", 4).into()));
+}
+
+#[test]
+fn while_it_goes_on_no_pod_is_missing() {
+    let mut run = Run::new(5);
+    run.deploy(schedule(Strategy::Rolling, Pause::None)).unwrap();
+    while !run.deploy_of().stage.is_end() {
+        run.tick();
+        let serving = run.pods().filter(|pod| pod.serves()).count();
+        assert!(serving >= 5, "{serving} serve");
+    }
+}
+
+#[test]
+fn a_bad_version_is_tried_again_after_waits_that_double_and_then_given_up() {
+    let mut run = Run::new(4);
+    run.bad.insert(2, None);
+    run.deploy(schedule(Strategy::Rolling, Pause::None)).unwrap();
+    let mut waits = Vec::new();
+    for failures in 1..=3 {
+        run.until(Stage::Waiting, 60);
+        assert_eq!(run.deploy_of().failures, failures);
+        waits.push(run.until(Stage::Watching, 600).as_secs());
+    }
+    assert_eq!(waits, [10, 20, 40]);
+    run.until(Stage::GaveUp, 60);
+    let deploy = run.deploy_of();
+    assert!(deploy.reason.starts_with("20 % (step 1 of 4): pod shop-web-"), "{}", deploy.reason);
+    assert_eq!(run.world.state.job("shop"), Some(&text("one", 4).into()));
+    assert_eq!(run.world.state.job_record("shop").unwrap().equals, Some(1));
+    assert!(run.pods().filter(|pod| pod.is_wanted()).all(|pod| pod.job_version == 1));
+}
+
+#[test]
+fn one_that_fails_only_later_is_noticed_while_the_canary_is_watched() {
+    let mut run = Run::new(10);
+    run.bad.insert(2, Some(Duration::from_secs(40)));
+    let retries = Schedule { retries: 0, ..schedule(Strategy::Canary, Pause::For(60_000)) };
+    run.deploy(retries).unwrap();
+    run.until(Stage::GaveUp, 60);
+    assert_eq!(run.deploy_of().step, 0, "nine of ten pods were left alone");
+}
+
+#[test]
+fn a_pod_without_a_place_is_waited_for_and_then_it_is_no_more() {
+    let mut run = Run::new(4);
+    let big = serde_norway::from_str::<Job>(
+        "{job: shop, groups: {web: {count: 4, tasks: {t: {exec: [/bin/two], cpu: 64}}}}}",
+    );
+    run.begin(big.unwrap(), Schedule { retries: 0, ..schedule(Strategy::Rolling, Pause::None) }).unwrap();
+    let took = run.until(Stage::GaveUp, 400);
+    assert!((300..310).contains(&took.as_secs()), "{took:?}");
+    let deploy = run.deploy_of();
+    assert!(
+        deploy.reason.contains("0 of 1 pods of web run") && deploy.reason.contains("is pending"),
+        "{}",
+        deploy.reason
+    );
+}
+
+#[test]
+fn a_server_that_was_away_does_not_count_the_time() {
+    let mut run = Run::new(4);
+    run.deploy(schedule(Strategy::AllAtOnce, Pause::None)).unwrap();
+    (0..20).for_each(|_| run.tick());
+    // Stopped for an hour; the pods may have done anything.
+    run.now = run.now + Duration::from_secs(3_600);
+    run.tick();
+    assert_eq!(run.deploy_of().stage, Stage::Watching);
+    let took = run.until(Stage::Promoted, 20);
+    assert!(took.as_secs() >= 9, "{took:?}");
+}
+
+#[test]
+fn a_server_that_is_started_anew_goes_on_and_waits_anew() {
+    let mut run = Run::new(4);
+    run.bad.insert(2, None);
+    run.deploy(schedule(Strategy::AllAtOnce, Pause::None)).unwrap();
+    run.until(Stage::Waiting, 60);
+    (0..30).for_each(|_| run.tick());
+    run.deploys = Deploys::default();
+    let took = run.until(Stage::Watching, 60);
+    assert_eq!(took.as_secs(), 10, "not the two and a half that were left");
+    run.bad.clear();
+    run.until(Stage::Promoted, 60);
+}
+
+#[test]
+fn a_failure_from_before_somebody_resumed_is_not_held_against_it() {
+    let mut run = Run::new(2);
+    run.bad.insert(2, Some(Duration::from_secs(2)));
+    let hold =
+        Schedule { retries: 0, on_failure: OnFailure::Hold, ..schedule(Strategy::AllAtOnce, Pause::None) };
+    run.deploy(hold).unwrap();
+    run.until(Stage::Stuck, 60);
+    // What it needs is there now; its pods come up by themselves.
+    run.bad.clear();
+    run.order(Order::Resume).unwrap();
+    run.until(Stage::Promoted, 60);
+}
+
+#[test]
+fn after_an_order_to_go_back_at_once_no_other_pod_is_needed() {
+    let mut run = Run::new(2);
+    run.deploy(schedule(Strategy::Canary, Pause::Hold)).unwrap();
+    run.until(Stage::Held, 60);
+    let pods: Vec<_> = run.pods().map(|pod| pod.id.clone()).collect();
+    run.order(Order::Abort { now: true }).unwrap();
+    run.until(Stage::Aborted, 1);
+    assert_eq!(run.pods().map(|pod| pod.id.clone()).collect::<Vec<_>>(), pods, "restarted where they are");
+    assert_eq!(run.order(Order::Resume).unwrap_err().to_string(), "deploy shop@2 has ended: it was aborted");
+}
+
+/// Whatever fails and whenever somebody meddles, a deploy comes to one end, and the job is what that end says.
+#[test]
+fn every_deploy_comes_to_one_end() {
+    let mut ends = BTreeMap::new();
+    for seed in 0..120 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut run = Run::new(rng.random_range(1..8));
+        run.deploy(random_schedule(&mut rng)).unwrap();
+        for _ in 0..150 {
+            meddle(&mut run, &mut rng);
+            (0..8).for_each(|_| run.tick());
+        }
+        run.bad.clear();
+        run.come_to_an_end();
+        let deploy = run.deploy_of();
+        assert!(deploy.stage.is_end(), "seed {seed}: {deploy:?}");
+        let (name, version) = if deploy.stage == Stage::Promoted { ("two", 2) } else { ("one", 1) };
+        let count = run.world.state.job("shop").unwrap().groups["web"].count;
+        assert_eq!(run.world.state.job("shop"), Some(&text(name, count).into()), "seed {seed}");
+        let record = run.world.state.job_record("shop").unwrap();
+        for pod in run.pods() {
+            let tasks = &record.versions[&pod.job_version].groups["web"].tasks;
+            assert_eq!(
+                *tasks,
+                text(name, 1).groups["web"].tasks,
+                "seed {seed}: {pod:?} is of version {version}"
+            );
+            assert!(pod.serves(), "seed {seed}: {pod:?}");
+        }
+        assert_eq!(run.pods().count() as u32, count, "seed {seed}");
+        *ends.entry(deploy.stage.to_string()).or_insert(0) += 1;
+    }
+    println!("{ends:?}");
+    assert_eq!(ends.len(), 3, "each end is met: {ends:?}");
+}
+
+fn random_schedule(rng: &mut StdRng) -> Schedule {
+    let strategies = [Strategy::Rolling, Strategy::Canary, Strategy::BlueGreen, Strategy::AllAtOnce];
+    let pauses = [Pause::None, Pause::For(20_000), Pause::Hold];
+    let usual = schedule(strategies[rng.random_range(0..4)], pauses[rng.random_range(0..3)]);
+    let on_failure = if rng.random_bool(0.3) { OnFailure::Hold } else { OnFailure::Rollback };
+    Schedule { retries: rng.random_range(0..3), on_failure, ..usual }
+}
+
+fn meddle(run: &mut Run, rng: &mut StdRng) {
+    match rng.random_range(0..60) {
+        0 => drop(run.bad.insert(2, Some(Duration::from_secs(rng.random_range(0..30))))),
+        1..4 => run.bad.clear(),
+        4 => drop(run.bad.insert(1, Some(Duration::from_secs(5)))),
+        5 => run.deploys = Deploys::default(),
+        6 => run.now = run.now + Duration::from_secs(100),
+        7 | 8 => drop(run.order(Order::Resume)),
+        9 if rng.random_bool(0.3) => drop(run.order(Order::Abort { now: rng.random() })),
+        10 => {
+            let node = ["n1", "n2"][rng.random_range(0..2)].to_owned();
+            run.world.event("scheduler", Event::LeaseEnded(vec![node.clone()])).unwrap();
+            run.tick();
+            run.world.event("node:n1", Event::NodeReturned(node)).unwrap();
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_schedule_that_cannot_be_is_refused() {
+    let split = |percent| Step { percent, form: Form::Split, pause: Pause::None };
+    let cases: [(Schedule, &str); 5] = [
+        (Schedule { steps: vec![], ..usual() }, "steps: at least one is needed"),
+        (Schedule { steps: vec![split(50)], ..usual() }, "steps: the last one is 100"),
+        (
+            Schedule { steps: vec![split(50), split(50), split(100)], ..usual() },
+            "steps: percentages grow from step to step, from 1 to 100, and 50 does not",
+        ),
+        (Schedule { retries: 21, ..usual() }, "retries: 21 are more than 20"),
+        (Schedule { healthy_for_ms: 31 * 86_400_000, ..usual() }, "healthy-for: at most 30 days"),
+    ];
+    for (schedule, error) in cases {
+        assert_eq!(Run::new(2).deploy(schedule).unwrap_err().to_string(), error);
+    }
+    assert_eq!(usual().wait(100), Duration::from_secs(3_600), "waits are bounded");
+}
+
+fn usual() -> Schedule {
+    schedule(Strategy::Rolling, Pause::None)
+}
+
+fn schedule(strategy: Strategy, pause: Pause) -> Schedule {
+    Schedule {
+        strategy,
+        steps: Schedule::steps_of(strategy, pause),
+        healthy_for_ms: 10_000,
+        timeout_ms: 300_000,
+        retries: 3,
+        retry_after_ms: 10_000,
+        on_failure: OnFailure::Rollback,
+    }
+}
+
+fn text(program: &str, count: u32) -> Job {
+    let text = format!(
+        "{{job: shop, groups: {{web: {{count: {count}, tasks: {{t: {{exec: [/bin/{program}]}}}}}}}}}}"
+    );
+    serde_norway::from_str(&text).unwrap()
+}
+
+impl Run {
+    /// Version 1 runs.
+    fn new(count: u32) -> Run {
+        let mut world = World::new(1);
+        let capacity = Resources { cpu: "4".parse().unwrap(), memory: "8Gi".parse().unwrap() };
+        for name in ["n1", "n2"] {
+            let claim = world.next_claim();
+            world.join_with(name, capacity, BTreeMap::new(), claim).unwrap();
+        }
+        world.event("user:alice", Event::ApplyJob(text("one", count))).unwrap();
+        let now = Moment(Duration::from_secs(1));
+        let mut run =
+            Run { world, deploys: Deploys::default(), now, bad: BTreeMap::new(), started: BTreeMap::new() };
+        (0..8).for_each(|_| run.tick());
+        assert!(run.pods().all(|pod| pod.serves()));
+        run
+    }
+
+    fn deploy(&mut self, schedule: Schedule) -> Result<(), Refusal> {
+        let count = self.world.state.job("shop").unwrap().groups["web"].count;
+        self.begin(text("two", count), schedule)
+    }
+
+    fn begin(&mut self, job: Job, schedule: Schedule) -> Result<(), Refusal> {
+        self.world.event("user:alice", Event::Deploy(job, schedule)).map(drop)
+    }
+
+    fn order(&mut self, order: Order) -> Result<(), Refusal> {
+        let id = self.deploy_of().id;
+        self.world.event("user:alice", Event::DeployOrder(id, order)).map(drop)
+    }
+
+    fn deploy_of(&self) -> Deploy {
+        Deploy::clone(self.world.state.deploys().values().last().unwrap())
+    }
+
+    fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.world.state.pods().values().map(|pod| &**pod)
+    }
+
+    fn until(&mut self, stage: Stage, seconds_max: u64) -> Duration {
+        let since = self.now;
+        while self.deploy_of().stage != stage {
+            self.tick();
+            let (took, deploy) = (self.now - since, self.deploy_of());
+            assert!(took <= Duration::from_secs(seconds_max), "{took:?}: not {stage:?}: {deploy:?}");
+        }
+        self.now - since
+    }
+
+    /// What is held or stuck waits for a person.
+    fn come_to_an_end(&mut self) {
+        for _ in 0..8_000 {
+            match self.deploy_of().stage {
+                Stage::Held | Stage::Stuck => self.order(Order::Resume).unwrap(),
+                stage if stage.is_end() => break,
+                _ => {}
+            }
+            self.tick();
+        }
+        (0..40).for_each(|_| self.tick());
+    }
+
+    fn tick(&mut self) {
+        self.now = self.now + Duration::from_millis(TICK_MS);
+        for node in ["n1", "n2"] {
+            let pods: Vec<Pod> =
+                self.pods().filter(|pod| pod.node.as_deref() == Some(node)).cloned().collect();
+            let reports = pods.iter().filter_map(|pod| self.report(pod)).collect();
+            self.world.event(&format!("node:{node}"), Event::PodReports(node.to_owned(), reports)).unwrap();
+        }
+        for (id, moves, decided) in self.deploys.look(&self.world.state, self.now) {
+            self.world.event("deploy", Event::DeployMoved(id, moves, decided)).unwrap();
+        }
+    }
+
+    /// How a pod is: a task that ends is started again a second later.
+    fn report(&mut self, pod: &Pod) -> Option<PodReport> {
+        let report = |phase, restarts, gone| PodReport {
+            id: pod.id.clone(),
+            phase,
+            message: "as the test wants".to_owned(),
+            restarts,
+            gone,
+        };
+        if pod.phase == PodPhase::Terminating {
+            return pod.stop.then(|| report(PodPhase::Terminating, 0, true));
+        }
+        let began = *self.started.entry(pod.id.to_string()).or_insert(self.now);
+        let ends = self.bad.get(&pod.job_version).map(|after| after.unwrap_or_default());
+        let runs_for = self.now - began;
+        match (pod.phase, ends) {
+            (PodPhase::Failed, _) if runs_for >= Duration::from_secs(1) => {
+                self.started.insert(pod.id.to_string(), self.now);
+                Some(report(PodPhase::Running, pod.restarts + 1, false))
+            }
+            (PodPhase::Failed, _) => None,
+            (_, Some(ends)) if runs_for >= ends => {
+                self.started.insert(pod.id.to_string(), self.now);
+                Some(report(PodPhase::Failed, pod.restarts, false))
+            }
+            _ => Some(report(PodPhase::Running, pod.restarts, false)),
+        }
+    }
+}
