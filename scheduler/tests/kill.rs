@@ -5,6 +5,10 @@ mod support;
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,7 +23,9 @@ use tokio::time::sleep;
 use tonic::transport::Channel;
 
 const KILLS: usize = 25;
-const LIFE_MAX_MS: u64 = 150;
+/// A server is killed some moments after so many writes.
+const WRITES_MAX: usize = 20;
+const MOMENTS_MAX_US: u64 = 10_000;
 /// Says to the process that runs only one "test" that it is the server, and where.
 const DIR: &str = "HEXTET_TEST_KILLED_SERVER";
 
@@ -57,7 +63,12 @@ async fn connected(dir: &Path) -> ClusterClient<Channel> {
 }
 
 /// Applies until the server is gone; gives what was acknowledged: revision and message.
-async fn apply_until_it_dies(mut client: ClusterClient<Channel>, writer: usize, life: usize) -> Vec<Entry> {
+async fn apply_until_it_dies(
+    mut client: ClusterClient<Channel>,
+    writer: usize,
+    life: usize,
+    done: Arc<AtomicUsize>,
+) -> Vec<Entry> {
     let mut acknowledged = vec![];
     for number in 0.. {
         let yaml =
@@ -66,7 +77,10 @@ async fn apply_until_it_dies(mut client: ClusterClient<Channel>, writer: usize, 
         let message = format!("{writer}.{life}.{number}");
         let request = v1::ApplyJobRequest { job, message: message.clone() };
         match client.apply_job(request).await {
-            Ok(answer) => acknowledged.push((answer.into_inner().revision, message)),
+            Ok(answer) => {
+                acknowledged.push((answer.into_inner().revision, message));
+                done.fetch_add(1, Ordering::Relaxed);
+            }
             Err(_) => break,
         }
     }
@@ -88,6 +102,14 @@ async fn log(client: &mut ClusterClient<Channel>) -> Vec<Entry> {
     }
 }
 
+async fn wait_for(done: &AtomicUsize, writes: usize) {
+    let begin = Instant::now();
+    while done.load(Ordering::Relaxed) < writes {
+        assert!(begin.elapsed() < DEADLINE, "{writes} writes are not done");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test]
 async fn no_kill_loses_what_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
@@ -106,9 +128,11 @@ async fn no_kill_loses_what_was_acknowledged() {
             assert_eq!(is[entry.0 as usize - 1], *entry, "life {life}");
         }
         seen = is;
-        let writers: Vec<_> =
-            (0..3).map(|writer| tokio::spawn(apply_until_it_dies(client.clone(), writer, life))).collect();
-        sleep(Duration::from_millis(rng.random_range(0..LIFE_MAX_MS))).await;
+        let done = Arc::new(AtomicUsize::new(0));
+        let write = |writer| tokio::spawn(apply_until_it_dies(client.clone(), writer, life, done.clone()));
+        let writers: Vec<_> = (0..3).map(write).collect();
+        wait_for(&done, rng.random_range(0..WRITES_MAX)).await;
+        sleep(Duration::from_micros(rng.random_range(0..MOMENTS_MAX_US))).await;
         server.kill().unwrap();
         server.wait().unwrap();
         for writer in writers {
