@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::probe::{HELLO_PORT, request};
 use crate::process::Daemon;
@@ -99,6 +100,34 @@ impl<'a> Balancer<'a> {
             Err(e) => Err(format!("{e:#}")),
         })?;
         Ok(start.elapsed())
+    }
+
+    /// Does `work` while a client asks without pause; gives the pods that answered, in their order.
+    ///
+    /// # Errors
+    /// When a request fails, or `work` does.
+    pub fn under_load(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
+        let done = AtomicBool::new(false);
+        let (to, limit) = (self.address(), scaled(REQUEST_LIMIT));
+        let client = self.testbed.netns("client");
+        let ask = || {
+            let mut answers = Vec::new();
+            while !done.load(Ordering::SeqCst) {
+                let answer =
+                    request(to, limit).with_context(|| format!("request {} failed", answers.len()))?;
+                answers.push(pod_in(&answer)?);
+            }
+            Ok::<Vec<String>, anyhow::Error>(answers)
+        };
+        let answers = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| client.run(ask));
+            let worked = work();
+            done.store(true, Ordering::SeqCst);
+            let answers = asking.join().map_err(|_| anyhow!("the client panicked"))??;
+            worked.and(answers)
+        })?;
+        ensure!(answers.len() > 10, "the client asked only {} times", answers.len());
+        Ok(answers)
     }
 
     fn start_with(&self, more: &[&str]) -> Result<()> {

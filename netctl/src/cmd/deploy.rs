@@ -59,7 +59,7 @@ struct StartArgs {
     /// What the usual steps wait for before they go on, besides their gates: a time, none, or hold
     #[arg(long, value_name = "TIME", conflicts_with = "steps", value_parser = steps::pause)]
     pause: Option<steps::PauseArg>,
-    /// How long the new pods have to run without a failure
+    /// How long the new pods have to run without a failure before others stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
     healthy_for: Duration,
     /// How long it may take until they all run

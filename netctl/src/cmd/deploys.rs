@@ -106,8 +106,12 @@ impl DeployRow {
                 "{deploy} is {}: {reason}; `netctl deploy resume {deploy}` or abort",
                 self.stage
             )),
-            ("watching" | "going back", _) if !waits_for.is_empty() => Some(format!("{deploy}: {waits_for}")),
-            ("watching", Some(left)) => Some(format!("{deploy}: its pods do well, and it goes on in {left}")),
+            ("growing" | "watching" | "going back", _) if !waits_for.is_empty() => {
+                Some(format!("{deploy}: {waits_for}"))
+            }
+            ("growing" | "watching", Some(left)) => {
+                Some(format!("{deploy}: its pods do well, and it goes on in {left}"))
+            }
             ("waiting", Some(left)) => Some(format!("{deploy}: {reason}; it is tried again in {left}")),
             _ => None,
         }
@@ -127,6 +131,7 @@ fn strategy(strategy: DeployStrategy) -> &'static str {
 fn stage_word(stage: DeployStage) -> &'static str {
     match stage {
         DeployStage::Unspecified => "unknown",
+        DeployStage::Growing => "growing",
         DeployStage::Watching => "watching",
         DeployStage::Held => "held",
         DeployStage::Waiting => "waiting",

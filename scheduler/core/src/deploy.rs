@@ -8,6 +8,7 @@ use std::{
     fmt,
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -76,7 +77,9 @@ pub struct Deploy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
-    /// The pods of the step are made and watched.
+    /// The pods of the step are made beside the others, which stay until those do well.
+    Growing,
+    /// The others stop, and those of the step go on doing well.
     Watching,
     /// They do well, and somebody has to say that it goes on.
     Held,
@@ -222,14 +225,43 @@ impl Deploy {
             Stage::GoingBack => None,
             _ => steps.get(self.step),
         };
-        match step.map(|step| (step.form, step.percent)) {
-            None => Rollout { previous, next, percent_next: 0, standby: false },
-            Some((Form::Split, percent_next)) => Rollout { previous, next, percent_next, standby: false },
-            Some((Form::Standby, percent_next)) => Rollout { previous, next, percent_next, standby: true },
-            Some((Form::Switched, percent_next)) => {
-                Rollout { previous: next, next: previous, percent_next, standby: true }
+        let rollout = Rollout { previous, next, percent_next: 0, percent_previous: None, standby: false };
+        let Some(step) = step else { return rollout };
+        let rollout = Rollout { percent_next: step.percent, ..rollout };
+        match step.form {
+            Form::Split if self.stage == Stage::Growing => {
+                let before = self.step.checked_sub(1).and_then(|step| steps.get(step));
+                let percent_previous = Some(100 - before.map_or(0, |before| before.percent));
+                Rollout { percent_previous, ..rollout }
             }
+            Form::Split => rollout,
+            Form::Standby => Rollout { standby: true, ..rollout },
+            Form::Switched => Rollout { previous: next, next: previous, standby: true, ..rollout },
         }
+    }
+
+    /// The stage in which a step begins: it grows first, unless its pods are there already or stand by.
+    #[must_use]
+    pub fn first_stage(&self, step: usize) -> Stage {
+        let form = |step: usize| self.schedule.steps.get(step).map(|step| step.form);
+        let grows = form(step) == Some(Form::Split)
+            && step.checked_sub(1).and_then(form).is_none_or(|form| form == Form::Split);
+        if grows { Stage::Growing } else { Stage::Watching }
+    }
+
+    /// How long its pods have to do well in this stage.
+    #[must_use]
+    pub fn healthy_for(&self) -> Duration {
+        let pause = match self.schedule.steps.get(self.step).map(|step| step.pause) {
+            Some(Pause::For(ms)) => ms,
+            _ => 0,
+        };
+        let gate = self.schedule.healthy_for_ms;
+        Duration::from_millis(match (self.stage, self.first_stage(self.step)) {
+            (Stage::Growing, _) => gate,
+            (_, Stage::Growing) => pause,
+            _ => pause.max(gate),
+        })
     }
 
     /// Groups whose tasks or place would be others by this text.
@@ -294,7 +326,7 @@ impl FromStr for DeployId {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Stage::Watching => "is under way",
+            Stage::Growing | Stage::Watching => "is under way",
             Stage::Held => "is held",
             Stage::Waiting => "waits before it tries again",
             Stage::Stuck => "is stuck",

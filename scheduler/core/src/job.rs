@@ -201,6 +201,9 @@ pub enum JobProblem {
     /// A rollout from a version to itself.
     #[error("`previous` and `next` are both {0}: a rollout goes from one version to another")]
     SameVersion(u32),
+    /// A rollout that would leave pods out.
+    #[error("`percent-previous` and `percent-next` are at least 100 together")]
+    FewerThanAll,
     /// None of a countable is asked for.
     #[error("it has to be at least 1: leave it out to ask for none")]
     Zero,

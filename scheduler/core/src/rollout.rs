@@ -18,6 +18,9 @@ pub struct Rollout {
     pub next: u32,
     /// 0 is back to the previous, 100 is all the way to the next.
     pub percent_next: u32,
+    /// How many stay of the previous version, in hundredths, when they are more than those that are not of the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent_previous: Option<u32>,
     /// The pods of the next version are made beside all of the previous one, and load balancers are not told of them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub standby: bool,
@@ -40,12 +43,15 @@ impl Rollout {
     /// would pass every check; but below 100 % one stays of the previous version if there are two or more.
     #[must_use]
     pub fn next_of(&self, count: u32) -> u32 {
-        if self.percent_next >= 100 {
-            return count;
-        }
-        let rounded = (u64::from(count) * u64::from(self.percent_next)).div_ceil(100);
-        let rounded = u32::try_from(rounded).unwrap_or(count);
-        if count >= 2 { rounded.min(count - 1) } else { rounded }
+        share(count, self.percent_next)
+    }
+
+    /// How many of `count` pods stay of the previous version: all that are not of the next, or more.
+    #[must_use]
+    pub fn previous_of(&self, count: u32) -> u32 {
+        let percent = if self.standby { Some(100) } else { self.percent_previous };
+        let kept = percent.map_or(0, |percent| count - share(count, 100_u32.saturating_sub(percent)));
+        kept.max(count - self.next_of(count))
     }
 
     /// Checks what can be told without knowing which versions there are.
@@ -59,11 +65,21 @@ impl Rollout {
         if self.previous == 0 || self.next == 0 {
             return Err(JobProblem::Zero);
         }
-        match self.percent_next {
-            0..=100 => Ok(()),
-            given => Err(JobProblem::TooMany { given: u64::from(given), max: 100, unit: "" }),
+        let previous = self.percent_previous.unwrap_or(100_u32.saturating_sub(self.percent_next));
+        if let Some(given) = [self.percent_next, previous].into_iter().find(|percent| *percent > 100) {
+            return Err(JobProblem::TooMany { given: u64::from(given), max: 100, unit: "" });
         }
+        if previous + self.percent_next < 100 { Err(JobProblem::FewerThanAll) } else { Ok(()) }
     }
+}
+
+fn share(count: u32, percent: u32) -> u32 {
+    if percent >= 100 {
+        return count;
+    }
+    let rounded = (u64::from(count) * u64::from(percent)).div_ceil(100);
+    let rounded = u32::try_from(rounded).unwrap_or(count);
+    if count >= 2 { rounded.min(count - 1) } else { rounded }
 }
 
 /// The previous and the next side of a group whose text in force is `wanted`; none when it has no rollout, or a text
@@ -71,8 +87,7 @@ impl Rollout {
 #[must_use]
 pub fn sides(record: &JobRecord, group: &str, wanted: &Group) -> Option<[Side; 2]> {
     let rollout = wanted.rollout?;
-    let next = rollout.next_of(wanted.count);
-    let previous = if rollout.standby { wanted.count } else { wanted.count - next };
+    let (previous, next) = (rollout.previous_of(wanted.count), rollout.next_of(wanted.count));
     let side = |version: u32, count: u32, standby: bool| {
         let of_version = record.versions.get(&version)?.groups.get(group)?;
         let text = Group {
@@ -142,7 +157,8 @@ mod tests {
             (0, 100, 0),
         ];
         for (count, percent_next, next) in cases {
-            let rollout = Rollout { previous: 1, next: 2, percent_next, standby: false };
+            let rollout =
+                Rollout { previous: 1, next: 2, percent_next, percent_previous: None, standby: false };
             assert_eq!(rollout.next_of(count), next, "{percent_next} % of {count}");
         }
     }
@@ -150,16 +166,38 @@ mod tests {
     #[test]
     fn more_percent_are_never_fewer_pods() {
         for count in 0..50 {
-            let next =
-                |percent_next| Rollout { previous: 1, next: 2, percent_next, standby: false }.next_of(count);
+            let next = |percent_next| {
+                Rollout { previous: 1, next: 2, percent_next, percent_previous: None, standby: false }
+                    .next_of(count)
+            };
             assert!((0..100).all(|percent| next(percent) <= next(percent + 1)), "{count}");
         }
     }
 
     #[test]
+    fn the_previous_version_may_keep_more() {
+        let both = |count, percent_next, percent_previous| {
+            let rollout = Rollout { previous: 1, next: 2, percent_next, percent_previous, standby: false };
+            (rollout.previous_of(count), rollout.next_of(count))
+        };
+        // As many as there were before this step, while the new ones have not shown that they do well.
+        assert_eq!(both(10, 40, Some(80)), (8, 4));
+        assert_eq!(both(10, 40, None), (6, 4));
+        assert_eq!(both(3, 100, Some(20)), (1, 3));
+        assert_eq!(both(1, 1, Some(100)), (1, 1));
+        let check = |percent_next, percent_previous| {
+            Rollout { previous: 1, next: 2, percent_next, percent_previous, standby: false }.check()
+        };
+        assert_eq!(check(40, Some(60)), Ok(()));
+        assert_eq!(check(40, Some(59)), Err(JobProblem::FewerThanAll));
+        assert!(matches!(check(40, Some(101)), Err(JobProblem::TooMany { given: 101, max: 100, .. })));
+    }
+
+    #[test]
     fn a_rollout_has_two_versions_and_a_percentage() {
-        let check =
-            |previous, next, percent_next| Rollout { previous, next, percent_next, standby: false }.check();
+        let check = |previous, next, percent_next| {
+            Rollout { previous, next, percent_next, percent_previous: None, standby: false }.check()
+        };
         assert_eq!(check(3, 4, 20), Ok(()));
         assert_eq!(check(4, 4, 20), Err(JobProblem::SameVersion(4)));
         assert_eq!(check(0, 4, 20), Err(JobProblem::Zero));

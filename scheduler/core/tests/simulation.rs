@@ -262,7 +262,13 @@ impl Simulation {
         let (name, version) = (name.clone(), record.version);
         let percent_next = [0, 20, 50, 99, 100][rng.random_range(0..5)];
         for group in job.groups.values_mut() {
-            let start = Rollout { previous: version, next: version + 1, percent_next, standby: false };
+            let start = Rollout {
+                previous: version,
+                next: version + 1,
+                percent_next,
+                percent_previous: None,
+                standby: false,
+            };
             let rollout = group.rollout.map_or(start, |rollout| Rollout { percent_next, ..rollout });
             if group.rollout.is_none() {
                 group.tasks.get_mut("t").unwrap().exec[1] = rng.random_range(0..3).to_string();

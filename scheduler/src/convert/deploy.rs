@@ -93,6 +93,7 @@ fn step_from_message(message: v1::DeployStep) -> Result<Step, ConvertError> {
 /// How far a deploy is.
 pub(crate) fn deploy(state: &State, deploy: &Deploy, outlook: Outlook) -> v1::Deploy {
     let stage = match deploy.stage {
+        Stage::Growing => v1::DeployStage::Growing,
         Stage::Watching => v1::DeployStage::Watching,
         Stage::Held => v1::DeployStage::Held,
         Stage::Waiting => v1::DeployStage::Waiting,

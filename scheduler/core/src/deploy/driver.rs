@@ -75,7 +75,7 @@ impl Watch {
 
     fn decide(&mut self, state: &State, deploy: &Deploy, now: Moment) -> Option<Move> {
         match deploy.stage {
-            Stage::Watching | Stage::Held => self.watch(state, deploy, now),
+            Stage::Growing | Stage::Watching | Stage::Held => self.watch(state, deploy, now),
             Stage::Waiting => {
                 (now - self.since >= deploy.schedule.wait(deploy.failures)).then_some(Move::TryAgain)
             }
@@ -90,8 +90,8 @@ impl Watch {
             Health::Good => {
                 self.what.clear();
                 let good = *self.good.get_or_insert(now);
-                let passed = now - good >= deploy.schedule.healthy_for(deploy.step);
-                return (passed && deploy.stage == Stage::Watching).then_some(Move::Passed);
+                let passed = now - good >= deploy.healthy_for();
+                return (passed && deploy.stage != Stage::Held).then_some(Move::Passed);
             }
             Health::NotYet(what) => {
                 if self.good.take().is_some() {
@@ -114,8 +114,8 @@ impl Watch {
 
     fn outlook(&self, deploy: &Deploy, now: Moment) -> Outlook {
         let left = match (deploy.stage, self.good) {
-            (Stage::Watching, Some(good)) => {
-                Some(deploy.schedule.healthy_for(deploy.step).saturating_sub(now - good))
+            (Stage::Growing | Stage::Watching, Some(good)) => {
+                Some(deploy.healthy_for().saturating_sub(now - good))
             }
             (Stage::Waiting, _) => {
                 Some(deploy.schedule.wait(deploy.failures).saturating_sub(now - self.since))

@@ -185,16 +185,6 @@ impl Schedule {
         if last.percent == 100 && last.form == Form::Split { Ok(()) } else { Err(ScheduleError::NotAll) }
     }
 
-    /// How long the pods of a step have to do well.
-    #[must_use]
-    pub fn healthy_for(&self, step: usize) -> Duration {
-        let pause = match self.steps.get(step).map(|step| step.pause) {
-            Some(Pause::For(ms)) => ms,
-            _ => 0,
-        };
-        Duration::from_millis(pause.max(self.healthy_for_ms))
-    }
-
     /// How long it waits after so many failures of a step.
     #[must_use]
     pub fn wait(&self, failures: u32) -> Duration {

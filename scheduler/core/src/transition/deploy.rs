@@ -53,6 +53,7 @@ pub(super) fn begin(
         begun: context.wall,
         ended: None,
     };
+    let deploy = Deploy { stage: deploy.first_stage(0), ..deploy };
     let in_force = deploy.text_in_force(&before);
     in_force.validate()?;
     forget_ended(draft, &text.job);
@@ -89,8 +90,10 @@ pub(super) fn advance(
         return Step { message: String::new(), replan: false };
     };
     match (decided, deploy.stage) {
-        (Move::Passed, Stage::Watching) => passed(draft, deploy, changer, context),
-        (Move::Failed(why), Stage::Watching | Stage::Held) => failed(draft, deploy, why, changer, context),
+        (Move::Passed, Stage::Growing | Stage::Watching) => passed(draft, deploy, changer, context),
+        (Move::Failed(why), Stage::Growing | Stage::Watching | Stage::Held) => {
+            failed(draft, deploy, why, changer, context)
+        }
         (Move::TryAgain, Stage::Waiting) => {
             let again = again(deploy);
             let message = format!("deploy {id} tries again: {}", step_words(&again));
@@ -145,7 +148,7 @@ fn resume(
 fn again(deploy: Deploy) -> Deploy {
     let left = deploy.stage == Stage::Waiting && deploy.schedule.steps[deploy.step].form == Form::Switched;
     let step = deploy.step - usize::from(left);
-    Deploy { step, stage: Stage::Watching, reason: String::new(), ..deploy }
+    Deploy { step, stage: deploy.first_stage(step), reason: String::new(), ..deploy }
 }
 
 fn abort(
@@ -168,6 +171,11 @@ fn abort(
 }
 
 fn passed(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Context<'_>) -> Step {
+    if deploy.stage == Stage::Growing {
+        let message =
+            format!("deploy {}: the new pods do well, others stop: {}", deploy.id, step_words(&deploy));
+        return enter(draft, Deploy { stage: Stage::Watching, ..deploy }, message, changer, context);
+    }
     if deploy.schedule.steps[deploy.step].pause == Pause::Hold {
         let message = format!("deploy {} is held: {}", deploy.id, step_words(&deploy));
         let reason = "its pods do well; it goes on when somebody says so".to_owned();
@@ -180,7 +188,8 @@ fn passed(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Co
 fn go_on(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Context<'_>) -> Step {
     let deploy = Deploy { reason: String::new(), ..deploy };
     if deploy.step + 1 < deploy.schedule.steps.len() {
-        let next = Deploy { stage: Stage::Watching, step: deploy.step + 1, ..deploy };
+        let (step, stage) = (deploy.step + 1, deploy.first_stage(deploy.step + 1));
+        let next = Deploy { step, stage, ..deploy };
         let message = format!("deploy {}: {}", next.id, step_words(&next));
         return enter(draft, next, message, changer, context);
     }
@@ -298,7 +307,13 @@ fn distinct(
     groups: &std::collections::BTreeSet<String>,
 ) -> Vec<deploy::Step> {
     let pods = |step: &deploy::Step| -> Vec<u32> {
-        let rollout = Rollout { previous: 1, next: 2, percent_next: step.percent, standby: false };
+        let rollout = Rollout {
+            previous: 1,
+            next: 2,
+            percent_next: step.percent,
+            percent_previous: None,
+            standby: false,
+        };
         groups.iter().map(|name| rollout.next_of(text.groups[name].count)).collect()
     };
     let mut steps: Vec<deploy::Step> = Vec::new();
