@@ -47,8 +47,11 @@ pub mod token;
 /// The contract as an encoded `FileDescriptorSet`, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// The metadata of an ALREADY_EXISTS answer to Enroll that says what is taken: `name` or `subnet`.
+/// The metadata of an ALREADY_EXISTS answer that says what is taken: `name` or `subnet` by Enroll, `machine` by Attach.
 pub const TAKEN: &str = "hextet-taken";
+
+/// The value of [`TAKEN`] for a machine with the name and key of a node for which another one speaks.
+pub const TAKEN_MACHINE: &str = "machine";
 
 /// The port the server listens on when none is given.
 pub const DEFAULT_PORT: u16 = 4679;

@@ -45,6 +45,7 @@ use crate::{
     pod_state::{Action, Event, Failure, Report},
     pods::{Order, Pods},
     port_log::{PortLog, Reading},
+    refusal::{Refused, TakenForCopy},
     reports::Reports,
     roster::{Duty, Pending, Roster},
     store::{Settings, Store},
@@ -105,6 +106,10 @@ pub(crate) struct Agent {
     /// Who changed what in the kernel.
     pub(crate) traces: Traces,
     pub(crate) events: Events,
+    /// The server serves another machine under this node's name.
+    pub(crate) taken_for_copy: Option<Refused>,
+    /// It said so before anything was started here: nothing is, until it says otherwise.
+    pub(crate) is_held: bool,
 }
 
 /// What the agent listens to.
@@ -186,6 +191,16 @@ impl Agent {
         if self.pods.is_any_down(self.roster.assignment()) && self.refresh_underlay().await.is_ok() {
             self.hear_what_was_replaced(inbox).await;
         }
+        if self.is_held {
+            warn!("no pod is started: the server serves another machine under this node's name");
+            return;
+        }
+        self.begin().await;
+    }
+
+    /// Starts what is to run here.
+    async fn begin(&mut self) {
+        self.is_held = false;
         self.follow_lost_peers();
         let pods = &self.pods;
         let duties = self.roster.boot(|pod| pods.is_supervised(pod), |pod, hook| pods.was_hooked(pod, hook));
@@ -199,8 +214,13 @@ impl Agent {
         while let Ok(Some(message)) = timeout_at(end, inbox.server.recv()).await {
             let FromServer::Assignment(message) = message else {
                 self.hear_server(message).await;
+                self.is_held = self.taken_for_copy.is_some();
+                if self.is_held {
+                    return;
+                }
                 continue;
             };
+            self.taken_for_copy = None;
             self.take_over(message).await;
             return;
         }
@@ -216,6 +236,7 @@ impl Agent {
             let ask_due = self.conflicts.next();
             let lost_due = self.lost_peers.next();
             let step_due = self.roster.due().map(|due| self.started + due);
+            let held_until = self.taken_for_copy.as_ref().filter(|_| self.is_held).and_then(Refused::goes_on);
             let room = self.reports.room(!self.roster.news().is_empty());
             tokio::select! {
                 _ = &mut shutdown => {
@@ -230,6 +251,7 @@ impl Agent {
                     }
                 }
                 Some(conflict) = inbox.conflicts.recv() => self.hear_conflict(conflict).await,
+                () = Schedule::wait(held_until) => self.go_on_without_the_server().await,
                 () = Schedule::wait(step_due) => self.advance().await,
                 () = Schedule::wait(ask_due) => self.ask_for_addresses(),
                 () = Schedule::wait(lost_due) => self.look_after_lost_peers().await,
@@ -276,7 +298,11 @@ impl Agent {
                 self.reports.detached();
                 self.roster.detached();
             }
-            FromServer::Assignment(assignment) => self.assign(assignment).await,
+            FromServer::Assignment(assignment) => {
+                self.taken_for_copy = None;
+                self.assign(assignment).await;
+            }
+            FromServer::Refused(TakenForCopy(why)) => self.hear_refusal(why),
             FromServer::DescribePod(request) => self.describe(request),
             FromServer::ReadLogs(request) => {
                 if let Some(channel) = self.reports.channel() {
@@ -286,8 +312,28 @@ impl Agent {
         }
     }
 
+    fn hear_refusal(&mut self, why: String) {
+        if self.taken_for_copy.is_none() {
+            self.events.happened(format!("the server refuses this machine: {why}"), None);
+        }
+        self.taken_for_copy = Some(Refused::again(self.taken_for_copy.take(), why, Instant::now()));
+    }
+
+    /// The server refused this machine for the time of a lease at most, and is not there any more.
+    async fn go_on_without_the_server(&mut self) {
+        warn!("the server says nothing any more: what it said last is started");
+        self.taken_for_copy = None;
+        self.begin().await;
+    }
+
     /// Makes the server's word durable, then acts on it.
     async fn assign(&mut self, message: v1::Assignment) {
+        if self.is_held {
+            if self.take_over(message).await.is_some() {
+                self.begin().await;
+            }
+            return;
+        }
         let Some(duties) = self.take_over(message).await else { return };
         self.follow_lost_peers();
         self.fulfil(duties).await;
@@ -562,7 +608,7 @@ impl Agent {
             let wait = self.schedule.failed();
             warn!(error = format!("{error:#}"), ?wait, "the uplink is not there yet");
         }
-        let Some(desired) = self.desired() else { return };
+        let Some(desired) = self.desired().filter(|_| !self.is_held) else { return };
         let traces = self.traces.take();
         let reconciled = match self.dataplane.reconcile(&desired).await {
             Ok(reconciled) => reconciled,
@@ -756,6 +802,7 @@ impl Agent {
         NodeView {
             agent_pid: Some(std::process::id()),
             attached: self.reports.channel().is_some(),
+            refused: self.taken_for_copy.as_ref().map(|refused| refused.why.clone()),
             pods: pods.collect(),
             ..view(
                 &self.identity,
@@ -806,6 +853,7 @@ pub(crate) fn view(
         masquerade: backends.masquerade.to_string(),
         servers: identity.credentials.servers.clone(),
         attached: false,
+        refused: None,
         revision: assignment.head.revision,
         peers: assignment
             .peers

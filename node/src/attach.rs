@@ -12,19 +12,23 @@ use anyhow::{Context as _, Result};
 use hextet_api::{
     connect::mutual_tls,
     v1::{
-        Assignment, DescribePod, NodeCommand, NodeHello, NodeReport, ReadLogs, agent_client::AgentClient,
-        node_command::Command, node_report::Report,
+        Assignment, DescribePod, LeaseHolder, NodeCommand, NodeHello, NodeReport, ReadLogs,
+        agent_client::AgentClient, node_command::Command, node_report::Report,
     },
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{interval, sleep},
+    time::{Instant, interval, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 use tracing::{debug, info, warn};
 
-use crate::{backoff::Backoff, certificates::Certificates};
+use crate::{
+    backoff::Backoff,
+    certificates::Certificates,
+    refusal::{Pace, TakenForCopy},
+};
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -49,6 +53,8 @@ pub(crate) enum FromServer {
     },
     /// What to run.
     Assignment(Assignment),
+    /// Another machine speaks for the node, in the server's words.
+    Refused(TakenForCopy),
     /// Somebody wants to read a log.
     ReadLogs(ReadLogs),
     DescribePod(DescribePod),
@@ -78,6 +84,7 @@ pub(crate) async fn run(
     events: mpsc::Sender<FromServer>,
 ) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    let mut pace = Pace::default();
     let mut last_error = String::new();
     loop {
         let has_uplink = hello.wait_for(|hello| hello.underlay.is_some()).await.is_ok();
@@ -86,6 +93,12 @@ pub(crate) async fn run(
         }
         let mut served = false;
         let result = attach(&certificates, &mut hello, &events, &mut served).await;
+        let copy = result.as_ref().err().and_then(|error| error.downcast_ref::<TakenForCopy>()).cloned();
+        if let Some(copy) = copy.clone()
+            && events.send(FromServer::Refused(copy)).await.is_err()
+        {
+            return;
+        }
         if events.send(FromServer::Detached { orderly: result.is_ok() }).await.is_err() {
             return;
         }
@@ -101,7 +114,13 @@ pub(crate) async fn run(
             warn!(error, "not attached to the server; pods and traffic go on, trying again");
             last_error = error;
         }
-        let wait = backoff.next(&mut rand::rng());
+        let wait = match copy {
+            Some(_) => pace.refused(Instant::now()),
+            None => {
+                pace.reset();
+                backoff.next(&mut rand::rng())
+            }
+        };
         sleep(wait).await;
     }
 }
@@ -129,7 +148,6 @@ async fn attach(
             return Err(refused(status));
         }
     };
-    info!(server = credentials.servers.first(), "attached to the server");
     let attached = FromServer::Attached { reports, channel: channel.clone() };
     events.send(attached).await.context("the agent ends")?;
     let mut looks = interval(RENEW_LOOK);
@@ -139,6 +157,9 @@ async fn attach(
                 let Some(command) = command.map_err(refused)? else { return Ok(()) };
                 know_servers(certificates, &command).await;
                 if let Some(event) = event(command) {
+                    if !*served {
+                        info!(server = credentials.servers.first(), "attached to the server");
+                    }
                     *served = true;
                     events.send(event).await.context("the agent ends")?;
                 }
@@ -199,6 +220,9 @@ pub(crate) fn report(report: Report) -> NodeReport {
 }
 
 fn refused(status: tonic::Status) -> anyhow::Error {
+    if let Some(copy) = TakenForCopy::of(&status) {
+        return copy.into();
+    }
     anyhow::anyhow!("{} ({:?})", status.message(), status.code())
 }
 
@@ -209,6 +233,12 @@ impl Hello {
             underlay_v4: self.underlay_v4.map(|address| address.octets().to_vec()).unwrap_or_default(),
             ..self.rest.clone()
         }
+    }
+
+    /// What a lease's stream begins with.
+    pub(crate) fn lease_holder(&self) -> LeaseHolder {
+        let NodeHello { machine, underlay, .. } = self.message();
+        LeaseHolder { machine, underlay }
     }
 
     /// The last revision changes all the time and needs no new stream.

@@ -28,6 +28,8 @@ const RENEW_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// What the node shows to servers, from the next connection on.
 pub(crate) struct Certificates {
     store: Arc<Store>,
+    /// Which machine this is, for a server that knows of another.
+    machine: String,
     present: Mutex<Present>,
 }
 
@@ -37,8 +39,8 @@ struct Present {
 }
 
 impl Certificates {
-    pub(crate) fn new(store: Arc<Store>, identity: Identity) -> Certificates {
-        Certificates { store, present: Mutex::new(Present { identity, renewed: None }) }
+    pub(crate) fn new(store: Arc<Store>, identity: Identity, machine: String) -> Certificates {
+        Certificates { store, machine, present: Mutex::new(Present { identity, renewed: None }) }
     }
 
     /// What the next connection is made with.
@@ -57,7 +59,7 @@ impl Certificates {
     pub(crate) async fn renew(&self, channel: Channel) -> Result<Channel> {
         let renewing = async {
             let old = self.credentials();
-            let new = connect::renew(&old, channel).await?;
+            let new = connect::renew(&old, channel, &self.machine).await?;
             self.keep(&old, &new).await?;
             info!("the node has a new certificate");
             Ok(connect::confirm(&new).await?)

@@ -31,10 +31,15 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 use tracing::{debug, warn};
 
-use crate::{attach::Hello, certificates::Certificates, lease_file};
+use crate::{
+    attach::Hello,
+    certificates::Certificates,
+    lease_file,
+    refusal::{Pace, TakenForCopy},
+};
 
 /// How often a lease is renewed before the first grant says so.
 const RENEW_DEFAULT: Duration = Duration::from_millis(250);
@@ -127,14 +132,24 @@ pub(crate) fn start(
 }
 
 async fn renew_for_ever(certificates: Arc<Certificates>, mut hello: watch::Receiver<Hello>, hold: Arc<Hold>) {
+    let mut pace = Pace::default();
     while hello.wait_for(|hello| hello.underlay.is_some()).await.is_ok() {
         if hold.is_given_back() {
             return;
         }
-        if let Err(error) = renew(&certificates, &hello, &hold).await {
+        let result = renew(&certificates, &hello, &hold).await;
+        if let Err(error) = &result {
             debug!(error = format!("{error:#}"), "the lease is not renewed");
         }
-        sleep(RETRY).await;
+        let status = result.as_ref().err().and_then(|error| error.downcast_ref::<Status>());
+        let wait = match status.and_then(TakenForCopy::of) {
+            Some(_) => pace.refused(Instant::now()),
+            None => {
+                pace.reset();
+                RETRY
+            }
+        };
+        sleep(wait).await;
     }
 }
 
@@ -142,6 +157,8 @@ async fn renew_for_ever(certificates: Arc<Certificates>, mut hello: watch::Recei
 async fn renew(certificates: &Certificates, hello: &watch::Receiver<Hello>, hold: &Hold) -> Result<()> {
     let mut client = AgentClient::new(mutual_tls(&certificates.credentials()).await?);
     let (renewals, receiver) = mpsc::channel(RENEWALS_MAX);
+    let holder = hello.borrow().lease_holder();
+    renewals.try_send(renewal(Renewal::Holder(holder))).context("the stream takes nothing")?;
     let answers = client.hold_lease(ReceiverStream::new(receiver)).await?.into_inner();
     let looker = Arc::new(Looker {
         neighbours: Neighbours::open().context("cannot open a netlink socket")?,

@@ -40,6 +40,7 @@ mod pod_ipv4;
 mod pod_state;
 mod pods;
 mod port_log;
+mod refusal;
 mod reports;
 mod roster;
 mod scripts;

@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,12 +14,14 @@ use nix::{
 };
 use thiserror::Error;
 
+use crate::lease_file;
+
 const LOCK_FILE: &str = "agent.lock";
 
 /// Held for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct NodeLock {
-    _file: Flock<File>,
+    file: Flock<File>,
 }
 
 /// Why this process may not act for the node.
@@ -56,6 +58,13 @@ impl NodeLock {
         }
     }
 
+    /// Names this machine in its present boot: the kernel's boot id, and the file of which there is one in a boot that
+    /// only one process can lock. A copy of the state folder has another, on another machine and on this one.
+    pub(crate) fn machine(&self) -> io::Result<String> {
+        let file = self.file.metadata()?;
+        Ok(format!("{}/{:x}:{}", lease_file::boot_id()?, file.dev(), file.ino()))
+    }
+
     fn try_take(state_dir: &Path) -> Result<NodeLock, LockError> {
         let path = state_dir.join(LOCK_FILE);
         let failed = |source| LockError::Io { path: path.clone(), source };
@@ -65,7 +74,7 @@ impl NodeLock {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
-                Ok(NodeLock { _file: file })
+                Ok(NodeLock { file })
             }
             Err((mut file, Errno::EWOULDBLOCK)) => {
                 let mut pid = String::new();
@@ -80,6 +89,17 @@ impl NodeLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copied_state_folder_is_another_machine_and_a_restart_is_not() {
+        let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let machine = |folder: &Path| NodeLock::try_take(folder).unwrap().machine().unwrap();
+        let first = machine(folder.path());
+        std::fs::copy(folder.path().join(LOCK_FILE), copy.path().join(LOCK_FILE)).unwrap();
+        assert_ne!(machine(copy.path()), first);
+        assert_eq!(machine(folder.path()), first);
+        assert!(first.len() <= 128, "{first}");
+    }
 
     #[test]
     fn a_second_agent_is_told_who_the_first_is() {

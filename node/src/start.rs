@@ -56,7 +56,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let paths = config.paths.clone();
     require_root("run a node")?;
     make_folders(&paths)?;
-    let _lock = NodeLock::take(&paths.state_dir).await?;
+    let lock = NodeLock::take(&paths.state_dir).await?;
+    let machine = lock.machine().context("cannot tell which machine this is")?;
     raise_open_files();
     let store = Arc::new(Store::open(&paths.store())?);
     let known = store.identity()?.is_some();
@@ -93,11 +94,11 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let (news, keepers) = mpsc::channel(INBOX_MAX);
     let (call, calls) = mpsc::channel(INBOX_MAX);
     let (from_server, server) = mpsc::channel(INBOX_MAX);
-    let (hello, hello_watch) = watch::channel(hello(&config, &assignment.head));
+    let (hello, hello_watch) = watch::channel(hello(&config, &assignment.head, &machine));
     let (announcer, conflicts) = Announcer::new();
     let changes =
         dataplane.changes().inspect_err(|error| warn!(%error, "changes are only found by the audit")).ok();
-    let certificates = Arc::new(Certificates::new(store.clone(), identity.clone()));
+    let certificates = Arc::new(Certificates::new(store.clone(), identity.clone(), machine));
     let lease = Arc::new(Hold::new(&paths.run_dir));
     info!(node = identity.name, prefix = %identity.prefix, pods = assignment.pods.len(), "node starts");
     let mut agent = Agent {
@@ -124,6 +125,8 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         settled: None,
         traces: changes.as_ref().map(Changes::traces).unwrap_or_default(),
         events: Events::default(),
+        taken_for_copy: None,
+        is_held: false,
     };
     lease::start(certificates.clone(), hello_watch.clone(), lease)
         .context("cannot start the lease's thread")?;
@@ -266,7 +269,7 @@ fn choose_masquerade(choice: MasqueradeChoice, features: &Features) -> Result<Ma
     }
 }
 
-fn hello(config: &NodeConfig, head: &Head) -> Hello {
+fn hello(config: &NodeConfig, head: &Head, machine: &str) -> Hello {
     let capacity = Resources {
         cpu_millis: config.cpu_millis.unwrap_or_else(machine_cpu_millis),
         memory_bytes: config.memory_bytes.unwrap_or_else(machine_memory_bytes),
@@ -279,6 +282,7 @@ fn hello(config: &NodeConfig, head: &Head) -> Hello {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: head.epoch.clone(),
             revision: head.revision,
+            machine: machine.to_owned(),
             ..NodeHello::default()
         },
         ..Hello::default()

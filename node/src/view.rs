@@ -31,6 +31,9 @@ pub struct NodeView {
     pub servers: Vec<String>,
     /// Whether a stream to the server is up.
     pub attached: bool,
+    /// Why the server does not serve it, when it serves another machine under its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
     /// The revision of the last assignment.
     pub revision: u64,
     /// Other nodes: their /64 and the next hop to it.
@@ -77,6 +80,9 @@ impl fmt::Display for NodeView {
         writeln!(f, "ndp         {}", self.ndp)?;
         writeln!(f, "masquerade  {}", self.masquerade)?;
         writeln!(f, "server      {} ({server}, revision {})", self.servers.join(", "), self.revision)?;
+        if let Some(refused) = &self.refused {
+            writeln!(f, "refused     {refused}")?;
+        }
         for feature in &self.features {
             writeln!(f, "kernel      {feature}")?;
         }

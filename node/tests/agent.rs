@@ -196,6 +196,55 @@ fn a_node_boots_cold_without_a_server() {
 }
 
 #[test]
+fn a_machine_that_is_taken_for_a_copy_starts_nothing_until_it_is_served() {
+    let Some(mut node) = TestNode::new("copy") else { return };
+    let server = node.serve();
+    let pod = node.run_and_take_down(&server);
+    server.talk.lock().unwrap().taken = Some("another machine is served, at 2001:db8:7::9".to_owned());
+    let before = server.talk.lock().unwrap().refusals;
+    node.start(false);
+    node.wait_for("refusals", || server.talk.lock().unwrap().refusals >= before + 8);
+    assert!(!PathBuf::from("/run/netns").join(&pod.id).exists(), "{}", node.log());
+    assert_eq!(
+        ip(&["-n", &node.net.node, "-6", "route", "show", "proto", "118"]),
+        "",
+        "nothing is announced"
+    );
+    let show = node.run_once("show");
+    assert!(show.contains("refused     another machine is served, at 2001:db8:7::9"), "{show}");
+
+    server.talk.lock().unwrap().taken = None;
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    assert!(!node.run_once("show").contains("refused "));
+    let talk = server.talk.lock().unwrap();
+    let (hello, holder) = (talk.hellos.last().unwrap(), talk.holders.last().unwrap());
+    assert_eq!(
+        (&hello.machine, &hello.underlay),
+        (&holder.machine, &holder.underlay),
+        "both streams are of one machine"
+    );
+    assert!(!hello.machine.is_empty());
+}
+
+/// A machine that boots fast is refused for the rest of its lease: a server that dies in that time is not waited for.
+#[test]
+fn a_node_that_was_refused_once_boots_cold_when_the_server_dies() {
+    let Some(mut node) = TestNode::new("copycold") else { return };
+    let server = node.serve();
+    let pod = node.run_and_take_down(&server);
+    server.talk.lock().unwrap().taken = Some("another machine is served".to_owned());
+    node.start(false);
+    assert!(node.run_once("show").contains("refused "), "{}", node.log());
+    drop(server);
+    let died = Instant::now();
+    node.wait_for("the pod", || node.run_once("show").contains(" running"));
+    assert!(died.elapsed() < Duration::from_secs(8), "{:?}", died.elapsed());
+    let server = node.serve();
+    server.talk.lock().unwrap().pods = vec![pod.clone()];
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+}
+
+#[test]
 fn what_others_break_is_repaired_at_once() {
     let Some(mut node) = TestNode::new("repair") else { return };
     let server = node.serve();
@@ -620,6 +669,19 @@ impl TestNode {
         }
         self.agent = Some(command.stderr(log).spawn().unwrap());
         self.wait_for("the agent", || self.log().contains("node ready"));
+    }
+
+    /// Joins, runs a pod, and leaves as a machine does that is switched off: no process, no kernel state, no run folder.
+    fn run_and_take_down(&mut self, server: &TestServer) -> PodAssignment {
+        self.start(true);
+        let pod = self.pod(server, 1, "exec sleep 1000");
+        server.assign(vec![pod.clone()], vec![]);
+        self.wait_for_phase(server, &pod.id, PodPhase::Running);
+        self.run_once("down");
+        self.wait_for_end();
+        fs::remove_dir_all(self.path("run")).unwrap();
+        server.talk.lock().unwrap().reports.clear();
+        pod
     }
 
     /// A step of a pod, as the agent tells the server.

@@ -258,6 +258,7 @@ pub fn hello(message: v1::NodeHello) -> Result<Hello, ConvertError> {
         capacity,
         countables,
         agent_version: message.agent_version,
+        machine: message.machine,
     })
 }
 

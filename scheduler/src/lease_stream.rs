@@ -6,19 +6,27 @@ use std::{
     time::Duration,
 };
 
-use hextet_api::v1::{
-    LeaseAnswer, LeaseGrant, LeaseRenewal, LookFor, NeighbourSeen, lease_answer::Answer,
-    lease_renewal::Renewal,
+use hextet_api::{
+    address,
+    v1::{
+        LeaseAnswer, LeaseGrant, LeaseHolder, LeaseRenewal, LookFor, NeighbourSeen, lease_answer::Answer,
+        lease_renewal::Renewal,
+    },
 };
-use scheduler_core::event::Event;
+use scheduler_core::{claim::Claimant, event::Event};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time,
 };
 use tonic::{Status, Streaming};
 use tracing::debug;
 
-use crate::{hub::Hub, session};
+use crate::{
+    claim,
+    hub::Hub,
+    session::{self, HELLO_MAX},
+};
 
 /// A node renews its lease this often in the time after which a silent one is asked about.
 const RENEWALS_PER_SILENCE: u32 = 4;
@@ -54,8 +62,13 @@ impl LeaseStreams {
     }
 }
 
-/// Serves a node's lease until its stream ends. A later stream of the same node takes its place.
+/// Serves a node's lease until its stream ends. A later stream of the same machine takes its place.
 pub(crate) async fn run(hub: Arc<Hub>, node: String, mut renewals: Streaming<LeaseRenewal>, out: Out) {
+    if let Err(status) = greet(&hub, &node, &mut renewals).await {
+        // Who has gone need not hear it.
+        let _ = out.try_send(Err(status));
+        return;
+    }
     let (ends, end) = oneshot::channel();
     hub.lease_streams.lock().insert(node.clone(), Handle { out: out.clone(), _end: ends });
     let mut holder = Holder { hub: hub.clone(), node: node.clone(), out: out.clone(), returning: None };
@@ -70,6 +83,19 @@ pub(crate) async fn run(hub: Arc<Hub>, node: String, mut renewals: Streaming<Lea
     if streams.get(&node).is_some_and(|last| last.out.same_channel(&out)) {
         streams.remove(&node);
     }
+}
+
+/// The first message says which machine it is; an agent that does not know how begins with a number.
+async fn greet(hub: &Hub, node: &str, renewals: &mut Streaming<LeaseRenewal>) -> Result<(), Status> {
+    let first = time::timeout(HELLO_MAX, renewals.message()).await;
+    let first =
+        first.map_err(|_| Status::deadline_exceeded("the node did not say which machine it is"))??;
+    let holder = match first.and_then(|first| first.renewal) {
+        Some(Renewal::Holder(holder)) => holder,
+        _ => LeaseHolder::default(),
+    };
+    let underlay = address::ipv6(&holder.underlay).ok();
+    claim::claim(hub, node, Claimant { machine: &holder.machine, underlay })
 }
 
 struct Holder {
@@ -88,7 +114,7 @@ impl Holder {
                 Some(Renewal::Seen(NeighbourSeen { node, is_there })) => {
                     self.hub.leases().answered(&self.node, &node, is_there);
                 }
-                None => {}
+                Some(Renewal::Holder(_)) | None => {}
             }
         }
     }

@@ -9,6 +9,7 @@ mod access;
 mod audit;
 mod auth;
 pub mod backup;
+mod claim;
 mod clock;
 mod compaction;
 pub mod convert;

@@ -69,7 +69,7 @@ fn refused(refusal: &Refusal) -> Status {
     }
 }
 
-fn with_reason(mut status: Status, reason: &'static str) -> Status {
+pub(crate) fn with_reason(mut status: Status, reason: &'static str) -> Status {
     status.metadata_mut().insert(hextet_api::TAKEN, tonic::metadata::MetadataValue::from_static(reason));
     status
 }

@@ -10,6 +10,7 @@ use std::{
 
 use hextet_api::v1::{self, node_command::Command, node_report::Report};
 use scheduler_core::{
+    claim::Claimant,
     event::Event,
     pod::PodId,
     session::{Inbox as Waiting, InboxFull, Telling, Told as Known},
@@ -19,13 +20,13 @@ use tokio::{
     sync::{Notify, broadcast::error::RecvError, mpsc, oneshot},
     time,
 };
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::{debug, info};
 
-use crate::{convert, hub::Hub, service, writer::WriteError};
+use crate::{claim, convert, hub::Hub, service, writer::WriteError};
 
 /// How long a node may take to say hello.
-const HELLO_MAX: Duration = Duration::from_secs(10);
+pub(crate) const HELLO_MAX: Duration = Duration::from_secs(10);
 /// How long a node may take to read what it is told.
 const SEND_MAX: Duration = Duration::from_secs(30);
 /// Commands that wait for their node.
@@ -112,7 +113,11 @@ pub(crate) async fn run(hub: Arc<Hub>, node: String, reports: Streaming<v1::Node
         () = hub.closed() => Status::unavailable("the server is stopping"),
         () = out.closed() => return,
     };
-    info!(%node, reason = status.message(), "node detached");
+    match status.code() {
+        // A copy of the node asks again and again.
+        Code::AlreadyExists => debug!(%node, reason = status.message(), "a stream is refused"),
+        _ => info!(%node, reason = status.message(), "node detached"),
+    }
     let _ = time::timeout(SEND_MAX, out.send(Err(status))).await;
 }
 
@@ -140,8 +145,9 @@ async fn greet(hub: &Hub, node: &str, reports: &mut Streaming<v1::NodeReport>) -
     let Some(Report::Hello(hello)) = first.and_then(|report| report.report) else {
         return Err(Status::invalid_argument("a node says hello first"));
     };
-    hub.leases().renew(node, hub.clock.now());
     let hello = convert::hello(hello).map_err(service::malformed)?;
+    claim::claim(hub, node, Claimant { machine: &hello.machine, underlay: Some(hello.underlay) })?;
+    hub.leases().renew(node, hub.clock.now());
     let event = Event::NodeHello(node.to_owned(), hello);
     hub.write(origin(node), event).await.map_err(service::status)?;
     info!(%node, "node attached");

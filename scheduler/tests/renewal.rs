@@ -56,7 +56,7 @@ async fn a_persons_key_is_replaced_and_a_copy_of_the_old_one_is_refused() {
     let (refused, message) = code(status_of(&old).await);
     assert_eq!(refused, Code::Unauthenticated);
     assert!(message.contains("another key has taken the place"), "{message}");
-    let error = connect::renew(&old, live).await.unwrap_err();
+    let error = connect::renew(&old, live, "").await.unwrap_err();
     assert!(matches!(error, RenewError::Refused { .. }), "{error:?}");
     server.stop().await;
 
@@ -161,7 +161,7 @@ async fn a_key_an_address_and_a_name_have_one_node() {
 
 async fn renew(credentials: &Credentials) -> Result<Credentials, RenewError> {
     let channel = connect::mutual_tls(credentials).await.unwrap();
-    connect::renew(credentials, channel).await
+    connect::renew(credentials, channel, "").await
 }
 
 async fn status_of(credentials: &Credentials) -> Result<(), Status> {

@@ -197,6 +197,96 @@ fn busy(testbed: &Testbed) -> Result<()> {
     })
 }
 
+#[test]
+fn a_copy_of_a_node_is_refused_and_the_node_unharmed() {
+    scenario("a_copy_of_a_node_is_refused_and_the_node_unharmed", NEEDS, Options::default(), copied);
+}
+
+fn copied(testbed: &Testbed) -> Result<()> {
+    let client = testbed.netns("client");
+    let (first, copy) = (testbed.agent("n2"), testbed.agent("n3"));
+    testbed.netctl_on("n3", &["node", "down"])?.success()?;
+    wait_until(SOON, "the agent of n3 ends", || copy.pid().is_none())?;
+    testbed.apply(jobs::HELLO)?;
+    let before = testbed.wait_running("hello", 3, SOON)?;
+    ensure!(before.iter().any(|pod| pod.node == "n2"), "{before:?}");
+    check("an agent that is killed and starts again is not taken for another machine", || {
+        first.kill9()?;
+        // What a copy of the disk holds; n3 is the machine into which it is put.
+        fs::remove_dir_all(copy.dir().join("state"))?;
+        let from = first.dir().join("state");
+        testbed
+            .run_in("n3", &["cp", "-a", &from.to_string_lossy(), &copy.dir().to_string_lossy()])
+            .success()?;
+        let started = Instant::now();
+        first.start_until_ready()?;
+        wait_until(SOON, "n2 is attached", || shown(testbed, "n2").contains("(attached"))?;
+        ensure!(started.elapsed() < scaled(LEASE), "it took {:?}", started.elapsed());
+        ensure!(!first.log().contains("served, at"), "{}", first.log());
+        Ok(())
+    })?;
+    check("the copy starts nothing and says what it is, and the node goes on", || {
+        copy.start_until_ready()?;
+        wait_until(SOON, "the copy is refused", || shown(testbed, "n3").contains("refused "))?;
+        let said = shown(testbed, "n3");
+        ensure!(said.contains("at 2001:db8:1::12; this one looks like a copy"), "{said}");
+        let since = Instant::now();
+        while since.elapsed() < 2 * scaled(LEASE) {
+            all_greet(&client, &before, Duration::from_secs(2))?;
+            ensure!(testbed.node_phases()?["n2"] == "ready", "{:?}", testbed.node_phases()?);
+            ensure!(shown(testbed, "n2").contains("(attached"), "{}", shown(testbed, "n2"));
+        }
+        ensure!(testbed.pods("hello")? == before, "{:?}", testbed.pods("hello")?);
+        let routes = testbed.run_in("n3", &["ip", "-6", "route", "show", "proto", "118"]).success()?;
+        ensure!(routes.trim().is_empty(), "the copy has routes: {routes}");
+        Ok(())
+    })?;
+    check("a node whose machine boots again is served when the lease from before has ended", || {
+        copy.terminate()?;
+        first.kill9()?;
+        // The lock is another file after it: that is what tells machines of one kernel apart.
+        let lock = first.dir().join("state/agent.lock");
+        wait_until(SOON, "the kernel is through with the agent", || {
+            let free = ["flock", "--nonblock", &lock.to_string_lossy(), "true"];
+            testbed.run_in("n2", &free).success().is_ok()
+        })?;
+        fs::rename(&lock, lock.with_extension("of-the-boot-before"))?;
+        let started = Instant::now();
+        first.start_until_ready()?;
+        wait_until(SOON, "n2 is refused", || shown(testbed, "n2").contains("refused "))?;
+        wait_until(SOON, "n2 is served", || {
+            let show = shown(testbed, "n2");
+            show.contains("(attached") && !show.contains("refused ")
+        })?;
+        println!("a node that booted within its lease was served after {} ms", started.elapsed().as_millis());
+        ensure!(
+            started.elapsed() < scaled(LEASE) * 3 / 2 + Duration::from_secs(2),
+            "{:?}",
+            started.elapsed()
+        );
+        let after = testbed.wait_running("hello", 3, SOON)?;
+        all_greet(&client, &after, SOON)
+    })?;
+    check("the copy takes the place of the node when that is taken down", || {
+        testbed.netctl_on("n2", &["node", "down"])?.success()?;
+        wait_until(SOON, "the agent of n2 ends", || first.pid().is_none())?;
+        copy.start_until_ready()?;
+        wait_until(SOON, "the copy is served", || {
+            let show = shown(testbed, "n3");
+            show.contains("(attached") && !show.contains("refused ")
+        })?;
+        testbed.wait_node("n2", "ready", SOON)?;
+        let after = testbed.wait_running("hello", 3, SOON)?;
+        all_greet(&client, &after, SOON)
+    })
+}
+
+/// What an agent says of itself; empty when it does not answer.
+fn shown(testbed: &Testbed, node: &str) -> String {
+    let shown = testbed.netctl_on(node, &["node", "show"]).and_then(hextet_tests::command::Output::success);
+    shown.unwrap_or_default()
+}
+
 /// Processes that want all the time that they can get: four for each processor.
 struct Hogs(Vec<Child>);
 

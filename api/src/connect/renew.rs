@@ -54,13 +54,17 @@ impl Credentials {
 }
 
 /// Asks over `channel`, which was made with `credentials`, for a certificate for a new key. Both are good until the new
-/// one is used.
+/// one is used. A node says which machine it is; people do not.
 ///
 /// # Errors
 /// The old credentials are as good as before.
-pub async fn renew(credentials: &Credentials, channel: Channel) -> Result<Credentials, RenewError> {
+pub async fn renew(
+    credentials: &Credentials,
+    channel: Channel,
+    machine: &str,
+) -> Result<Credentials, RenewError> {
     let key = Key::generate()?;
-    let request = RenewRequest { csr_der: key.request_der()? };
+    let request = RenewRequest { csr_der: key.request_der()?, machine: machine.to_owned() };
     let answer = RenewalClient::new(channel).renew(request).await.map_err(refused)?.into_inner();
     let asked = key.public_key_der()?;
     let is_for_it = X509Certificate::from_der(&answer.certificate_der)
@@ -94,7 +98,7 @@ pub async fn renew_kept(
     credentials: &Credentials,
     channel: Channel,
 ) -> Result<(Credentials, Channel), RenewError> {
-    let next = renew(credentials, channel).await?;
+    let next = renew(credentials, channel, "").await?;
     next.save(path)?;
     let channel = confirm(&next).await?;
     Ok((next, channel))

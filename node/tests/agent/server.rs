@@ -14,9 +14,9 @@ use hextet_api::{
     token::{Fingerprint, Role, Token},
     v1::{
         AddressConflict, Assignment, DescribePod, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix,
-        LeaseAnswer, LeaseGrant, LeaseRenewal, NodeCommand, NodeHello, NodeReport, PodAssignment, PodEvent,
-        PodReport, ReadLogs, SendDescriptionRequest, SendDescriptionResponse, SendLogsRequest,
-        SendLogsResponse,
+        LeaseAnswer, LeaseGrant, LeaseHolder, LeaseRenewal, NodeCommand, NodeHello, NodeReport,
+        PodAssignment, PodEvent, PodReport, ReadLogs, SendDescriptionRequest, SendDescriptionResponse,
+        SendLogsRequest, SendLogsResponse,
         agent_server::{Agent, AgentServer},
         enrollment_server::{Enrollment, EnrollmentServer},
         lease_answer::Answer,
@@ -97,6 +97,12 @@ pub(crate) struct Talk {
     pub(crate) refuse_subnets: u32,
     pub(crate) hellos: Vec<NodeHello>,
     pub(crate) renewals: u32,
+    /// Another machine is served: why this one is not.
+    pub(crate) taken: Option<String>,
+    /// Streams that were refused for that.
+    pub(crate) refusals: u32,
+    /// What the streams of leases began with.
+    pub(crate) holders: Vec<LeaseHolder>,
     /// The term of grants and assignments; none: nothing is granted.
     pub(crate) granted: Option<u64>,
     pub(crate) term: u64,
@@ -266,6 +272,7 @@ impl Agent for Service {
         let mut reports = request.into_inner();
         {
             let mut talk = self.talk.lock().unwrap();
+            talk.refuse_copy()?;
             let message = Assignment { full: true, pods: talk.pods.clone(), ..talk.assignment() };
             talk.streams.push(stream);
             talk.say(Command::Assignment(message));
@@ -285,10 +292,18 @@ impl Agent for Service {
     ) -> Result<Response<Self::HoldLeaseStream>, Status> {
         let (answers, stream) = mpsc::unbounded_channel();
         let (mut renewals, talk) = (request.into_inner(), self.talk.clone());
+        talk.lock().unwrap().refuse_copy()?;
         tokio::spawn(async move {
             while let Some(Ok(renewal)) = renewals.next().await {
-                let Some(Renewal::Number(number)) = renewal.renewal else { continue };
                 let mut talk = talk.lock().unwrap();
+                let number = match renewal.renewal {
+                    Some(Renewal::Number(number)) => number,
+                    Some(Renewal::Holder(holder)) => {
+                        talk.holders.push(holder);
+                        continue;
+                    }
+                    _ => continue,
+                };
                 talk.renewals += 1;
                 if let Some(term) = talk.granted {
                     let grant = LeaseGrant { number, lease_ms: LEASE_MS, renew_ms: LEASE_MS / 20, term };
@@ -325,6 +340,14 @@ impl Agent for Service {
 }
 
 impl Talk {
+    fn refuse_copy(&mut self) -> Result<(), Status> {
+        let Some(why) = &self.taken else { return Ok(()) };
+        let mut status = Status::already_exists(why.clone());
+        status.metadata_mut().insert(hextet_api::TAKEN, hextet_api::TAKEN_MACHINE.parse().unwrap());
+        self.refusals += 1;
+        Err(status)
+    }
+
     fn hear(&mut self, report: NodeReport) {
         match report.report {
             Some(Report::Hello(hello)) => self.hellos.push(hello),

@@ -83,6 +83,7 @@ impl Fleet {
             capacity,
             countables: Countables::default(),
             agent_version: "bench".to_owned(),
+            machine: String::new(),
         };
         self.event(Event::NodeHello(name, hello));
     }

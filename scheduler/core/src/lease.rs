@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     change::{Key, Revision, Value},
+    claim::{Claim, Claimant, IsCopy, Taken},
     event::Event,
     node::{Node, NodePhase},
     state::State,
@@ -48,6 +49,8 @@ struct Lease {
     /// Its stream was ended by its machine, which therefore lives: its agent has ended.
     has_ended: bool,
     inquiry: Option<Inquiry>,
+    /// Which machine speaks for it.
+    claim: Claim,
 }
 
 /// What the neighbours of a silent node were asked.
@@ -153,18 +156,47 @@ impl Leases {
             is_fenced: false,
             has_ended: false,
             inquiry: None,
+            claim: Claim::of(node, fenced),
         });
         // Whatever made it ready was a sign of life.
         if node.phase == NodePhase::Ready && lease.phase != NodePhase::Ready {
             lease.renewed = lease.renewed.max(now);
         }
+        if gives_up(node) && (lease.phase, lease.is_fenced) != (node.phase, node.fenced) {
+            lease.claim.free();
+        }
         (lease.phase, lease.is_fenced) = (node.phase, node.fenced);
+    }
+
+    /// A machine asks to speak for `node`: it may, if no other does that may be alive.
+    ///
+    /// # Errors
+    /// Another does.
+    pub fn claim(&mut self, node: &str, by: Claimant<'_>, now: Moment) -> Result<Taken, IsCopy> {
+        let until = self.fence_from(now);
+        self.nodes.get_mut(node).map_or(Ok(Taken::Again), |lease| lease.claim.take(by, now, until))
+    }
+
+    /// Whether a machine could speak for `node` now.
+    ///
+    /// # Errors
+    /// Another does.
+    pub fn may_claim(&self, node: &str, by: Claimant<'_>, now: Moment) -> Result<(), IsCopy> {
+        self.nodes.get(node).map_or(Ok(()), |lease| lease.claim.check(by, now).map(drop))
+    }
+
+    /// Whether a machine speaks for `node` of which the last sign of life is not older than its lease.
+    #[must_use]
+    pub fn is_claimed(&self, node: &str, now: Moment) -> bool {
+        self.nodes.get(node).is_some_and(|lease| lease.claim.is_held(now))
     }
 
     /// A sign of life of `node` has come.
     pub fn renew(&mut self, node: &str, now: Moment) {
+        let until = self.fence_from(now);
         if let Some(lease) = self.nodes.get_mut(node) {
             lease.renewed = now.max(lease.renewed);
+            lease.claim.renewed(until);
             (lease.has_ended, lease.inquiry) = (false, None);
         }
     }
@@ -215,6 +247,8 @@ impl Leases {
         self.looked = now;
         if gap > self.silence_max() / 2 {
             self.give_all(self.lease, now);
+            let until = self.fence_from(now);
+            self.nodes.values_mut().for_each(|lease| lease.claim.renewed(until));
         }
         let mut look = Look::default();
         // Most nodes report, and of them there is nothing to find.
@@ -223,6 +257,7 @@ impl Leases {
         for name in silent.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             look.findings.extend(self.fence_is_over(&name, now));
             if !self.runs(&name, now) && self.nodes[&name].phase.has_pods() {
+                self.note_seen(&name, now);
                 self.look_at(&name, &neighbours, now, &mut look);
             }
         }
@@ -239,6 +274,16 @@ impl Leases {
         let is_silent = lease.phase.is_gone() || lease.phase == NodePhase::CutOff;
         let is_news = is_silent && !lease.is_fenced && now >= lease.fenced;
         is_news.then(|| Finding::Fenced(name.to_owned()))
+    }
+
+    /// What its neighbours reach is the machine that speaks for it.
+    fn note_seen(&mut self, name: &str, now: Moment) {
+        let until = self.fence_from(now);
+        let Some(lease) = self.nodes.get_mut(name) else { return };
+        let mut answers = lease.inquiry.iter().flat_map(|inquiry| inquiry.answers.values());
+        if answers.any(|answer| *answer == Some(true)) {
+            lease.claim.seen(until);
+        }
     }
 
     /// One that is silent.
@@ -311,6 +356,15 @@ impl Leases {
 
     fn fence_from(&self, now: Moment) -> Moment {
         now + self.lease + self.lease / FENCE_MARGIN_DIVISOR
+    }
+}
+
+/// Whether no machine speaks for it any more: it was taken down, declared dead, or joins anew.
+fn gives_up(node: &Node) -> bool {
+    match node.phase {
+        NodePhase::Joined | NodePhase::Dead => true,
+        NodePhase::Lost => node.fenced,
+        NodePhase::Ready | NodePhase::CutOff => false,
     }
 }
 

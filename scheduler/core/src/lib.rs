@@ -9,6 +9,7 @@
 pub mod assignment;
 pub mod batch;
 pub mod change;
+pub mod claim;
 pub mod cluster;
 pub mod countable;
 pub mod deploy;

@@ -10,6 +10,7 @@ use hextet_address::{GroupId, NodePrefix};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    claim::MACHINE_LEN_MAX,
     countable::{COUNTABLES_MAX, Countables},
     job::{self, LABEL_LEN_MAX, MEMORY_MAX},
     quantity::Resources,
@@ -51,6 +52,9 @@ pub struct Node {
     pub agent_version: String,
     /// Whether it can be used.
     pub phase: NodePhase,
+    /// Which machine it is, in its present boot; empty until one has said so. A copy of its disk is another.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub machine: String,
     /// When it got its certificate.
     pub joined: WallTime,
     /// While it is lost: the addresses of the pods that it had then, at most [`LEFT_MAX`], for LAN hosts to ask anew.
@@ -96,6 +100,8 @@ pub struct Hello {
     pub countables: Countables,
     /// The version of its agent.
     pub agent_version: String,
+    /// Which machine it is, in its present boot; empty when the agent does not say.
+    pub machine: String,
 }
 
 /// Why a node's word about itself is not taken.
@@ -123,6 +129,9 @@ pub enum HelloError {
         /// What is wrong with it.
         problem: job::JobProblem,
     },
+    /// More words for the machine than fit.
+    #[error("the machine is named with {0} bytes, which is more than {MACHINE_LEN_MAX}")]
+    Machine(usize),
     /// A label that is not the node's to set.
     #[error("the label `node` is the node's name and cannot be set")]
     NodeLabel,
@@ -156,6 +165,9 @@ impl Hello {
                 problem,
             })?;
         }
+        if self.machine.len() > MACHINE_LEN_MAX {
+            return Err(HelloError::Machine(self.machine.len()));
+        }
         let underlay = self.underlay;
         if underlay.is_unspecified() || underlay.is_multicast() || underlay.is_loopback() {
             return Err(HelloError::Underlay(underlay));
@@ -181,6 +193,7 @@ impl Node {
             capacity: Resources { memory: hello.capacity.memory.min(MEMORY_MAX), ..hello.capacity },
             countables: hello.countables.clone(),
             agent_version: hello.agent_version.chars().take(LABEL_LEN_MAX).collect(),
+            machine: hello.machine.clone(),
             ..self.returned()
         }
     }

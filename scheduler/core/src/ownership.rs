@@ -73,7 +73,10 @@ const CLAIMS: &[(Owner, Claims)] = &[
         &[
             // While it is there: of a pod that is pending, lost or terminating the scheduler says how it is.
             ("pod", &["phase", "message", "restarts"]),
-            ("node", &["underlay", "underlay_v4", "labels", "capacity", "countables", "agent_version"]),
+            (
+                "node",
+                &["underlay", "underlay_v4", "labels", "capacity", "countables", "agent_version", "machine"],
+            ),
         ],
     ),
     (

@@ -25,6 +25,7 @@ pub(crate) fn node(name: &str) -> Node {
         capacity: Resources::default(),
         countables: Countables::default(),
         agent_version: String::new(),
+        machine: String::new(),
         phase: NodePhase::Ready,
         joined: WallTime(0),
         left: Vec::new(),

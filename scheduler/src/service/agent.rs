@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status;
-use crate::{auth, hub::Hub, identity::Identity, lease_stream, logs, session};
+use crate::{auth, claim, hub::Hub, identity::Identity, lease_stream, logs, session};
 
 /// Commands between the session and the connection.
 const OUT_MAX: usize = 16;
@@ -90,6 +90,9 @@ impl AgentService {
         let state = self.0.state();
         match state.nodes().get(&enrolled.name) {
             Some(node) if enrolled.role == Role::Node && state.is_key_of(node, key) => Ok(node.name.clone()),
+            Some(node) if let Some(status) = claim::with_old_key(&self.0, &node.name, node.underlay) => {
+                Err(status)
+            }
             _ => Err(Status::permission_denied(format!(
                 "node {} was deleted here, or its name is another machine's now: join again with a new token",
                 enrolled.name

@@ -6,12 +6,13 @@ use hextet_api::v1::{ConfirmRequest, ConfirmResponse, RenewRequest, RenewRespons
 use scheduler_core::{
     event::{Enrolled, Event, Renew},
     time::WallTime,
+    token::Role,
     transition::Origin,
 };
 use tonic::{Request, Response, Status};
 
 use super::status;
-use crate::{auth, hub::Hub, identity::Identity, pki::SigningRequest, writer::chain};
+use crate::{auth, claim, hub::Hub, identity::Identity, pki::SigningRequest, writer::chain};
 
 /// How long a key that was replaced is remembered at least.
 const REMEMBERED_MIN: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -23,7 +24,11 @@ impl Renewal for RenewalService {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
         let caller = auth::caller(&request);
         let (holder, old, ends) = certificate(&caller)?;
-        let signing = SigningRequest::parse(&request.into_inner().csr_der)
+        let request = request.into_inner();
+        if holder.role == Role::Node {
+            claim::check(&self.0, &holder.name, &request.machine)?;
+        }
+        let signing = SigningRequest::parse(&request.csr_der)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let now = self.0.clock.wall();
         let (old, new) = (old.to_owned(), signing.key.clone());

@@ -50,6 +50,7 @@ impl World {
             countables: Default::default(),
             capacity: Resources { cpu: Cpu(64_000), memory: Memory(1 << 36) },
             agent_version: "0.1.0".to_owned(),
+            machine: String::new(),
         };
         self.event(&format!("node:{name}"), Event::NodeHello(name, hello));
     }

@@ -354,6 +354,7 @@ pub(crate) async fn join(hub: &Hub) {
         labels: BTreeMap::new(),
         capacity: Resources { cpu: Cpu(1000), memory: Memory(1 << 30) },
         agent_version: String::new(),
+        machine: String::new(),
     };
     hub.write(scheduler(), Event::NodeHello("n1".to_owned(), hello)).await.unwrap();
 }

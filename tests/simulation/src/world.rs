@@ -285,6 +285,7 @@ fn join(number: usize, cluster: &Cluster, server: &mut Server, shared: &mut Shar
         capacity: Resources { cpu: Cpu(1000 * shared.rng.random_range(1..=3)), memory: Memory(1 << 30) },
         countables: Countables((number % 2 == 1).then(|| ("gpu".to_owned(), 2)).into_iter().collect()),
         agent_version: "simulated".to_owned(),
+        machine: String::new(),
     };
     Machine::new(number, identity, hello, shared)
 }

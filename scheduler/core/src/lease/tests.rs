@@ -131,6 +131,45 @@ fn what_was_granted_is_over_a_quarter_of_a_lease_after_its_end() {
     assert_eq!(world.run(50, &["n2"]), NOTHING, "it is said until the state holds it");
 }
 
+#[test]
+fn a_copy_is_refused_by_a_server_that_has_just_started_and_let_in_by_an_operators_word() {
+    let now = Moment(Duration::from_secs(100));
+    let first = Node { machine: "first".into(), ..node("n1", NodePhase::Ready) };
+    let mut leases = Leases::new(LEASE, now);
+    leases.follow(&first, now);
+    let copy = Claimant { machine: "copy", underlay: None };
+    assert!(leases.claim("n1", copy, now + LEASE).is_err());
+    assert!(leases.may_claim("n1", Claimant { machine: "first", ..copy }, now).is_ok());
+    leases.renew("n1", now + LEASE);
+    assert!(leases.claim("n1", copy, now + LEASE * 2).is_err());
+    assert!(leases.is_claimed("n1", now + LEASE * 2));
+    leases.follow(&Node { phase: NodePhase::CutOff, ..first.clone() }, now + LEASE * 2);
+    assert!(leases.may_claim("n1", copy, now + LEASE * 2).is_err());
+    leases.follow(&Node { phase: NodePhase::Dead, ..first }, now + LEASE * 2);
+    assert_eq!(leases.claim("n1", copy, now + LEASE * 2), Ok(Taken::Anew));
+}
+
+/// A neighbour that reaches it says that the first lives, although its lease has ended.
+#[test]
+fn a_copy_elsewhere_is_refused_for_as_long_as_neighbours_reach_the_first() {
+    let mut world = World::new(&["n1", "n2"]);
+    let first = Claimant { machine: "first", underlay: Some("2001:db8::1".parse().unwrap()) };
+    let copy = Claimant { machine: "copy", underlay: Some("2001:db8::2".parse().unwrap()) };
+    world.leases.claim("n1", first, world.now).unwrap();
+    for _ in 0..20 {
+        world.run_until_asked(&["n2"]);
+        world.leases.answered("n2", "n1", true);
+        world.run(50, &["n2"]);
+    }
+    assert!(world.since > 10_000);
+    assert!(world.leases.claim("n1", copy, world.now).is_err());
+    for _ in 0..20 {
+        world.run_until_asked(&["n2"]);
+        world.leases.answered("n2", "n1", false);
+    }
+    assert_eq!(world.leases.claim("n1", copy, world.now), Ok(Taken::Anew));
+}
+
 const NOTHING: [Finding; 0] = [];
 
 fn lost(name: &str) -> Finding {

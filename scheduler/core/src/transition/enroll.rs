@@ -95,6 +95,7 @@ fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTi
         capacity: Resources::default(),
         countables: Countables::default(),
         agent_version: String::new(),
+        machine: String::new(),
         phase: NodePhase::Joined,
         left: Vec::new(),
         fenced: false,

@@ -98,7 +98,9 @@ impl World {
         let underlay = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number);
         let agent_version = "test".to_owned();
         let countables = std::mem::take(&mut self.countables);
-        let hello = Hello { underlay, underlay_v4: None, labels, capacity, countables, agent_version };
+        let machine = String::new();
+        let hello =
+            Hello { underlay, underlay_v4: None, labels, capacity, countables, agent_version, machine };
         self.event(&format!("node:{name}"), Event::NodeHello(name.to_owned(), hello))
     }
 }

@@ -49,6 +49,8 @@ impl Server {
             Renewal::Seen(NeighbourSeen { node: about, is_there }) => {
                 self.process_mut().leases.answered(&node, &about, is_there);
             }
+            // No machine is copied here.
+            Renewal::Holder(_) => {}
         }
     }
 

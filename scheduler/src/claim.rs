@@ -1,0 +1,45 @@
+//! One machine speaks for a node: others with its name and key are refused, and what it said before another came is over.
+
+use std::net::Ipv6Addr;
+
+use scheduler_core::claim::{Claimant, IsCopy, Taken};
+use tonic::Status;
+use tracing::{info, warn};
+
+use crate::{hub::Hub, service};
+
+/// Lets the machine speak for `node`, or says who does.
+pub(crate) fn claim(hub: &Hub, node: &str, by: Claimant<'_>) -> Result<(), Status> {
+    let taken = hub.leases().claim(node, by, hub.clock.now());
+    match taken {
+        Ok(Taken::Again) => {}
+        Ok(Taken::Anew) => {
+            info!(%node, machine = by.machine, "another machine, or another boot of it, speaks for the node");
+            hub.sessions.end(node);
+            hub.lease_streams.end(node);
+        }
+        Err(copy) => {
+            if !copy.again {
+                warn!(%node, machine = by.machine, underlay = ?by.underlay, served = ?copy.served, "a copy of a node is refused");
+            }
+            return Err(refused(node, copy));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the machine could speak for `node`.
+pub(crate) fn check(hub: &Hub, node: &str, machine: &str) -> Result<(), Status> {
+    let may = hub.leases().may_claim(node, Claimant { machine, underlay: None }, hub.clock.now());
+    may.map_err(|copy| refused(node, copy))
+}
+
+/// What a machine is told that comes with a key that is not the node's any more.
+pub(crate) fn with_old_key(hub: &Hub, node: &str, served: Option<Ipv6Addr>) -> Option<Status> {
+    let held = hub.leases().is_claimed(node, hub.clock.now());
+    held.then(|| refused(node, IsCopy { served, again: false }))
+}
+
+fn refused(node: &str, copy: IsCopy) -> Status {
+    service::with_reason(Status::already_exists(format!("node {node}: {copy}")), hextet_api::TAKEN_MACHINE)
+}
