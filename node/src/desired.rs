@@ -105,7 +105,7 @@ pub(crate) fn spec(
         uid: Some(pod_ipv4::uid(identity.pod_ipv4, pod.ipv4?)),
         tasks: tasks.collect(),
         folder,
-        lease: pod.singleton.map(|_| paths.run_dir.join(lease_file::LEASE_FILE)),
+        lease: lease(paths, pod),
     };
     Some(PodSpec { fingerprint: fingerprint(&spec), ..spec })
 }
@@ -142,6 +142,11 @@ fn environment(
     all
 }
 
+/// The lease without which nothing of the pod may run; none for most.
+pub(crate) fn lease(paths: &NodePaths, pod: &PodRecord) -> Option<PathBuf> {
+    pod.singleton.map(|_| paths.run_dir.join(lease_file::LEASE_FILE))
+}
+
 /// What a hook of a pod is told.
 pub(crate) fn hook_environment(
     identity: &Identity,
@@ -159,7 +164,8 @@ pub(crate) fn hook_environment(
         ("HEXTET_HOOK", hook),
         ("HEXTET_ADDRESS", &address),
     ];
-    all.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    let token = pod.singleton.map(|serial| ("HEXTET_FENCING_TOKEN".to_owned(), serial.to_string()));
+    all.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().chain(token).collect()
 }
 
 #[cfg(test)]

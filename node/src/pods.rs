@@ -162,6 +162,8 @@ impl Pods {
             return self.end_hook(id, order.name, run);
         }
         let spec = self.hook_spec(id, record, order, &order.hook.undo, None);
+        // What gives something up does so also without the lease.
+        let spec = spec.map(|spec| HookSpec { lease: None, ..spec });
         self.spawn_hook(id, order.name, run, DOWN, spec, run == 1, true);
     }
 
@@ -281,6 +283,8 @@ impl Pods {
             user,
             netns: of_job.then(|| PathBuf::from(NETNS_DIR).join(id)),
             timeout_ms: u64::try_from(order.hook.timeout.0.as_millis()).unwrap_or(u64::MAX),
+            // An operator's script that follows events is the node's, and not a part of the pod.
+            lease: desired::lease(&self.paths, record).filter(|_| of_job || event.is_none()),
         };
         let text = serde_json::to_vec(&(&spec, &self.boot)).expect("a spec holds only strings and numbers");
         Ok(HookSpec { run: hextet_api::token::Fingerprint::of(&text).to_string(), ..spec })

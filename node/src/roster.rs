@@ -76,6 +76,8 @@ pub(crate) struct Roster {
     /// On the caller's monotonic clock.
     now: Duration,
     notes: Vec<Note>,
+    /// A stream has begun, and its first assignment has not come.
+    is_news: bool,
 }
 
 impl Roster {
@@ -89,6 +91,7 @@ impl Roster {
             hooks: BTreeMap::new(),
             now: Duration::ZERO,
             notes: Vec::new(),
+            is_news: false,
         }
     }
 
@@ -272,6 +275,7 @@ impl Roster {
         is_changed: impl Fn(&str, &PodRecord, &PodRecord) -> bool,
     ) -> Vec<Duty> {
         let mut duties = vec![Duty::Reconcile];
+        let is_news = std::mem::take(&mut self.is_news);
         for (id, record) in self.assignment.pods.clone() {
             if !self.pods.contains_key(&id) {
                 duties.extend(self.begin(&id, false, |_| false));
@@ -282,8 +286,11 @@ impl Roster {
             } else if before.is_some_and(|before| before.address != record.address) {
                 Some(Event::Displaced)
             } else {
-                let changed =
-                    |before: &&PodRecord| is_changed(&id, before, &record) || before.hooks != record.hooks;
+                // Hooks that have failed for want of a lease are tried again when there may be one.
+                let again = is_news && record.singleton.is_some();
+                let changed = |before: &&PodRecord| {
+                    again || is_changed(&id, before, &record) || before.hooks != record.hooks
+                };
                 before.filter(changed).map(|_| Event::Changed(self.graph(&record)))
             };
             duties.extend(event.into_iter().flat_map(|event| self.happen(&id, event)));
@@ -337,6 +344,7 @@ impl Roster {
     pub(crate) fn attached(&mut self) {
         let all = self.pods.iter().filter_map(|(id, pod)| Some((id.clone(), pod.report()?)));
         self.news.attached(all.collect());
+        self.is_news = true;
     }
 
     pub(crate) fn detached(&mut self) {
@@ -559,5 +567,20 @@ mod tests {
         assert!(duties.contains(&Duty::Act("a".into(), Action::RunHook("hooks".into()))));
         assert_eq!(happen(&mut roster, running()[..2].to_vec()), []);
         assert!(roster.hooks_problem("a").unwrap().contains("registered by job already"));
+    }
+
+    #[test]
+    fn a_hook_that_failed_for_want_of_a_lease_is_tried_again_when_the_node_is_served() {
+        let hooks = r#"{"a": {"exec": ["/bin/m"], "before": ["running"], "attempts": 1}}"#;
+        let run = Duty::Act("a".into(), Action::RunHook("a".into()));
+        for singleton in [true, false] {
+            let message = || full(vec![v1::PodAssignment { singleton, ..pod("a", 1) }]);
+            let mut roster = roster().with_hooks(serde_json::from_str(hooks).unwrap());
+            assert!(follow(&mut roster, message()).contains(&run));
+            assert!(!roster.happen("a", Event::Hook("a".into(), Err("no lease".into()))).contains(&run));
+            assert!(!follow(&mut roster, message()).contains(&run), "the same stream");
+            roster.attached();
+            assert_eq!(follow(&mut roster, message()).contains(&run), singleton);
+        }
     }
 }

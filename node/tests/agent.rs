@@ -562,6 +562,45 @@ fn a_hook_runs_in_its_pod_before_the_tasks_keeps_them_back_when_it_fails_and_is_
     }
 }
 
+/// Another may be started elsewhere when the lease is over: what prepares for the tasks must have ended by then, too.
+#[test]
+fn a_hook_of_a_single_pod_ends_with_the_lease_and_runs_again_in_the_next_term() {
+    let Some(mut node) = TestNode::new("hookfence") else { return };
+    let server = node.serve();
+    node.start(true);
+    let marks = node.marks();
+    let script = format!(
+        "echo $HEXTET_FENCING_TOKEN > {0}/token; setsid sleep 1000 & echo $! > {0}/stray; echo $$ > {0}/pid; sleep 1000",
+        marks.display()
+    );
+    let mut pod = PodAssignment { singleton: true, serial: 7, ..node.pod(&server, 1, "exec sleep 1000") };
+    pod.hooks = vec![hook("prepare", &script, &["running"])];
+    let read = |name: &str| fs::read_to_string(marks.join(name)).ok()?.trim().parse::<u32>().ok();
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for("the hook to wait", || node.steps(&server, &pod.id, "prepare").attempts == 1);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(read("pid"), None, "it runs without a lease");
+
+    server.talk.lock().unwrap().granted = Some(0);
+    node.wait_for("the hook", || read("pid").is_some());
+    let (first, stray) = (read("pid").unwrap(), read("stray").unwrap());
+    assert_eq!(read("token"), Some(7));
+    std::thread::sleep(Duration::from_millis(u64::from(LEASE_MS) + 500));
+    assert!(is_alive(first), "a lease that is renewed does not end");
+    node.kill();
+    let died = Instant::now();
+    node.wait_for("the hook's end", || !is_alive(first) && !is_alive(stray));
+    assert!(died.elapsed() < Duration::from_millis(u64::from(LEASE_MS) + 500), "{:?}", died.elapsed());
+
+    ["pid", "stray"].iter().for_each(|name| fs::remove_file(marks.join(name)).unwrap());
+    server.talk.lock().unwrap().granted = None;
+    node.start(false);
+    std::thread::sleep(Duration::from_millis(u64::from(LEASE_MS)));
+    assert_eq!(read("pid"), None, "it runs without a lease");
+    server.talk.lock().unwrap().granted = Some(0);
+    node.wait_for("the hook again", || read("pid").is_some());
+}
+
 #[test]
 fn a_hook_that_was_under_way_when_the_agent_was_killed_is_adopted_and_a_done_one_is_not_run_again() {
     let Some(mut node) = TestNode::new("hookadopt") else { return };

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     sys::{
         prctl,
@@ -33,7 +33,7 @@ use super::{
     spec::TaskSpec,
     strays::{self, Family},
 };
-use crate::files;
+use crate::{files, lease_file};
 
 /// The output of a hook is moved to `output.log.1` when it has grown to this size.
 pub(crate) const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
@@ -41,6 +41,10 @@ pub(crate) const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
 pub(crate) const OUTPUT_FILE: &str = "output.log";
 /// How long a program may take to end after SIGTERM.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// How often the lease is looked at.
+const LEASE_LOOK: Duration = Duration::from_millis(100);
+const NO_LEASE: &str = "it waits for the node's lease: there must never be two that live";
+const LEASE_ENDED: &str = "the node's lease has ended: there must never be two that live";
 const SPEC_FILE: &str = "spec.json";
 const RESULT_FILE: &str = "result.json";
 const WORK_FOLDER: &str = "work";
@@ -58,6 +62,9 @@ pub(crate) struct HookSpec {
     pub(crate) user: Option<(u32, u32)>,
     pub(crate) netns: Option<PathBuf>,
     pub(crate) timeout_ms: u64,
+    /// It may run only while the node holds the lease in this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lease: Option<PathBuf>,
 }
 
 /// How it ended.
@@ -120,6 +127,7 @@ struct Program {
     log: LogFile,
     end_at: Instant,
     timeout: Duration,
+    lease: Option<PathBuf>,
     /// Why it is being ended.
     ending: Option<String>,
 }
@@ -129,6 +137,7 @@ impl Program {
         enter(spec.netns.as_deref())?;
         prctl::set_child_subreaper(true).context("cannot become the parent of orphans")?;
         let signals = signals()?;
+        wait_for_lease(spec, &signals)?;
         let task = TaskSpec { name: spec.name.clone(), exec: spec.exec.clone(), env: spec.env.clone() };
         let child = child::start(&task, spec.user, &folder.join(WORK_FOLDER))?;
         let timeout = Duration::from_millis(spec.timeout_ms);
@@ -139,6 +148,7 @@ impl Program {
             log: LogFile::new(folder.join(OUTPUT_FILE), OUTPUT_BYTES_MAX),
             end_at: Instant::now() + timeout,
             timeout,
+            lease: spec.lease.clone(),
             ending: None,
         })
     }
@@ -150,6 +160,9 @@ impl Program {
                 break result;
             }
             self.expire(Instant::now());
+            if lease_remaining(self.lease.as_deref()).is_zero() {
+                self.end_with_lease();
+            }
             self.sleep()?;
         };
         self.read_output();
@@ -162,7 +175,10 @@ impl Program {
     }
 
     fn sleep(&mut self) -> Result<()> {
-        let timeout = self.end_at.saturating_duration_since(Instant::now());
+        let mut timeout = self.end_at.saturating_duration_since(Instant::now());
+        if self.lease.is_some() {
+            timeout = timeout.min(LEASE_LOOK);
+        }
         let mut sources = vec![self.signals.as_fd()];
         sources.extend(self.outputs.iter().map(|output| output.as_fd()));
         let ready = poll_readable(&sources, Some(timeout))?;
@@ -193,6 +209,16 @@ impl Program {
             return signal_group(self.pid, Signal::SIGKILL);
         }
         self.end(format!("it took longer than {} s", self.timeout.as_secs_f32()));
+    }
+
+    /// Nothing of the pod may live any more, and another may be started elsewhere.
+    fn end_with_lease(&mut self) {
+        self.ending = Some(LEASE_ENDED.to_owned());
+        signal_group(self.pid, Signal::SIGKILL);
+        for pid in strays_of_this_process().into_iter().filter(|pid| *pid != self.pid) {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 
     fn end(&mut self, why: String) {
@@ -232,11 +258,33 @@ impl Program {
     }
 }
 
+/// A program of a pod of which there may only be one waits for the lease as the tasks do.
+fn wait_for_lease(spec: &HookSpec, signals: &SignalFd) -> Result<()> {
+    let end_at = Instant::now() + Duration::from_millis(spec.timeout_ms);
+    while lease_remaining(spec.lease.as_deref()).is_zero() {
+        poll_readable(&[signals.as_fd()], Some(LEASE_LOOK))?;
+        while let Some(signal) = signals.read_signal().context("cannot read signals")? {
+            ensure!(signal.ssi_signo != Signal::SIGTERM as u32, "it was ended");
+        }
+        ensure!(Instant::now() < end_at, "{NO_LEASE}");
+    }
+    Ok(())
+}
+
+/// How long it may run yet; without end for most.
+fn lease_remaining(lease: Option<&Path>) -> Duration {
+    lease.map_or(Duration::MAX, lease_file::remaining)
+}
+
+fn strays_of_this_process() -> Vec<i32> {
+    let family = Family { supervisor: std::process::id().cast_signed(), owner: None };
+    strays::find(family).unwrap_or_default()
+}
+
 /// Kills what the program left behind.
 fn sweep() {
-    let family = Family { supervisor: std::process::id().cast_signed(), owner: None };
     for _ in 0..10 {
-        let strays = strays::find(family).unwrap_or_default();
+        let strays = strays_of_this_process();
         if strays.is_empty() {
             return;
         }
