@@ -226,6 +226,7 @@ mod tests {
             ("pod", "Pod", include_str!("pod.rs")),
             ("node", "Node", include_str!("node.rs")),
             ("job", "JobRecord", include_str!("change.rs")),
+            ("deploy", "Deploy", include_str!("deploy.rs")),
             ("token", "Token", include_str!("token.rs")),
             ("cluster", "Cluster", include_str!("cluster.rs")),
             ("counters", "Counters", include_str!("cluster.rs")),
