@@ -60,6 +60,11 @@ impl News {
         }
     }
 
+    /// The server has another text for `pod` and does not know how it is with that: its state is said again.
+    pub(crate) fn doubted(&mut self, pod: &str) {
+        self.sent.remove(pod);
+    }
+
     /// Nothing is left of `pod`. The server asks again on each new stream until it has heard it.
     pub(crate) fn gone(&mut self, pod: &str) {
         self.sent.remove(pod);

@@ -71,6 +71,8 @@ pub(crate) struct Roster {
     assignment: Assignment,
     pods: BTreeMap<String, PodState>,
     news: News,
+    /// It has taken over what the store says is to run here.
+    has_booted: bool,
     /// Hooks of the node's operator.
     hooks: BTreeMap<String, Hook>,
     /// On the caller's monotonic clock.
@@ -88,6 +90,7 @@ impl Roster {
             assignment,
             pods: BTreeMap::new(),
             news: News::default(),
+            has_booted: false,
             hooks: BTreeMap::new(),
             now: Duration::ZERO,
             notes: Vec::new(),
@@ -226,6 +229,7 @@ impl Roster {
     ) -> Vec<Duty> {
         let records: Vec<_> =
             self.assignment.pods.iter().map(|(id, pod)| (id.clone(), pod.removing)).collect();
+        self.has_booted = true;
         let mut duties = vec![Duty::Reconcile];
         for (id, removing) in records {
             duties.extend(self.begin(&id, is_supervised(&id), |hook| was_hooked(&id, hook)));
@@ -267,20 +271,28 @@ impl Roster {
         }
     }
 
-    /// New pods begin, changed ones are told, removed ones end.
+    /// New pods begin, changed ones are told, removed ones end. Before the boot they all wait for it: it knows which are
+    /// supervised, of which nothing must be said before.
     fn assigned(
         &mut self,
         old: &Assignment,
         unknown: &BTreeSet<String>,
         is_changed: impl Fn(&str, &PodRecord, &PodRecord) -> bool,
     ) -> Vec<Duty> {
+        unknown.iter().for_each(|pod| self.news.gone(pod));
         let mut duties = vec![Duty::Reconcile];
         let is_news = std::mem::take(&mut self.is_news);
+        if !self.has_booted {
+            return duties;
+        }
         for (id, record) in self.assignment.pods.clone() {
             if !self.pods.contains_key(&id) {
                 duties.extend(self.begin(&id, false, |_| false));
             }
             let before = old.pods.get(&id);
+            if before.is_some_and(|before| before.job_version != record.job_version) {
+                self.news.doubted(&id);
+            }
             let event = if record.removing {
                 Some(Event::Remove)
             } else if before.is_some_and(|before| before.address != record.address) {
@@ -296,7 +308,6 @@ impl Roster {
             duties.extend(event.into_iter().flat_map(|event| self.happen(&id, event)));
             self.tell(&id);
         }
-        unknown.iter().for_each(|pod| self.news.gone(pod));
         duties
     }
 
@@ -463,6 +474,7 @@ mod tests {
 
     fn roster() -> Roster {
         let mut roster = Roster::new(identity(), Assignment::default());
+        roster.boot(|_| false, |_, _| false);
         roster.attached();
         roster
     }
@@ -538,6 +550,38 @@ mod tests {
         after.happen("b", Event::NetworkReady(None));
         after.happen("b", Event::Status(Status::default()));
         assert_eq!(after.report("b").map(|report| report.phase), Some(Phase::Running));
+    }
+
+    /// An agent that starts while a supervisor is down hears the server before it boots. It once said of all other pods
+    /// then that they were starting, though they ran: load balancers let go of them, and a rollout stopped them.
+    #[test]
+    fn what_the_server_says_before_the_boot_makes_no_pod_start_that_runs() {
+        let mut before = roster();
+        follow(&mut before, full(vec![pod("a", 1), pod("b", 2)]));
+        let mut after = Roster::new(identity(), before.assignment().clone());
+        after.attached();
+        follow(&mut after, full(vec![pod("b", 2), pod("c", 3)]));
+        assert!(after.news().is_empty());
+        let duties = after.boot(|pod| pod != "c", |_, _| false);
+        assert!(duties.contains(&Duty::Act("a".into(), Action::Stop)), "it is told to end");
+        assert_eq!(after.report("b"), None, "the server knows as much");
+        assert_eq!(after.report("c").map(|report| report.phase), Some(Phase::Starting));
+    }
+
+    /// A text was changed and changed back before its node heard of it. The server waited for the restart that it had
+    /// asked for, and the node had nothing new to say: the pod was `starting` for ever.
+    #[test]
+    fn a_pod_with_the_same_tasks_in_another_version_is_said_to_run_again() {
+        let mut roster = roster();
+        follow(&mut roster, full(vec![pod("a", 1)]));
+        happen(&mut roster, running());
+        roster.take_news();
+        follow(&mut roster, full(vec![pod("a", 1)]));
+        assert!(roster.news().is_empty());
+        follow(&mut roster, full(vec![v1::PodAssignment { job_version: 3, ..pod("a", 1) }]));
+        let report = roster.take_news().report.unwrap();
+        let v1::node_report::Report::Pods(pods) = report else { panic!("{report:?}") };
+        assert_eq!(pods.pods[0].phase(), v1::PodPhase::Running);
     }
 
     #[test]

@@ -4,19 +4,24 @@
 //! balancer by what the cluster was at the revision that it says it knows.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::Ipv6Addr,
 };
 
 use scheduler_core::{
-    assignment, endpoint,
-    endpoint::{Selection, Selector},
+    assignment,
+    change::Value,
+    endpoint::{self, Selection, Selector},
+    node::Node,
     pod::{PodId, PodPhase},
     state::State,
 };
 
 use crate::{balancer::Balancer, machine::Machine, server::Server, shared::Shared};
 
+mod change;
+mod room;
 mod state;
 
 pub(crate) struct Checks {
@@ -49,7 +54,7 @@ impl Checks {
         shared: &Shared,
     ) -> Result<(), String> {
         while self.state.revision() < server.disk.revision() {
-            self.next_revision(server, machines)?;
+            self.next_revision(server, machines, shared)?;
         }
         self.acknowledgements(server)?;
         if let Some(process) = &server.process
@@ -62,12 +67,20 @@ impl Checks {
         runs_once(machines)
     }
 
-    fn next_revision(&mut self, server: &Server, machines: &[Machine]) -> Result<(), String> {
+    fn next_revision(
+        &mut self,
+        server: &Server,
+        machines: &[Machine],
+        shared: &Shared,
+    ) -> Result<(), String> {
         let number = self.state.revision() + 1;
         let revision = server.disk.get(number).ok_or_else(|| format!("revision {number} is missing"))?;
         let before = self.state.clone();
         self.state.advance(revision);
         state::is_reversible(&before, &self.state, revision)?;
+        let unwell = shared.unwell.get(&number);
+        let is_unwell = |pod: &PodId| unwell.is_some_and(|pods| pods.contains(pod));
+        change::holds(&before, &as_labelled(&self.state, machines), revision, &is_unwell)?;
         for (selector, selected) in &mut self.selected {
             let now = endpoint::select(&self.state, selector);
             if selected.last_key_value().is_none_or(|(_, last)| *last != now) {
@@ -141,6 +154,23 @@ impl Checks {
         }
         Ok(())
     }
+}
+
+/// The state with the labels that the machines have, should it have others.
+fn as_labelled<'a>(state: &'a State, machines: &[Machine]) -> Cow<'a, State> {
+    let labels = |name: &str| Some(&machines.iter().find(|machine| machine.name == name)?.hello.labels);
+    let is_so = |node: &Node| node.underlay.is_none() || labels(&node.name) == Some(&node.labels);
+    if state.nodes().values().all(|node| is_so(node)) {
+        return Cow::Borrowed(state);
+    }
+    let values = state.values().map(|(key, value)| match value {
+        Value::Node(node) => {
+            let labels = labels(&node.name).unwrap_or(&node.labels).clone();
+            (key, Value::Node(Node { labels, ..Node::clone(&node) }.into()))
+        }
+        value => (key, value),
+    });
+    Cow::Owned(State::load(state.revision(), values))
 }
 
 /// What runs is in the machine's store, so that a new agent, or the machine after a crash, knows of it.

@@ -4,6 +4,7 @@ use rand::{Rng as _, seq::IndexedRandom as _};
 
 use crate::{
     clock::Time,
+    machine::Witness,
     network::{End, Host},
     shared::{Shared, What},
     world::World,
@@ -13,6 +14,8 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Healing {
     Direction(Host, End),
+    /// A machine says of others what is so.
+    Witness(usize),
 }
 
 impl World {
@@ -32,7 +35,7 @@ impl World {
             74..=81 => self.disturb_balancer(),
             82..=89 => self.conflict(),
             90..=93 => self.compact(),
-            _ => {}
+            _ => self.mislead(),
         }
     }
 
@@ -80,9 +83,13 @@ impl World {
     }
 
     pub(crate) fn heal(&mut self, healing: Healing) {
-        let Healing::Direction(host, end) = healing;
-        self.shared.note(format!("{host:?} is reached again: to {end:?}"));
-        self.shared.network.heal(host, end);
+        match healing {
+            Healing::Direction(host, end) => {
+                self.shared.note(format!("{host:?} is reached again: to {end:?}"));
+                self.shared.network.heal(host, end);
+            }
+            Healing::Witness(number) => self.machines[number].witness = Witness::Honest,
+        }
     }
 
     /// A stream is reset, as by a firewall that forgot it.
@@ -128,6 +135,40 @@ impl World {
             balancer.restart(&mut self.shared)
         } else {
             balancer.be_busy(&mut self.shared)
+        }
+    }
+
+    /// What machines say of each other is late or not so, for a while.
+    fn mislead(&mut self) {
+        let all = [Witness::Slow, Witness::SeesNobody, Witness::SeesEverybody];
+        let witness = all[self.shared.rng.random_range(0..all.len())];
+        let few = self.shared.chance(0.5);
+        self.shared.note(format!("{} as witnesses: {witness:?}", if few { "some" } else { "all" }));
+        let wait = self.shared.between(2_000, 40_000);
+        for machine in &mut self.machines {
+            if !few || self.shared.chance(0.5) {
+                machine.witness = witness;
+                self.shared.plan(wait, What::Heal(Healing::Witness(machine.number)));
+            }
+        }
+        // So that there is something to be asked about.
+        self.cut();
+    }
+
+    /// No node is reached for some seconds, and each says of the others that they are dead: what nobody touches afterwards
+    /// must come back by itself.
+    pub(crate) fn lose_all_for_a_moment(&mut self) {
+        self.shared.note("all are cut, and say of each other that they are dead");
+        let wait = self.shared.between(2_000, 4_500);
+        for machine in &mut self.machines {
+            machine.witness = Witness::SeesNobody;
+            self.shared.plan(wait, What::Heal(Healing::Witness(machine.number)));
+        }
+        for number in 0..self.machines.len() {
+            // One after the other, so that there are some to be asked.
+            let (begin, wait) = (self.shared.between(0, 2_000), self.shared.between(1_500, 3_000));
+            self.shared.plan(begin, What::Cut(Host::Node(number), End::Server));
+            self.shared.plan(begin + wait, What::Heal(Healing::Direction(Host::Node(number), End::Server)));
         }
     }
 

@@ -14,9 +14,11 @@ mod balancer;
 mod check;
 mod clock;
 mod faults;
+mod join;
 mod machine;
 mod network;
 mod operator;
+mod rollout;
 mod server;
 mod shared;
 mod store;
@@ -80,11 +82,17 @@ pub enum Broken {
     NeverFences,
     /// Placement is done on a state that forgets what other pods ask for.
     OverCommits,
+    /// The server does not hear which labels nodes have.
+    ForgetsLabels,
+    /// The agent says that a pod runs before it does.
+    SaysRunningTooEarly,
+    /// The server takes a node that is lost for one of which an operator says that it is dead.
+    DeclaresDead,
 }
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Broken; 10] = [
+    pub const ALL: [Broken; 13] = [
         Broken::AnswersBeforeDurable,
         Broken::FollowsBeforeDurable,
         Broken::ForgetsToStop,
@@ -95,6 +103,9 @@ impl Broken {
         Broken::KeepsStreamsOfTheLost,
         Broken::NeverFences,
         Broken::OverCommits,
+        Broken::ForgetsLabels,
+        Broken::SaysRunningTooEarly,
+        Broken::DeclaresDead,
     ];
 }
 
@@ -124,6 +135,8 @@ pub struct Figures {
     pub messages: u64,
     /// Faults of every kind.
     pub faults: u64,
+    /// Times that a machine said of another what is not so.
+    pub lies: u64,
     /// Times that a node was declared lost.
     pub lost: u64,
     /// Messages that load balancers applied.

@@ -26,6 +26,7 @@ mod lease;
 mod processes;
 
 use lease::Renewer;
+pub(crate) use lease::Witness;
 use processes::Keeper;
 pub(crate) use processes::Process;
 
@@ -44,6 +45,8 @@ pub(crate) struct Machine {
     pub(crate) life: u64,
     pub(crate) frozen_until: Time,
     pub(crate) has_power: bool,
+    /// Its node was deleted: it is not of the cluster until it has joined again.
+    pub(crate) is_outcast: bool,
     /// What a crash leaves.
     pub(crate) disk: Assignment,
     /// What the agent's death leaves.
@@ -52,6 +55,7 @@ pub(crate) struct Machine {
     /// Until when pods of which there may only be one run, by the file that their supervisors read.
     lease_file: Option<Moment>,
     looks_at_lease: bool,
+    pub(crate) witness: Witness,
     pub(crate) agent: Option<Agent>,
 }
 
@@ -82,11 +86,13 @@ impl Machine {
             life: 0,
             frozen_until: Time::default(),
             has_power: true,
+            is_outcast: false,
             disk: Assignment::default(),
             processes: BTreeMap::new(),
             kernel: BTreeMap::new(),
             lease_file: None,
             looks_at_lease: false,
+            witness: Witness::Honest,
             agent: None,
         }
     }
@@ -106,7 +112,7 @@ impl Machine {
 
     /// The agent starts; with it, after a power failure, the machine.
     pub(crate) fn start(&mut self, shared: &mut Shared) {
-        if self.agent.is_some() {
+        if self.agent.is_some() || self.is_outcast {
             return;
         }
         self.life += 1;
@@ -177,6 +183,19 @@ impl Machine {
         shared.plan(wait, What::StartAgent(self.number));
     }
 
+    /// Everything on it ends, and its disk is emptied.
+    pub(crate) fn wipe(&mut self, shared: &mut Shared) {
+        self.crash(true, shared);
+        self.disk = Assignment::default();
+    }
+
+    /// It is of the cluster again, as if it had never been.
+    pub(crate) fn reborn(&mut self, identity: Identity, shared: &mut Shared) {
+        shared.note(format!("{} has joined again", self.name));
+        (self.identity, self.is_outcast) = (identity, false);
+        self.start(shared);
+    }
+
     pub(crate) fn due(&mut self, due: AgentDue, server_listens: bool, shared: &mut Shared) {
         if self.agent.is_none() {
             return;
@@ -185,6 +204,7 @@ impl Machine {
             AgentDue::Connect => self.connect(server_listens, shared),
             AgentDue::ConnectLease => self.connect_lease(server_listens, shared),
             AgentDue::Renew(stream) => self.renew(stream, shared),
+            AgentDue::Testify(stream, seen) => self.testify(stream, seen, shared),
             AgentDue::Boot => self.boot(shared),
             AgentDue::Say => self.say(shared),
             AgentDue::Reconcile => self.reconcile(shared),

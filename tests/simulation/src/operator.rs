@@ -1,13 +1,19 @@
-//! Operators who apply, change, roll back and delete jobs, and look at none of it.
+//! Operators who apply, roll out, roll back and delete jobs, and take nodes down. What they look at before may be old.
 
 use std::collections::BTreeMap;
 
-use rand::{Rng as _, seq::IndexedRandom as _};
+use rand::{
+    Rng as _,
+    seq::{IndexedRandom as _, IteratorRandom as _},
+};
 use scheduler_core::{
+    change::JobRecord,
     countable::Countables,
     event::Event,
-    job::{Availability, Constraint, Group, Job, Spread, Task},
+    job::{Apart, Availability, Constraint, Group, Job, Spread, Task},
     quantity::{Cpu, Memory},
+    rollout::Rollout,
+    state::State,
 };
 
 use crate::shared::Shared;
@@ -22,17 +28,49 @@ pub(crate) struct Operators {
 }
 
 impl Operators {
-    /// The next wish, with its number.
-    pub(crate) fn wish(&mut self, shared: &mut Shared) -> (u64, Event) {
+    /// The next wish with its number, of one who has seen the cluster as `shown`.
+    pub(crate) fn wish(&mut self, shown: &State, shared: &mut Shared) -> (u64, Event) {
         self.asked += 1;
         let name = format!("j{}", shared.rng.random_range(0..3));
-        let event = match shared.rng.random_range(0..10) {
+        let event = match shared.rng.random_range(0..18) {
             0 => Event::DeleteJob(name),
-            1 | 2 => self.roll_back(name, shared),
+            1 => self.roll_back(name, shared),
+            2 => self.roll_back_to_version(name, shown, shared),
             3 => Event::NodeDead(format!("n{}", shared.rng.random_range(0..shared.options.nodes))),
+            4 => self.delete_node(name, shown, shared),
+            5..=9 => self.roll(name, shown, shared),
             _ => self.apply(name, shared),
         };
         (self.asked, event)
+    }
+
+    /// A rollout from the text in force to other tasks, or another percentage of one that is under way.
+    fn roll(&mut self, name: String, shown: &State, shared: &mut Shared) -> Event {
+        match shown.job_record(&name).filter(|record| !record.removed) {
+            Some(record) => {
+                let percent_next = [0, 20, 50, 99, 100][shared.rng.random_range(0..5)];
+                let number = shared.rng.random_range(0..3);
+                Event::ApplyJob(rolled(record, percent_next, number).expect("a job that is there has a text"))
+            }
+            None => self.apply(name, shared),
+        }
+    }
+
+    fn roll_back_to_version(&mut self, name: String, shown: &State, shared: &mut Shared) -> Event {
+        let versions = shown.job_record(&name).map(|record| &record.versions);
+        match versions.and_then(|versions| versions.iter().choose(&mut shared.rng)) {
+            Some((version, job)) => Event::RollbackJob(Job::clone(job), *version),
+            None => self.apply(name, shared),
+        }
+    }
+
+    /// A node that is gone, as far as they know, will not come back as it was.
+    fn delete_node(&mut self, name: String, shown: &State, shared: &mut Shared) -> Event {
+        let gone = shown.nodes().values().filter(|node| node.phase.is_gone());
+        match gone.choose(&mut shared.rng) {
+            Some(node) => Event::DeleteNode(node.name.clone()),
+            None => self.apply(name, shared),
+        }
     }
 
     fn apply(&mut self, name: String, shared: &mut Shared) -> Event {
@@ -62,6 +100,22 @@ impl Operators {
     }
 }
 
+/// The text in force with a rollout to tasks with this number, or with another percentage of the one under way.
+pub(crate) fn rolled(record: &JobRecord, percent_next: u32, number: u32) -> Option<Job> {
+    let mut job = Job::clone(record.current()?);
+    let standby = false;
+    let start = Rollout { previous: record.version, next: record.version + 1, percent_next, standby };
+    // Of what there may only be one, two versions cannot be side by side.
+    let is_single = |group: &Group| group.availability() == Availability::Singleton;
+    for group in job.groups.values_mut().filter(|group| !is_single(group)) {
+        if group.rollout.is_none() {
+            group.tasks.get_mut("t")?.exec[1] = number.to_string();
+        }
+        group.rollout = Some(group.rollout.map_or(start, |rollout| Rollout { percent_next, ..rollout }));
+    }
+    Some(job)
+}
+
 /// One of what few nodes have.
 fn gpu() -> BTreeMap<String, u32> {
     BTreeMap::from([("gpu".to_owned(), 1)])
@@ -84,12 +138,19 @@ fn group(shared: &mut Shared) -> Group {
         hooks: BTreeMap::new(),
         count: rng.random_range(0..6),
         availability: [None, Some(Availability::Ha), Some(Availability::Pet)][rng.random_range(0..3)],
-        spread: [Spread::Node, Spread::Pack, Spread::Label("disk".to_owned())][rng.random_range(0..3)]
+        spread: [Spread::Node, Spread::Pack, Spread::Label("zone".to_owned())][rng.random_range(0..3)]
             .clone(),
         constraints,
-        apart: Vec::new(),
+        apart: apart(rng),
         rollout: None,
         resources: Countables::default(),
         tasks: BTreeMap::from([("t".to_owned(), task)]),
     }
+}
+
+/// Now and then the pods of a group keep apart from each other or from another job.
+fn apart(rng: &mut impl rand::Rng) -> Vec<Apart> {
+    let by = ["node", "disk", "zone"][rng.random_range(0..3)].to_owned();
+    let from = [None, Some("j0"), Some("j1/g0")][rng.random_range(0..3)].map(str::to_owned);
+    if rng.random_bool(0.2) { vec![Apart { from, by }] } else { Vec::new() }
 }

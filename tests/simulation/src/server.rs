@@ -16,6 +16,7 @@ use scheduler_core::{
     drain::Drains,
     event::Event,
     lease::Leases,
+    pod::{PodId, PodPhase},
     session::unheard,
     state::State,
     transition::{Context, Origin},
@@ -282,9 +283,11 @@ impl Server {
         let mut surroundings =
             Surroundings { context: Context { wall, rng, is_watched: &is_watched }, lease_runs: &lease_runs };
         let events: Vec<_> = batch.iter().map(|request| (&request.event, &request.origin)).collect();
+        let unwell = unwell(&events);
         let mut revisions = Vec::new();
         let outcomes = batch::write(state, &events, &mut surroundings, |new| {
             revisions = new.to_vec();
+            shared.unwell.extend(new.iter().map(|revision| (revision.revision, unwell.clone())));
             commit(disk, failed, new, shared)
         });
         match outcomes {
@@ -334,8 +337,17 @@ impl Server {
             self.process_mut().writing = Some(writing);
             self.tell_all(shared);
             self.process_mut().writing = None;
+            self.follows_from_the_log(shared);
         }
         self.write(shared);
+    }
+
+    /// The state is what the revisions alone make: what was refused, or had nothing to change, has changed nothing.
+    fn follows_from_the_log(&self, shared: &mut Shared) {
+        let Some(process) = self.process.as_ref().filter(|process| !process.failed) else { return };
+        if process.state != *self.disk.state() && shared.options.broken.is_none() {
+            shared.wrong("the server's state is not what is on its disk".to_owned());
+        }
     }
 
     /// Shows what is durable and answers who asked for it.
@@ -432,6 +444,16 @@ impl Server {
             shared.plan(wait, What::Server(self.life, ServerDue::LookAtDrains));
         }
     }
+}
+
+/// Pods that are said not to run.
+fn unwell(events: &[(&Event, &Origin)]) -> BTreeSet<PodId> {
+    let reports = events.iter().filter_map(|(event, _)| match event {
+        Event::PodReports(_, reports) => Some(reports),
+        _ => None,
+    });
+    let unwell = reports.flatten().filter(|report| report.phase != PodPhase::Running);
+    unwell.map(|report| report.id.clone()).collect()
 }
 
 fn by_scheduler(event: Event, then: Then) -> Request {

@@ -1,13 +1,18 @@
 //! What everything in the simulated world shares: time, chance, the network, and what is to happen.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use hextet_api::v1::NeighbourSeen;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use scheduler_core::pod::PodId;
 
 use crate::{
     Broken, Figures, Options,
     clock::{Time, ms},
-    network::{End, Network, Packet, StreamId},
+    network::{End, Host, Network, Packet, StreamId},
     trace::Trace,
 };
 
@@ -18,12 +23,16 @@ pub(crate) enum What {
     StartServer,
     Server(u64, ServerDue),
     StartAgent(usize),
+    /// A machine whose node was deleted joins again.
+    Rejoin(usize),
     /// The supervisors of a machine look whether its lease runs.
     Supervisors(usize),
     Agent(usize, u64, AgentDue),
     Balancer(usize, u64),
     Operate,
     Fault,
+    /// Nothing arrives any more in this direction.
+    Cut(Host, End),
     Heal(crate::faults::Healing),
     /// An end hears nothing and gives the stream up, if the stream is still cut.
     GiveUp(StreamId, End),
@@ -48,6 +57,8 @@ pub(crate) enum AgentDue {
     Connect,
     ConnectLease,
     Renew(StreamId),
+    /// What it says of another machine.
+    Testify(StreamId, NeighbourSeen),
     Boot,
     Say,
     Reconcile,
@@ -66,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     /// Faults happen. When they have stopped everything must converge.
     pub(crate) faulty: bool,
+    /// Pods that were said not to run in what a revision came of.
+    pub(crate) unwell: BTreeMap<u64, BTreeSet<PodId>>,
     /// What did not hold where it was noticed.
     pub(crate) broken: Option<String>,
     agenda: BTreeMap<(Time, u64), What>,
@@ -82,6 +95,7 @@ impl Shared {
             figures: Figures::default(),
             options,
             faulty: true,
+            unwell: BTreeMap::new(),
             broken: None,
             agenda: BTreeMap::new(),
             planned: 0,

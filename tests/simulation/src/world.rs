@@ -1,46 +1,40 @@
 //! The whole simulated cluster, and its one loop.
 
-use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
+use std::time::Duration;
 
-use hextet_address::{ClusterPrefix, GroupId, SubnetId};
-use hextet_api::connect::Credentials;
-use rand::Rng as _;
-use scheduler_core::{
-    cluster::Cluster,
-    countable::Countables,
-    event::{Claim, Enroll, Event, PrefixChoice},
-    node::Hello,
-    quantity::{Cpu, Memory, Resources},
-    time::WallTime,
-    token::{Role, Token},
-};
+use hextet_address::ClusterPrefix;
+use scheduler_core::{cluster::Cluster, event::Event, time::WallTime};
 
 use crate::{
     Figures, Options,
     balancer::Balancer,
     check::Checks,
     clock::{Time, ms},
-    identity::Identity,
-    machine::Machine,
+    join::{self, LAN},
+    machine::{Machine, Witness},
     network::{End, Host, Packet, StreamId},
     operator::Operators,
+    rollout,
     server::Server,
     shared::{Shared, What},
     trace::Trace,
 };
 
+/// How long before peace the last fault happens.
+const LAST_FAULT: Duration = Duration::from_secs(5);
 /// How long everything has to converge when faults have stopped.
 const CALM: Duration = Duration::from_secs(120);
 /// And then nothing is written any more.
-const SILENCE: Duration = Duration::from_secs(60);
-/// The /64 that some nodes share.
-const LAN: &str = "2001:db8:1::/64";
+const SILENCE: Duration = Duration::from_secs(30);
+/// And a step of a rollout has come to its end.
+const ROLLOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
     pub(crate) shared: Shared,
     pub(crate) server: Server,
     pub(crate) machines: Vec<Machine>,
     pub(crate) balancers: Vec<Balancer>,
+    cluster: Cluster,
     operators: Operators,
     checks: Checks,
 }
@@ -56,8 +50,9 @@ impl World {
             created: WallTime(0),
         };
         let mut server = Server::new(cluster.clone(), &mut shared);
-        let machines =
-            (0..options.nodes).map(|number| join(number, &cluster, &mut server, &mut shared)).collect();
+        let machines = (0..options.nodes)
+            .map(|number| join::found(number, &cluster, &mut server, &mut shared))
+            .collect();
         let selectors = ["j0", "j1/g0", "j0/g1"].map(|text| text.parse().expect("a selector"));
         let checks = Checks::new(&selectors);
         let balancers = selectors
@@ -65,7 +60,7 @@ impl World {
             .enumerate()
             .map(|(number, selector)| Balancer::new(number, selector))
             .collect();
-        World { shared, server, machines, balancers, operators: Operators::default(), checks }
+        World { shared, server, machines, balancers, cluster, operators: Operators::default(), checks }
     }
 
     pub(crate) fn figures(&self) -> Figures {
@@ -82,6 +77,10 @@ impl World {
         while self.shared.figures.steps < self.shared.options.steps {
             self.step()?;
         }
+        if self.shared.chance(0.5) {
+            self.lose_all_for_a_moment();
+            self.play_for(LAST_FAULT)?;
+        }
         self.make_peace();
         self.play_for(CALM)?;
         self.checks.has_converged(&self.server, &self.machines, &self.balancers)?;
@@ -91,7 +90,25 @@ impl World {
         if after != before {
             return Err(format!("revisions {before} to {after} were written although nothing happened"));
         }
-        self.checks.has_converged(&self.server, &self.machines, &self.balancers)
+        self.checks.has_converged(&self.server, &self.machines, &self.balancers)?;
+        self.roll_in_peace()
+    }
+
+    /// A rollout while nothing goes wrong: never do fewer pods live than before, and it comes to its end.
+    fn roll_in_peace(&mut self) -> Result<(), String> {
+        for percent_next in [30, 100] {
+            let Some(job) = rollout::chosen(self.server.disk.state(), percent_next) else { return Ok(()) };
+            let floor = rollout::floor(&job, &self.machines);
+            self.operators.asked += 1;
+            self.server.operate(self.operators.asked, Event::ApplyJob(job), &mut self.shared);
+            let end = self.shared.now + ROLLOUT;
+            while self.shared.now < end {
+                self.step()?;
+                rollout::holds(&floor, &self.machines)?;
+            }
+            self.checks.has_converged(&self.server, &self.machines, &self.balancers)?;
+        }
+        Ok(())
     }
 
     fn begin(&mut self) {
@@ -109,7 +126,9 @@ impl World {
         self.shared.network.heal_all();
         let now = self.shared.now;
         self.server.frozen_until = now;
-        self.machines.iter_mut().for_each(|machine| machine.frozen_until = now);
+        for machine in &mut self.machines {
+            (machine.frozen_until, machine.witness) = (now, Witness::Honest);
+        }
         self.balancers.iter_mut().for_each(|balancer| balancer.busy_until = now);
     }
 
@@ -126,6 +145,7 @@ impl World {
         self.shared.figures.steps += 1;
         self.happen(what);
         self.checks.after_step(&self.server, &self.machines, &self.shared)?;
+        self.cast_out();
         self.shared.broken.take().map_or(Ok(()), Err)
     }
 
@@ -141,6 +161,7 @@ impl World {
             What::StartServer => self.server.start(&mut self.shared),
             What::Server(life, due) if life == self.server.life => self.server.due(due, &mut self.shared),
             What::Supervisors(number) => self.machines[number].look_at_lease(&mut self.shared),
+            What::Rejoin(number) => self.rejoin(number),
             What::StartAgent(number) => self.machines[number].start(&mut self.shared),
             What::Agent(number, life, due) if life == self.machines[number].life => {
                 self.machines[number].due(due, server_listens, &mut self.shared);
@@ -150,6 +171,7 @@ impl World {
             }
             What::Operate => self.operate(),
             What::Fault => self.fail_again(),
+            What::Cut(host, end) => self.shared.network.cut(host, end),
             What::Heal(healing) => self.heal(healing),
             What::GiveUp(stream, end) => self.give_up_if_cut(stream, end),
             What::Server(..) | What::Agent(..) | What::Balancer(..) => {}
@@ -229,10 +251,38 @@ impl World {
         if !self.shared.faulty {
             return;
         }
-        let (number, event) = self.operators.wish(&mut self.shared);
+        let shown = self.server.process.as_ref().map(|process| process.shown.clone()).unwrap_or_default();
+        let (number, event) = self.operators.wish(&shown, &mut self.shared);
         self.server.operate(number, event, &mut self.shared);
         let wait = self.shared.between(100, 4_000);
         self.shared.plan(wait, What::Operate);
+    }
+
+    /// Machines whose node was deleted end, and come back from an empty disk.
+    fn cast_out(&mut self) {
+        let nodes = self.server.disk.state().nodes();
+        for machine in self.machines.iter_mut().filter(|machine| !nodes.contains_key(&machine.name)) {
+            if !std::mem::replace(&mut machine.is_outcast, true) {
+                let wait = self.shared.between(10, 20_000);
+                self.shared.plan(wait, What::Rejoin(machine.number));
+            }
+        }
+    }
+
+    /// Asks for a place in the cluster until it has one.
+    fn rejoin(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        machine.wipe(&mut self.shared);
+        let nodes = self.server.disk.state().nodes();
+        if let Some(node) = nodes.get(&machine.name) {
+            let identity = join::identity(&machine.name, node, &self.cluster);
+            return machine.reborn(identity, &mut self.shared);
+        }
+        for event in join::events(number, self.operators.asked, &mut self.shared) {
+            self.operators.asked += 1;
+            self.server.operate(self.operators.asked, event, &mut self.shared);
+        }
+        self.shared.plan(ms(2_000), What::Rejoin(number));
     }
 
     fn fail_again(&mut self) {
@@ -243,49 +293,4 @@ impl World {
         let wait = self.shared.between(50, 3_000);
         self.shared.plan(wait, What::Fault);
     }
-}
-
-/// A machine with a certificate, as it is before its agent first starts.
-fn join(number: usize, cluster: &Cluster, server: &mut Server, shared: &mut Shared) -> Machine {
-    let name = format!("n{number}");
-    let id = u16::try_from(number + 1).expect("few nodes");
-    let group = GroupId::new(id.into()).expect("a small number");
-    // Some on the LAN, some with a /64 of their own.
-    let prefix = if number.is_multiple_of(2) {
-        PrefixChoice::Own
-    } else {
-        PrefixChoice::Lan(LAN.parse().expect("a prefix"))
-    };
-    let claim = Claim { prefix, subnet: SubnetId(id), group_id: group };
-    let token = format!("token-{number}");
-    let role = Token { role: Role::Node, name: None, expires: WallTime(u64::MAX), used_by: None };
-    server.found(Event::CreateToken(token.clone(), role), shared);
-    let enroll = Enroll { token, name: Some(name.clone()), key: format!("key-{number}"), node: Some(claim) };
-    server.found(Event::Enroll(enroll), shared);
-    let identity = Identity {
-        name: name.clone(),
-        epoch: String::new(),
-        cluster: cluster.prefix,
-        prefix: server.disk.state().nodes()[&name].prefix,
-        group,
-        pod_ipv4: cluster.pod_ipv4,
-        previous: None,
-        credentials: Credentials {
-            name,
-            servers: vec![],
-            ca_der: vec![],
-            certificate_der: vec![],
-            key_pkcs8_der: vec![],
-        },
-    };
-    let hello = Hello {
-        underlay: Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, id),
-        underlay_v4: None,
-        labels: BTreeMap::from([("disk".to_owned(), ["fast", "slow"][number % 2].to_owned())]),
-        capacity: Resources { cpu: Cpu(1000 * shared.rng.random_range(1..=3)), memory: Memory(1 << 30) },
-        countables: Countables((number % 2 == 1).then(|| ("gpu".to_owned(), 2)).into_iter().collect()),
-        agent_version: "simulated".to_owned(),
-        machine: String::new(),
-    };
-    Machine::new(number, identity, hello, shared)
 }

@@ -8,7 +8,7 @@ use crate::{
     event::Refusal,
     job::{Group, Job},
     placement,
-    pod::Pod,
+    pod::{Pod, PodPhase},
     rollout::{self, Side},
     transition::{Context, group},
 };
@@ -50,6 +50,7 @@ pub(super) fn reconcile(
     context: &mut Context<'_>,
 ) {
     stop_misplaced(draft, (job, name), sides, context);
+    stop_strangers(draft, (job, name), sides, context);
     let [previous, next] = sides;
     let (nexts, previouses) = split(draft, (job, name), sides);
     for (side, pods) in [(next, nexts), (previous, previouses)] {
@@ -103,5 +104,19 @@ fn stop_misplaced(
                 group::stop(draft, pod, &format!("its node no longer fits: {reason}"), context);
             }
         }
+    }
+}
+
+/// Pods that wait for a place and are of neither version: what they ask for is not what a place is looked for with.
+fn stop_strangers(
+    draft: &mut Draft<'_>,
+    (job, name): (&str, &str),
+    sides: &[Side; 2],
+    context: &mut Context<'_>,
+) {
+    let (_, previouses) = split(draft, (job, name), sides);
+    let is_stranger = |pod: &Pod| pod.phase == PodPhase::Pending && pod.job_version != sides[0].version;
+    for pod in previouses.into_iter().filter(is_stranger) {
+        group::stop(draft, pod, "the rollout wants pods of its two versions", context);
     }
 }

@@ -3,11 +3,14 @@
 use scheduler_core::{
     assignment,
     change::Revision,
-    job::{Availability, Constraint},
+    job::Availability,
     node::{Hello, NodePhase},
     pod::{Pod, PodPhase},
+    rollout,
     state::State,
 };
+
+use super::room::{fits_somewhere, would_fit_instead_of_others};
 
 /// A revision can be taken back, and a restart loads what was there.
 pub(super) fn is_reversible(before: &State, after: &State, revision: &Revision) -> Result<(), String> {
@@ -70,7 +73,9 @@ fn counts_hold(state: &State) -> Result<(), String> {
         let Some(job) = record.current() else { continue };
         for (group, wanted) in &job.groups {
             let pods: Vec<_> = state.pods_of_group(name, group).filter(|pod| pod.is_wanted()).collect();
-            if pods.len() != wanted.count as usize {
+            let count = wanted.count as usize;
+            let is_right = if wanted.rollout.is_some() { pods.len() >= count } else { pods.len() == count };
+            if !is_right {
                 return Err(format!("{name}/{group} has {} pods and wants {}", pods.len(), wanted.count));
             }
             let is_ha = wanted.availability() == Availability::Ha;
@@ -95,23 +100,31 @@ pub(super) fn has_settled(state: &State) -> Result<(), String> {
         if pod.phase == PodPhase::Pending && fits_somewhere(state, pod) {
             return Err(format!("{} waits and would fit: {}", pod.id, pod.message));
         }
+        if pod.phase == PodPhase::Pending && would_fit_instead_of_others(state, pod) {
+            return Err(format!("{} waits, and others would give way: {}", pod.id, pod.message));
+        }
     }
-    Ok(())
+    rollouts_have_settled(state)
 }
 
-fn fits_somewhere(state: &State, pod: &Pod) -> bool {
-    let Some(wanted) = state.job(&pod.job).and_then(|job| job.groups.get(&pod.group)) else { return false };
-    let needs = wanted.resources();
-    state.nodes().values().filter(|node| node.phase == NodePhase::Ready).any(|node| {
-        let usage = state.usage(&node.name);
-        let labels = wanted.constraints.iter().all(|(key, value)| {
-            node.labels.get(key).is_some_and(|has| *value == Constraint::Is(has.clone()))
-        });
-        let cpu = usage.cpu_millis + u64::from(needs.cpu.0) <= u64::from(node.capacity.cpu.0);
-        let taken = wanted.countables();
-        let is_counted =
-            |name: &String, more: u32| usage.countables.get(name) + more <= node.countables.get(name);
-        let counted = taken.0.iter().all(|(name, more)| is_counted(name, *more));
-        labels && counted && cpu && usage.memory_bytes + needs.memory.0 <= node.capacity.memory.0
-    })
+/// Every rollout has as many pods of each version as it says. Without room for the new ones the old ones stay: it
+/// would shrink before it grows.
+fn rollouts_have_settled(state: &State) -> Result<(), String> {
+    for (name, record) in state.jobs() {
+        let Some(job) = record.current() else { continue };
+        for (group, wanted) in &job.groups {
+            let Some(sides) = rollout::sides(record, group, wanted) else { continue };
+            let pods: Vec<_> = state.pods_of_group(name, group).collect();
+            let nexts = pods.iter().filter(|pod| rollout::is_next(record, &sides, pod)).count();
+            let is_full = pods.iter().any(|pod| pod.phase == PodPhase::Pending);
+            let [previous, next] = sides.each_ref().map(|side| side.text.count as usize);
+            if !is_full && (nexts != next || pods.len() != previous + next) {
+                return Err(format!(
+                    "of {name}/{group} {nexts} of {} are of the next version, not {next}",
+                    pods.len()
+                ));
+            }
+        }
+    }
+    Ok(())
 }

@@ -21,6 +21,16 @@ const SENT_MAX: usize = 64;
 /// How often supervisors look at the lease.
 const LEASE_LOOK: Duration = Duration::from_millis(100);
 
+/// What a machine says when it is asked about another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Witness {
+    Honest,
+    /// It says the truth when nobody waits for it any more.
+    Slow,
+    SeesNobody,
+    SeesEverybody,
+}
+
 /// What dies with the agent.
 pub(super) struct Renewer {
     pub(super) stream: Option<StreamId>,
@@ -100,12 +110,30 @@ impl Machine {
         self.agent_mut().lease.heard = now;
         match answer {
             Answer::Grant(grant) => self.granted(&grant, shared),
-            // The wire between the machines is whole: a kernel answers as long as it has power.
-            Answer::LookFor(LookFor { node, .. }) => {
-                let number: usize = node[1..].parse().expect("a machine's name");
-                let seen = NeighbourSeen { node, is_there: alive[number] };
-                shared.send(stream, End::Server, Packet::Renewal(Renewal::Seen(seen)));
-            }
+            Answer::LookFor(LookFor { node, .. }) => self.look_for(stream, node, alive, shared),
+        }
+    }
+
+    /// The wire between the machines is whole: a kernel answers as long as it has power. What is said of it may be
+    /// another thing, and late.
+    fn look_for(&mut self, stream: StreamId, node: String, alive: &[bool], shared: &mut Shared) {
+        let number: usize = node[1..].parse().expect("a machine's name");
+        let is_alive = alive[number];
+        let (is_there, wait) = match self.witness {
+            Witness::Honest => (is_alive, ms(0)),
+            Witness::Slow => (is_alive, shared.between(100, 4_000)),
+            Witness::SeesNobody => (false, ms(0)),
+            Witness::SeesEverybody => (true, ms(0)),
+        };
+        if is_there != is_alive {
+            shared.figures.lies += 1;
+        }
+        self.plan(shared, wait, AgentDue::Testify(stream, NeighbourSeen { node, is_there }));
+    }
+
+    pub(super) fn testify(&mut self, stream: StreamId, seen: NeighbourSeen, shared: &mut Shared) {
+        if self.agent_mut().lease.stream == Some(stream) {
+            shared.send(stream, End::Server, Packet::Renewal(Renewal::Seen(seen)));
         }
     }
 

@@ -38,7 +38,13 @@ impl Machine {
     /// Does something for a pod; what follows at once.
     pub(super) fn act(&mut self, pod: &str, action: Action, shared: &mut Shared) -> Vec<Duty> {
         match action {
-            Action::Supervise => self.keep(pod, false, shared),
+            Action::Supervise => {
+                self.keep(pod, false, shared);
+                if shared.is_broken(Broken::SaysRunningTooEarly) {
+                    let running = Event::Status(Status::default());
+                    return self.agent_mut().roster.happen(pod, running);
+                }
+            }
             Action::Update => self.update(pod, shared),
             Action::Stop => self.keep(pod, true, shared),
             Action::MakeFolders | Action::RemoveFolders => {

@@ -9,6 +9,7 @@ use scheduler_core::{
 
 use super::{Request, Server, Then, by_scheduler};
 use crate::{
+    Broken,
     network::{End, Packet, StreamId},
     shared::{ServerDue, Shared},
 };
@@ -110,6 +111,13 @@ impl Server {
         let lost = findings.iter().filter(|finding| matches!(finding, Finding::Lost(_)));
         shared.figures.lost += lost.count() as u64;
         for event in lease::events(findings) {
+            if let Event::LeaseEnded(nodes) = &event
+                && shared.is_broken(Broken::DeclaresDead)
+            {
+                let dead = Event::NodeDead(nodes[0].clone());
+                self.process_mut().telling_leases += 1;
+                self.ask(by_scheduler(dead, Then::LeasesTold), shared);
+            }
             self.process_mut().telling_leases += 1;
             self.ask(by_scheduler(event, Then::LeasesTold), shared);
         }

@@ -59,16 +59,7 @@ impl Server {
             is_writing: false,
         };
         process.sessions.insert(stream, session);
-        let hello = match shared.is_broken(Broken::OverCommits) {
-            true => Hello {
-                capacity: scheduler_core::quantity::Resources {
-                    cpu: scheduler_core::quantity::Cpu(hello.capacity.cpu.0 * 2),
-                    ..hello.capacity
-                },
-                ..hello
-            },
-            false => hello,
-        };
+        let hello = misheard(hello, shared);
         let event = Event::NodeHello(node.clone(), hello);
         self.ask(Request { event, origin: origin(&node), then: Then::Greeted(stream) }, shared);
     }
@@ -217,4 +208,16 @@ impl Server {
 
 fn origin(node: &str) -> Origin {
     Origin { changer: format!("node:{node}"), message: String::new() }
+}
+
+/// What the server makes of a hello when it is broken so.
+fn misheard(hello: Hello, shared: &Shared) -> Hello {
+    let mut hello = hello;
+    if shared.is_broken(Broken::OverCommits) {
+        hello.capacity.cpu.0 *= 2;
+    }
+    if shared.is_broken(Broken::ForgetsLabels) {
+        hello.labels.clear();
+    }
+    hello
 }
