@@ -17,17 +17,12 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{
-    etcd::{self, Etcd, EtcdError, pb},
-    store::StoreError,
-};
+use scheduler_core::{tenure::Tenure, time::Moment};
+
+use crate::etcd::{self, Etcd, EtcdError, Right, pb};
 
 /// The shortest lease that etcd gives with its usual settings: one and a half election timeouts, in whole seconds.
 const LEASE: Duration = Duration::from_secs(2);
-/// A leader counts itself deposed so long before etcd does.
-const MARGIN: Duration = Duration::from_millis(100);
-/// Keep-alives in the time of a lease.
-const KEEP_ALIVES: u32 = 8;
 const RETRY: Duration = Duration::from_millis(100);
 /// How often a follower looks by itself, should a watch be silent.
 const LOOK: Duration = Duration::from_secs(1);
@@ -76,12 +71,7 @@ pub(crate) async fn stand(etcd: &Etcd, prefix: &str, leader: &Leader) -> Result<
     let asked = Instant::now();
     let (lease, ttl) = etcd.grant(LEASE).await?;
     let value = serde_json::to_vec(leader).expect("addresses are text");
-    let request = pb::TxnRequest {
-        compare: vec![etcd::created_at(&key, 0)],
-        success: vec![etcd::put(key.clone(), value, lease)],
-        failure: vec![],
-    };
-    let taken = etcd.txn(request).await;
+    let taken = etcd.txn(etcd::claim(&key, value, lease)).await;
     match taken {
         Ok(response) if response.succeeded => {
             let fence = response.header.map_or(0, |header| header.revision);
@@ -121,9 +111,7 @@ pub(crate) async fn deposed(etcd: &Etcd, prefix: &str, followed: &Followed) {
 /// write no more.
 pub(crate) async fn depose(etcd: &Etcd, prefix: &str, followed: &Followed) -> Result<(), EtcdError> {
     let key = format!("{prefix}/leader");
-    let compare = vec![etcd::created_at(&key, followed.fence)];
-    let success = vec![etcd::delete(key)];
-    etcd.txn(pb::TxnRequest { compare, success, failure: vec![] }).await.map(drop)
+    etcd.txn(etcd::deposition(key, followed.fence)).await.map(drop)
 }
 
 async fn gone(etcd: &Etcd, key: &str, followed: &Followed) {
@@ -159,25 +147,9 @@ impl Seat {
         Seat(Arc::new(Inner { etcd: etcd.clone(), key, lease, fence, lost: is_lost, keeper }))
     }
 
-    /// The leader's key.
-    pub(crate) fn key(&self) -> &str {
-        &self.0.key
-    }
-
-    /// The revision of etcd at which this server took the key. No other leader ever has it.
-    pub(crate) fn fence(&self) -> i64 {
-        self.0.fence
-    }
-
     #[cfg(test)]
     pub(crate) fn lease(&self) -> i64 {
         self.0.lease
-    }
-
-    /// # Errors
-    /// The lease has ended, as far as this server knows.
-    pub(crate) fn check(&self) -> Result<(), StoreError> {
-        if *self.0.lost.borrow() { Err(StoreError::Deposed) } else { Ok(()) }
     }
 
     /// Resolves when the lease has ended, as far as this server knows.
@@ -196,6 +168,20 @@ impl Seat {
     }
 }
 
+impl Right for Seat {
+    fn key(&self) -> &str {
+        &self.0.key
+    }
+
+    fn fence(&self) -> i64 {
+        self.0.fence
+    }
+
+    fn is_lost(&self) -> bool {
+        *self.0.lost.borrow()
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.keeper.abort();
@@ -203,25 +189,24 @@ impl Drop for Inner {
 }
 
 /// Keeps the lease alive until it has ended.
-async fn keep(etcd: &Etcd, lease: i64, mut until: Instant) {
+async fn keep(etcd: &Etcd, lease: i64, until: Instant) {
+    let begun = Instant::now();
+    let now = || Moment(begun.elapsed());
+    let mut tenure = Tenure::new(Moment::default(), until - begun);
     loop {
-        let end = until.checked_sub(MARGIN).unwrap_or(until);
-        let asked = Instant::now();
-        if asked >= end {
+        let asked = now();
+        let Some(left) = tenure.left(asked) else {
             warn!("the lead is lost: etcd was not reached for the time of a lease");
             return;
-        }
-        match timeout(end - asked, etcd.keep_alive(lease)).await {
+        };
+        match timeout(left, etcd.keep_alive(lease)).await {
             Ok(Ok(Duration::ZERO)) => {
                 warn!("the lead is lost: etcd has ended its lease");
                 return;
             }
-            Ok(Ok(ttl)) => {
-                // What came too late, because this process was stopped, is of no use.
-                if Instant::now() < end {
-                    until = asked + ttl;
-                }
-                sleep(ttl / KEEP_ALIVES).await;
+            Ok(Ok(length)) => {
+                tenure.kept(asked, length, now());
+                sleep(Tenure::pause(length)).await;
             }
             Ok(Err(error)) => {
                 debug!(%error, "a lease was not kept alive");

@@ -26,13 +26,16 @@ use self::pb::{
     kv_client::KvClient, lease_client::LeaseClient, request_op::Request, watch_client::WatchClient,
 };
 
+mod kv;
 pub mod location;
 
+#[doc(hidden)]
 #[allow(missing_docs, clippy::all, unreachable_pub, reason = "generated; the .proto holds the docs")]
-pub(crate) mod pb {
+pub mod pb {
     tonic::include_proto!("etcdserverpb");
 }
 
+pub use kv::{Kv, Right, claim, deposition};
 pub use location::{Location, LocationError, TlsFiles};
 
 /// How long one member may take to answer.

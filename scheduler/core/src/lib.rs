@@ -32,6 +32,7 @@ pub mod renewal;
 pub mod rollout;
 pub mod session;
 pub mod state;
+pub mod tenure;
 #[cfg(test)]
 mod testing;
 pub mod time;

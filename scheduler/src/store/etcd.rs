@@ -1,4 +1,4 @@
-//! The store in etcd, written by the one server that has its seat ([`crate::election`]).
+//! The store in etcd, written by the one server that has its seat (the one that leads).
 //!
 //! # Layout
 //! Every key begins with the location's prefix.
@@ -36,10 +36,7 @@ use tracing::warn;
 
 use self::view::View;
 use super::{Item, Store, StoreError, codec};
-use crate::{
-    election::Seat,
-    etcd::{self, Etcd, EtcdError, pb},
-};
+use crate::etcd::{self, EtcdError, Kv, Right, pb};
 
 mod log;
 mod view;
@@ -59,10 +56,10 @@ const LOG_PAGE: i64 = 64;
 
 /// The store in etcd.
 pub struct EtcdStore {
-    etcd: Etcd,
+    etcd: Box<dyn Kv>,
     prefix: String,
     epoch: String,
-    seat: Seat,
+    seat: Box<dyn Right>,
     condition: Mutex<Condition>,
     /// The last and the oldest revision, for readers, who do not wait for a commit.
     revision: AtomicU64,
@@ -107,13 +104,13 @@ impl EtcdStore {
     ///
     /// # Errors
     /// etcd does not answer, or the seat is lost.
-    pub(crate) fn open(etcd: Etcd, prefix: &str, epoch: &str, seat: Seat) -> Result<EtcdStore, StoreError> {
+    pub fn open(etcd: impl Kv, prefix: &str, epoch: &str, seat: impl Right) -> Result<EtcdStore, StoreError> {
         let condition = Condition { head: Head::NEW, written: 0, unknown: true };
         let store = EtcdStore {
-            etcd,
+            etcd: Box::new(etcd),
             prefix: prefix.to_owned(),
             epoch: epoch.to_owned(),
-            seat,
+            seat: Box::new(seat),
             condition: Mutex::new(condition),
             revision: AtomicU64::new(0),
             oldest: AtomicU64::new(0),
@@ -143,11 +140,12 @@ impl EtcdStore {
         mut compare: Vec<pb::Compare>,
         success: Vec<pb::RequestOp>,
     ) -> Result<Option<pb::TxnResponse>, StoreError> {
-        self.seat.check()?;
+        if self.seat.is_lost() {
+            return Err(StoreError::Deposed);
+        }
         compare.push(etcd::created_at(self.seat.key(), self.seat.fence()));
         let request = pb::TxnRequest { compare, success, failure: vec![] };
-        let etcd = self.etcd.clone();
-        let response = self.etcd.wait(async move { etcd.txn(request).await })?;
+        let response = self.etcd.txn(request)?;
         Ok(Some(response).filter(|response| response.succeeded))
     }
 
@@ -277,19 +275,13 @@ impl EtcdStore {
             keys_only: false,
         };
         loop {
-            let etcd = self.etcd.clone();
-            let (page, next) = self.etcd.wait(async move {
-                let page = etcd.page(&mut request).await;
-                (page, request)
-            });
-            let (found, more) = page?;
+            let (found, more) = self.etcd.page(&mut request)?;
             for found in found {
                 each(&String::from_utf8_lossy(&found.key[prefix.len()..]), &found.value)?;
             }
             if !more {
                 return Ok(());
             }
-            request = next;
         }
     }
 

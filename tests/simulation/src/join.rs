@@ -35,6 +35,13 @@ pub(crate) fn events(number: usize, asked: u64, shared: &mut Shared) -> [Event; 
     enrol(number, id, format!("token-{number}-{asked}"))
 }
 
+/// All that brings a machine in and lets it say who it is.
+pub(crate) fn all_events(number: usize, shared: &mut Shared) -> Vec<Event> {
+    let id = u16::try_from(number + 1).expect("few nodes");
+    let hello = Event::NodeHello(name(number), hello(number, id, shared));
+    enrol(number, id, format!("token-{number}")).into_iter().chain([hello]).collect()
+}
+
 fn name(number: usize) -> String {
     format!("n{number}")
 }

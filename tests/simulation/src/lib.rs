@@ -3,6 +3,7 @@
 //! What decides is the code that is shipped: the scheduler's core with its sessions, watches, leases, drains and
 //! batches, and the node's roster with its assignment and pod states. What is played is what surrounds it: the
 //! disks, the processes, the clocks, the wires between the machines, and everything that can go wrong with them.
+//! Several servers are played apart from that, over a store that they share ([`play_several`]).
 //! There are no threads, no sockets and no real time, and every collection is ordered, so that a seed always plays
 //! the same; [`Outcome::hash`] says so.
 
@@ -20,6 +21,7 @@ mod network;
 mod operator;
 mod rollout;
 mod server;
+mod several;
 mod shared;
 mod store;
 mod trace;
@@ -88,6 +90,12 @@ pub enum Broken {
     SaysRunningTooEarly,
     /// The server takes a node that is lost for one of which an operator says that it is dead.
     DeclaresDead,
+    /// Of several servers: their store takes every transaction, whatever it relies on.
+    StoreTakesAll,
+    /// Of several servers: one that takes the lead does not read what is there.
+    BeginsAnew,
+    /// Of several servers: a watch that goes on at another begins one revision too late.
+    ResumesTooLate,
 }
 
 impl Broken {
@@ -107,6 +115,10 @@ impl Broken {
         Broken::SaysRunningTooEarly,
         Broken::DeclaresDead,
     ];
+
+    /// Those that several servers make.
+    pub const OF_SEVERAL: [Broken; 4] =
+        [Broken::AnswersBeforeDurable, Broken::StoreTakesAll, Broken::BeginsAnew, Broken::ResumesTooLate];
 }
 
 /// What came of a seed.
@@ -139,6 +151,8 @@ pub struct Figures {
     pub lies: u64,
     /// Times that a node was declared lost.
     pub lost: u64,
+    /// Times that a reader of several servers was too slow for each revision.
+    pub lagged: u64,
     /// Messages that load balancers applied.
     pub watched: u64,
 }
@@ -157,12 +171,24 @@ pub struct Failure {
 pub fn play(seed: u64, options: &Options) -> Outcome {
     let mut world = world::World::new(seed, *options);
     let played = catch_unwind(AssertUnwindSafe(|| world.play()));
+    outcome(played, &world.shared)
+}
+
+/// Plays one seed of several servers over one store to its end.
+#[must_use]
+pub fn play_several(seed: u64, options: &Options) -> Outcome {
+    let mut world = several::Several::new(seed, *options);
+    let played = catch_unwind(AssertUnwindSafe(|| world.play()));
+    outcome(played, &world.shared)
+}
+
+fn outcome(played: std::thread::Result<Result<(), String>>, shared: &shared::Shared) -> Outcome {
     let what = match played {
         Ok(Ok(())) => None,
         Ok(Err(what)) => Some(what),
         Err(panic) => Some(format!("panic: {}", words(&panic))),
     };
-    let (figures, trace) = (world.figures(), world.trace());
+    let (figures, trace) = (shared.figures(), &shared.trace);
     Outcome { hash: trace.hash(), figures, failure: what.map(|what| Failure { what, trace: trace.last() }) }
 }
 

@@ -1,4 +1,5 @@
-//! `hextet-simulation`: plays seeds until one fails, and prints the way there.
+//! `hextet-simulation`: plays seeds until one fails, and prints the way there. Each is played twice: a cluster with one
+//! server, and several servers over one store.
 
 use std::{
     io::{IsTerminal as _, Write as _, stderr},
@@ -6,7 +7,7 @@ use std::{
 };
 
 use clap::Parser;
-use hextet_simulation::{Options, Outcome, play};
+use hextet_simulation::{Options, Outcome, play, play_several};
 
 /// Plays a cluster with faults, one seed after the other
 #[derive(Parser)]
@@ -31,12 +32,14 @@ fn main() -> ExitCode {
     // What did not hold is told with its seed.
     std::panic::set_hook(Box::new(|_| {}));
     for (number, seed) in (args.seed..).take(usize::try_from(args.seeds).unwrap_or(usize::MAX)).enumerate() {
-        let outcome = play(seed, &options);
-        if outcome.failure.is_some() {
-            tell_failure(&args, seed, &outcome);
-            return ExitCode::FAILURE;
+        for play in [play, play_several] {
+            let outcome = play(seed, &options);
+            if outcome.failure.is_some() {
+                tell_failure(&args, seed, &outcome);
+                return ExitCode::FAILURE;
+            }
+            progress(number as u64 + 1, args.seeds, seed, &outcome);
         }
-        progress(number as u64 + 1, args.seeds, seed, &outcome);
     }
     println!("{} seeds from {} on: everything held", args.seeds, args.seed);
     ExitCode::SUCCESS

@@ -103,8 +103,8 @@ impl Operators {
 /// The text in force with a rollout to tasks with this number, or with another percentage of the one under way.
 pub(crate) fn rolled(record: &JobRecord, percent_next: u32, number: u32) -> Option<Job> {
     let mut job = Job::clone(record.current()?);
-    let standby = false;
-    let start = Rollout { previous: record.version, next: record.version + 1, percent_next, standby };
+    let (previous, next) = (record.version, record.version + 1);
+    let start = Rollout { previous, next, percent_next, percent_previous: None, standby: false };
     // Of what there may only be one, two versions cannot be side by side.
     let is_single = |group: &Group| group.availability() == Availability::Singleton;
     for group in job.groups.values_mut().filter(|group| !is_single(group)) {

@@ -102,6 +102,10 @@ impl Shared {
         }
     }
 
+    pub(crate) fn figures(&self) -> Figures {
+        Figures { seconds: self.now.0 / 1_000_000, ..self.figures }
+    }
+
     pub(crate) fn is_broken(&self, how: Broken) -> bool {
         self.options.broken == Some(how)
     }

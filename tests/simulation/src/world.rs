@@ -6,7 +6,7 @@ use hextet_address::ClusterPrefix;
 use scheduler_core::{cluster::Cluster, event::Event, time::WallTime};
 
 use crate::{
-    Figures, Options,
+    Options,
     balancer::Balancer,
     check::Checks,
     clock::{Time, ms},
@@ -17,7 +17,6 @@ use crate::{
     rollout,
     server::Server,
     shared::{Shared, What},
-    trace::Trace,
 };
 
 /// How long before peace the last fault happens.
@@ -61,14 +60,6 @@ impl World {
             .map(|(number, selector)| Balancer::new(number, selector))
             .collect();
         World { shared, server, machines, balancers, cluster, operators: Operators::default(), checks }
-    }
-
-    pub(crate) fn figures(&self) -> Figures {
-        Figures { seconds: self.shared.now.0 / 1_000_000, ..self.shared.figures }
-    }
-
-    pub(crate) fn trace(&self) -> &Trace {
-        &self.shared.trace
     }
 
     /// Plays with faults, then in peace, and says what did not hold.

@@ -1,8 +1,8 @@
 //! A fixed number of seeds; that a seed plays the same twice; and that mistakes made on purpose are found.
 
-use hextet_simulation::{Broken, Options, Outcome, play};
+use hextet_simulation::{Broken, Options, Outcome, play, play_several};
 
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 16;
 /// Seeds in which a mistake must show.
 const SEEDS_PER_MISTAKE: u64 = 200;
 
@@ -19,9 +19,34 @@ fn what_must_hold_holds_after_every_step_and_everything_converges() {
 }
 
 #[test]
+fn several_servers_lose_nothing_and_are_never_two_that_write() {
+    println!("seeds 0 to {} of several servers", SEEDS - 1);
+    for seed in 0..SEEDS {
+        let outcome = play_several(seed, &Options::default());
+        println!("seed {seed}: {:016x} {:?}", outcome.hash, outcome.figures);
+        assert!(outcome.failure.is_none(), "{}", told(seed, &outcome));
+        let figures = outcome.figures;
+        assert!(figures.revisions > 50 && figures.acknowledged > 10 && figures.faults > 20, "{figures:?}");
+    }
+}
+
+#[test]
+fn mistakes_of_several_servers_are_found() {
+    for broken in Broken::OF_SEVERAL {
+        let options = Options { broken: Some(broken), ..Options::default() };
+        let found =
+            (0..SEEDS_PER_MISTAKE).find_map(|seed| Some((seed, play_several(seed, &options).failure?)));
+        let (seed, failure) = found.unwrap_or_else(|| panic!("{broken:?} is not found"));
+        println!("{broken:?}: seed {seed}: {}", failure.what);
+    }
+}
+
+#[test]
 fn a_seed_plays_the_same_every_time() {
     for seed in [3, 1_000_003] {
         let [one, two] = [0, 1].map(|_| play(seed, &Options::default()));
+        assert_eq!((one.hash, one.figures), (two.hash, two.figures));
+        let [one, two] = [0, 1].map(|_| play_several(seed, &Options::default()));
         assert_eq!((one.hash, one.figures), (two.hash, two.figures));
     }
     let [one, two] = [3, 4].map(|seed| play(seed, &Options::default()).hash);

@@ -82,8 +82,7 @@ impl EtcdStore {
             revision: moment,
             keys_only: false,
         };
-        let etcd = self.etcd.clone();
-        Ok(self.etcd.wait(async move { etcd.range(request).await })?.kvs)
+        Ok(self.etcd.range(request)?.kvs)
     }
 
     fn read_entry(&self, value: &[u8], moment: i64) -> Result<Vec<Revision>, StoreError> {
@@ -161,9 +160,9 @@ impl EtcdStore {
 
     /// Removes pieces that no entry names: their commit was never completed.
     pub(super) fn remove_strays(&self, condition: &mut Condition) -> Result<(), StoreError> {
-        let (etcd, prefix) = (self.etcd.clone(), self.key("piece/"));
+        let prefix = self.key("piece/");
         let start = prefix.len();
-        let found = self.etcd.wait(async move { etcd.all(&prefix, true, PAGE).await })?;
+        let found = self.etcd.keys(&prefix, PAGE)?;
         let mut pieces: BTreeMap<String, usize> = BTreeMap::new();
         for found in found {
             let rest = String::from_utf8_lossy(&found.key[start..]).into_owned();
@@ -180,9 +179,8 @@ impl EtcdStore {
     }
 
     fn is_named(&self, id: &str) -> Result<bool, StoreError> {
-        let (etcd, revision) = (self.etcd.clone(), id.split('.').next().unwrap_or(id));
-        let key = self.key(&format!("log/{revision}"));
-        let Some(found) = self.etcd.wait(async move { etcd.get(&key).await })? else { return Ok(false) };
+        let revision = id.split('.').next().unwrap_or(id);
+        let Some(found) = self.etcd.get(&self.key(&format!("log/{revision}")))? else { return Ok(false) };
         Ok(matches!(self.decode("log", &found.value)?, Entry::Pieces(named, ..) if named == id))
     }
 }

@@ -1,16 +1,19 @@
 //! The store over a real etcd.
 
-use std::sync::atomic::AtomicU32;
+use std::{collections::BTreeMap, sync::atomic::AtomicU32};
 
 use super::*;
 use crate::{
-    election::{self, Leader, Outcome},
+    election::{self, Leader, Outcome, Seat},
+    etcd::Etcd,
     etcd_process::EtcdProcess,
     store::suite::{self, revision},
 };
 
 struct Rig {
     etcd: Etcd,
+    /// Of every store that was opened, by its fence.
+    seats: Mutex<BTreeMap<i64, Seat>>,
     _process: EtcdProcess,
 }
 
@@ -18,7 +21,7 @@ impl Rig {
     fn start(test: &str) -> Option<Rig> {
         let process = EtcdProcess::start(test)?;
         let etcd = Etcd::new(&process.url().parse().unwrap()).unwrap();
-        Some(Rig { etcd, _process: process })
+        Some(Rig { etcd, seats: Mutex::default(), _process: process })
     }
 
     fn seat(&self, prefix: &str) -> Seat {
@@ -33,11 +36,17 @@ impl Rig {
     }
 
     fn open(&self, prefix: &str) -> EtcdStore {
-        EtcdStore::open(self.etcd.clone(), prefix, "e", self.seat(prefix)).unwrap()
+        let seat = self.seat(prefix);
+        self.seats.lock().unwrap().insert(seat.fence(), seat.clone());
+        EtcdStore::open(self.etcd.clone(), prefix, "e", seat).unwrap()
+    }
+
+    fn seat_of(&self, store: &EtcdStore) -> Seat {
+        self.seats.lock().unwrap()[&store.seat.fence()].clone()
     }
 
     fn give_up(&self, store: &EtcdStore) {
-        let seat = store.seat.clone();
+        let seat = self.seat_of(store);
         self.etcd.wait(async move { seat.give_up().await });
     }
 }
@@ -56,7 +65,7 @@ fn what_every_store_must_do() {
                 rig.etcd.wait(async move { seat.give_up().await });
             }
             let store = rig.open(&prefix);
-            seats.lock().unwrap().push(store.seat.clone());
+            seats.lock().unwrap().push(rig.seat_of(&store));
             std::sync::Arc::new(store)
         });
         assert!(count.into_inner() > 0);
@@ -70,7 +79,7 @@ fn who_was_deposed_can_commit_nothing() {
     let old = rig.open("/p");
     old.commit(&[revision(1, Some("fd00::1"))]).unwrap();
     // The lease ends behind its back: nobody tells the seat.
-    let (etcd, lease) = (rig.etcd.clone(), old.seat.lease());
+    let (etcd, lease) = (rig.etcd.clone(), rig.seat_of(&old).lease());
     rig.etcd.wait(async move { etcd.revoke(lease).await }).unwrap();
     let asked = old.transact(vec![], vec![etcd::put("/p/x".to_owned(), vec![], 0)]);
     assert!(!matches!(asked, Ok(Some(_))), "with nobody leading nobody writes");
@@ -157,6 +166,7 @@ fn an_etcd_that_is_away_is_named_and_waited_for() {
     rig._process.restart();
     // The lease is etcd's, and may have outlived it or not.
     drop(store);
+    rig.seats.lock().unwrap().clear();
     let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
     let stood = loop {
         let (etcd, leader) = (rig.etcd.clone(), Leader { addresses: vec![] });
