@@ -188,7 +188,7 @@ async fn start(args: StartArgs, format: Format) -> anyhow::Result<()> {
     };
     let answer = client.answer(client.cluster().start_deploy(request(message))).await?;
     let deploy = answer.deploy.unwrap_or_default();
-    follow::begun(&deploy, format)?;
+    follow::begun(&deploy, args.detach, format)?;
     if args.detach { Ok(()) } else { follow::follow(&args.server, client, deploy, format).await }
 }
 

@@ -26,7 +26,7 @@ Examples:
   netctl history --since 1h --by 'user:*'
   netctl history pod/blog-web-00000 --not-by scheduler")]
 pub(super) struct Args {
-    /// JOB, job/JOB, node/NODE or pod/POD; without it, the whole cluster
+    /// JOB, job/JOB, deploy/JOB@VERSION, node/NODE or pod/POD; without it, the whole cluster
     #[arg(value_name = "WHAT")]
     what: Option<What>,
     /// At most so many revisions
@@ -67,8 +67,8 @@ impl FromStr for What {
 
     fn from_str(text: &str) -> Result<What, String> {
         let (kind, name) = text.split_once('/').unwrap_or(("job", text));
-        if !["job", "node", "pod"].contains(&kind) || name.is_empty() || name.contains('/') {
-            return Err(format!("`{text}` is none of JOB, job/JOB, node/NODE and pod/POD"));
+        if !["job", "deploy", "node", "pod"].contains(&kind) || name.is_empty() || name.contains('/') {
+            return Err(format!("`{text}` is none of JOB, job/JOB, deploy/JOB@VERSION, node/NODE and pod/POD"));
         }
         Ok(What(format!("{kind}/{name}")))
     }
@@ -197,7 +197,7 @@ impl RevisionRow {
 
     /// `job/blog, 100 pods`: what is alone of its kind by its key.
     fn objects_in_short(&self) -> String {
-        let kinds = ["job", "node", "pod", "token", "cluster"];
+        let kinds = ["job", "deploy", "node", "pod", "token", "cluster"];
         let texts = kinds.into_iter().filter_map(|kind| {
             let of_kind: Vec<&ObjectRow> =
                 self.objects.iter().filter(|object| object.object.split('/').next() == Some(kind)).collect();

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use hextet_api::v1::{self, DeployStage};
 
 use crate::{
     client::{Client, ServerArgs, request},
-    cmd::deploys::DeployRow,
+    cmd::{asked_to_end, deploys::DeployRow},
     duration,
     print::{self, Format},
 };
@@ -21,10 +21,10 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// A server that does not answer is asked again for this long.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 
-/// Says what was begun; programs get the last state alone.
-pub(super) fn begun(deploy: &v1::Deploy, format: Format) -> anyhow::Result<()> {
+/// Says what was begun; programs get the last state that is known, once.
+pub(super) fn begun(deploy: &v1::Deploy, detach: bool, format: Format) -> anyhow::Result<()> {
     if format != Format::Table {
-        return Ok(());
+        return if detach { state(deploy, format) } else { Ok(()) };
     }
     let strategy = DeployRow::new(deploy.clone(), 0).strategy;
     let text = format!("deploy {} ({strategy}): version {} to {}", deploy.id, deploy.previous, deploy.next);
@@ -45,7 +45,10 @@ pub(super) async fn follow(
         if is_end(deploy.stage()) {
             return end(deploy, format);
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = asked_to_end() => bail!(left_alone(&id)),
+        }
         match ask(&client, &id).await {
             Ok(newer) => (deploy, heard) = (newer, Instant::now()),
             Err(status) if is_away(status.code()) && heard.elapsed() < SILENCE_MAX => {
@@ -53,9 +56,17 @@ pub(super) async fn follow(
                     client = fresh;
                 }
             }
+            Err(status) if status.code() == tonic::Code::NotFound => {
+                bail!("deploy {id} is gone: its job was removed, or somebody has acknowledged how it ended");
+            }
             Err(status) => return Err(client.explain(&status)).context(left_alone(&id)),
         }
     }
+}
+
+fn state(deploy: &v1::Deploy, format: Format) -> anyhow::Result<()> {
+    let row = DeployRow::new(deploy.clone(), 0);
+    print::to_stdout(|out| print::value(out, format, &row))
 }
 
 fn left_alone(id: &str) -> String {
@@ -118,10 +129,7 @@ fn end(deploy: v1::Deploy, format: Format) -> anyhow::Result<()> {
             print::to_stdout(|out| Ok(print::lines(out, text.lines())?))?;
         }
         Format::Table => {}
-        Format::Json | Format::Yaml => {
-            let row = DeployRow::new(deploy, 0);
-            print::to_stdout(|out| print::value(out, format, &row))?;
-        }
+        Format::Json | Format::Yaml => state(&deploy, format)?,
     }
     if promoted { Ok(()) } else { Err(anyhow::anyhow!("deploy {id}: version {previous} is back: {reason}")) }
 }

@@ -101,7 +101,7 @@ impl Watch {
             }
         }
         let timeout = Duration::from_millis(deploy.schedule.timeout_ms);
-        (now - self.late >= timeout).then(|| Move::Failed(format!("after {timeout:?} {}", self.what)))
+        (now - self.late >= timeout).then(|| Move::Failed(format!("not so after {timeout:?}: {}", self.what)))
     }
 
     fn go_back(&mut self, state: &State, deploy: &Deploy) -> Option<Move> {
