@@ -1,6 +1,6 @@
 //! A deploy: goes from one version of a job to the next by the steps of a rollout, each behind a gate.
 //!
-//! The record is what was asked for and how far it is; the job's text in force follows from it. [`driver`] says when it
+//! The record is what was asked for and how far it is; the job's text in force follows from it. [`Deploys`] says when it
 //! goes on, [`health`] whether the new pods do well. Both are functions of the state and of time.
 
 use std::{
