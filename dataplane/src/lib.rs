@@ -19,6 +19,7 @@ pub mod announce;
 mod apply;
 pub mod bpf;
 mod changes;
+pub mod echo;
 mod features;
 mod multicast;
 mod neighbours;

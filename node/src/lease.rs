@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use dataplane::Neighbours;
+use dataplane::{Neighbours, echo};
 use hextet_api::{
     connect::mutual_tls,
     v1::{
@@ -253,21 +253,32 @@ struct Looker {
 
 impl Looker {
     /// Answers when it knows, which takes half a second at most, or not at all.
-    fn start(self: Arc<Self>, LookFor { node, underlay }: LookFor) {
+    fn start(self: Arc<Self>, LookFor { node, underlay, routed }: LookFor) {
         let Ok(octets) = <[u8; 16]>::try_from(underlay.as_slice()) else { return };
         tokio::spawn(async move {
             let Ok(_room) = self.room.try_acquire() else { return };
-            let Some(device) = self.hello.borrow().device.clone() else { return };
-            match self.neighbours.is_there(&device, Ipv6Addr::from(octets)).await {
+            let address = Ipv6Addr::from(octets);
+            let is_there =
+                if routed { self.answers_echo(address).await } else { self.is_neighbour(address).await };
+            match is_there {
                 Ok(Some(is_there)) => {
-                    debug!(node, is_there, "looked for a silent neighbour");
+                    debug!(node, is_there, routed, "looked for a silent node");
                     let seen = NeighbourSeen { node, is_there };
                     let _ = self.answers.send(renewal(Renewal::Seen(seen))).await;
                 }
-                Ok(None) => debug!(node, device, "cannot look for a neighbour: no carrier"),
-                Err(error) => debug!(node, %error, "cannot look for a neighbour"),
+                Ok(None) => debug!(node, "cannot look for a node: no carrier"),
+                Err(error) => debug!(node, error = format!("{error:#}"), "cannot look for a node"),
             }
         });
+    }
+
+    async fn is_neighbour(&self, address: Ipv6Addr) -> Result<Option<bool>> {
+        let Some(device) = self.hello.borrow().device.clone() else { return Ok(None) };
+        Ok(self.neighbours.is_there(&device, address).await?)
+    }
+
+    async fn answers_echo(&self, address: Ipv6Addr) -> Result<Option<bool>> {
+        Ok(Some(echo::answers(address).await?))
     }
 }
 

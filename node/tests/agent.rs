@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hextet_api::v1::{Hook, PodAssignment, PodPhase, PodReport, ReadLogs, StepStatus, Task};
+use hextet_api::v1::{Hook, LookFor, PodAssignment, PodPhase, PodReport, ReadLogs, StepStatus, Task};
 use nix::{
     sys::signal::{Signal, kill},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -27,7 +27,7 @@ use nix::{
 use tempfile::TempDir;
 
 use self::{
-    net::{NODE_ADDRESS, Net, in_netns, ip, text},
+    net::{NODE_ADDRESS, Net, SERVER_ADDRESS, in_netns, ip, text},
     server::{CLUSTER, Ca, LEASE_MS, TestServer},
 };
 
@@ -242,6 +242,29 @@ fn a_node_that_was_refused_once_boots_cold_when_the_server_dies() {
     let server = node.serve();
     server.talk.lock().unwrap().pods = vec![pod.clone()];
     node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+}
+
+/// The server's machine has an address of another link, which answers an echo request and no solicitation.
+#[test]
+fn a_node_says_whether_one_on_another_link_answers_over_its_routes() {
+    let Some(mut node) = TestNode::new("routed") else { return };
+    let server = node.serve();
+    node.start(true);
+    let (there, nobody) = ("2001:db8:9::1", "2001:db8:9::2");
+    ip(&["-n", &node.net.server, "link", "set", "lo", "up"]);
+    ip(&["-n", &node.net.server, "addr", "add", &format!("{there}/128"), "dev", "lo"]);
+    ip(&["-n", &node.net.node, "-6", "route", "add", "2001:db8:9::/64", "via", SERVER_ADDRESS]);
+    let ask = |name: &str, address: &str, routed| {
+        let underlay = address.parse::<Ipv6Addr>().unwrap().octets().to_vec();
+        let look_for = LookFor { node: name.to_owned(), underlay, routed };
+        server.talk.lock().unwrap().look_for.push(look_for);
+        let said = || server.talk.lock().unwrap().seen.iter().find(|seen| seen.node == name).cloned();
+        node.wait_for("the answer", || said().is_some());
+        said().unwrap().is_there
+    };
+    assert!(ask("n2", there, true));
+    assert!(!ask("n3", nobody, true));
+    assert!(!ask("n4", there, false), "it is no neighbour");
 }
 
 #[test]

@@ -46,16 +46,16 @@ fn look(hub: &Hub) -> Vec<Finding> {
     let state = hub.state();
     let Look { questions, findings } = hub.leases().look(&state, hub.clock.now());
     for question in questions {
-        if let Some(look_for) = look_for(&state, question.about) {
+        if let Some(look_for) = look_for(&state, question.about, question.routed) {
             hub.lease_streams.ask(&question.witness, look_for);
         }
     }
     findings
 }
 
-fn look_for(state: &State, node: String) -> Option<LookFor> {
+fn look_for(state: &State, node: String, routed: bool) -> Option<LookFor> {
     let underlay = state.nodes().get(&node)?.underlay?.octets().to_vec();
-    Some(LookFor { node, underlay })
+    Some(LookFor { node, underlay, routed })
 }
 
 async fn tell_all(hub: Arc<Hub>, findings: Vec<Finding>) {

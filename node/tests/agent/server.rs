@@ -14,9 +14,9 @@ use hextet_api::{
     token::{Fingerprint, Role, Token},
     v1::{
         AddressConflict, Assignment, DescribePod, EnrollRequest, EnrollResponse, Ipv4Prefix, Ipv6Prefix,
-        LeaseAnswer, LeaseGrant, LeaseHolder, LeaseRenewal, NodeCommand, NodeHello, NodeReport,
-        PodAssignment, PodEvent, PodReport, ReadLogs, SendDescriptionRequest, SendDescriptionResponse,
-        SendLogsRequest, SendLogsResponse,
+        LeaseAnswer, LeaseGrant, LeaseHolder, LeaseRenewal, LookFor, NeighbourSeen, NodeCommand, NodeHello,
+        NodeReport, PodAssignment, PodEvent, PodReport, ReadLogs, SendDescriptionRequest,
+        SendDescriptionResponse, SendLogsRequest, SendLogsResponse,
         agent_server::{Agent, AgentServer},
         enrollment_server::{Enrollment, EnrollmentServer},
         lease_answer::Answer,
@@ -101,6 +101,9 @@ pub(crate) struct Talk {
     pub(crate) taken: Option<String>,
     /// Streams that were refused for that.
     pub(crate) refusals: u32,
+    /// About whom the node is asked next, and what it has said.
+    pub(crate) look_for: Vec<LookFor>,
+    pub(crate) seen: Vec<NeighbourSeen>,
     /// What the streams of leases began with.
     pub(crate) holders: Vec<LeaseHolder>,
     /// The term of grants and assignments; none: nothing is granted.
@@ -302,9 +305,16 @@ impl Agent for Service {
                         talk.holders.push(holder);
                         continue;
                     }
-                    _ => continue,
+                    Some(Renewal::Seen(seen)) => {
+                        talk.seen.push(seen);
+                        continue;
+                    }
+                    None => continue,
                 };
                 talk.renewals += 1;
+                for look_for in talk.look_for.drain(..) {
+                    let _ = answers.send(Ok(LeaseAnswer { answer: Some(Answer::LookFor(look_for)) }));
+                }
                 if let Some(term) = talk.granted {
                     let grant = LeaseGrant { number, lease_ms: LEASE_MS, renew_ms: LEASE_MS / 20, term };
                     let _ = answers.send(Ok(LeaseAnswer { answer: Some(Answer::Grant(grant)) }));

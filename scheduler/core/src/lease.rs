@@ -1,7 +1,7 @@
 //! Which nodes live, by what they say and by what their neighbours say of them.
 //!
 //! A node renews its lease several times a second. One that falls silent is asked about: other nodes of its link look
-//! whether their kernels reach it. What follows is the table in `docs/node-states.md`.
+//! whether their kernels reach it, and nodes elsewhere, when there are none, whether it answers over the routes between. What follows is the table in `docs/node-states.md`.
 //!
 //! Kept in memory alone and measured on the monotonic clock: a server that starts gives every node time to
 //! come back, and a server that was itself stopped for a while does not blame the nodes for it.
@@ -58,6 +58,8 @@ struct Lease {
 struct Inquiry {
     until: Moment,
     answers: BTreeMap<String, Option<bool>>,
+    /// They are on other links: who does not reach it has said nothing.
+    routed: bool,
 }
 
 /// What is to be done about silent nodes.
@@ -76,6 +78,8 @@ pub struct Question {
     pub witness: String,
     /// About whom.
     pub about: String,
+    /// It is on another link.
+    pub routed: bool,
 }
 
 /// What is found out about a node that does not report.
@@ -251,6 +255,7 @@ impl Leases {
             self.nodes.values_mut().for_each(|lease| lease.claim.renewed(until));
         }
         let mut look = Look::default();
+        let mut elsewhere = None;
         // Most nodes report, and of them there is nothing to find.
         let is_silent = |lease: &Lease| lease.phase != NodePhase::Ready || !self.is_renewed(lease, now);
         let silent = self.nodes.iter().filter(|(_, lease)| is_silent(lease));
@@ -258,7 +263,8 @@ impl Leases {
             look.findings.extend(self.fence_is_over(&name, now));
             if !self.runs(&name, now) && self.nodes[&name].phase.has_pods() {
                 self.note_seen(&name, now);
-                self.look_at(&name, &neighbours, now, &mut look);
+                let witnesses = Witnesses { neighbours: &neighbours, elsewhere: &mut elsewhere };
+                self.look_at(&name, witnesses, now, &mut look);
             }
         }
         look
@@ -290,17 +296,19 @@ impl Leases {
     fn look_at<'a>(
         &mut self,
         name: &str,
-        neighbours: impl Fn(&str) -> Vec<&'a str>,
+        witnesses: Witnesses<'_, impl Fn(&str) -> Vec<&'a str>>,
         now: Moment,
         look: &mut Look,
     ) {
         let lease = &self.nodes[name];
         let waited_in_vain = now - lease.renewed >= self.lease;
         let Some(inquiry) = &lease.inquiry else {
-            return self.ask(name, &neighbours(name), now, look);
+            return self.ask(name, witnesses, now, look);
         };
-        let answers: Vec<bool> = inquiry.answers.values().flatten().copied().collect();
-        let all = answers.len() == inquiry.answers.len();
+        let nobody_on_link = inquiry.routed || inquiry.answers.is_empty();
+        let all = inquiry.answers.values().all(Option::is_some);
+        let mut answers: Vec<bool> = inquiry.answers.values().flatten().copied().collect();
+        answers.retain(|is_there| *is_there || !inquiry.routed);
         if !all && !answers.contains(&true) && now < inquiry.until {
             return;
         }
@@ -308,7 +316,7 @@ impl Leases {
             [] if !waited_in_vain => None,
             [] if lease.has_ended => Some(Finding::Lost(name.to_owned())),
             // Without a neighbour to ask the lease decides, unless it is the server that is cut off.
-            [] if all && self.others_report(name, now) => Some(Finding::Lost(name.to_owned())),
+            [] if nobody_on_link && self.others_report(name, now) => Some(Finding::Lost(name.to_owned())),
             [] => Some(Finding::CutOff(name.to_owned())),
             some if !some.contains(&true) => Some(Finding::Lost(name.to_owned())),
             _ if lease.has_ended && !waited_in_vain => None,
@@ -320,27 +328,52 @@ impl Leases {
         };
         look.findings.extend(finding.filter(|finding| !is_known(finding)));
         if now >= inquiry.until {
-            self.ask(name, &neighbours(name), now, look);
+            self.ask(name, witnesses, now, look);
         }
     }
 
-    /// Asks some neighbours that report, each time others.
-    fn ask(&mut self, about: &str, neighbours: &[&str], now: Moment, look: &mut Look) {
-        let fresh = neighbours.iter().filter(|name| **name != about && self.is_fresh(name, now));
-        let mut fresh: Vec<&str> = fresh.copied().collect();
-        let turn = usize::try_from(self.questions).unwrap_or(0) % fresh.len().max(1);
-        fresh.rotate_left(turn);
-        fresh.truncate(WITNESSES_MAX);
+    /// Asks some neighbours that report, each time others; without any, some nodes elsewhere.
+    fn ask<'a>(
+        &mut self,
+        about: &str,
+        witnesses: Witnesses<'_, impl Fn(&str) -> Vec<&'a str>>,
+        now: Moment,
+        look: &mut Look,
+    ) {
+        let neighbours = (witnesses.neighbours)(about);
+        let fresh = neighbours.into_iter().filter(|name| *name != about && self.is_fresh(name, now));
+        let mut fresh: Vec<String> = fresh.map(str::to_owned).collect();
+        let routed = fresh.is_empty();
+        let turn = usize::try_from(self.questions).unwrap_or(0);
+        let chosen = if routed {
+            let elsewhere = witnesses.elsewhere.get_or_insert_with(|| self.all_fresh(now));
+            // One that is asked about is silent, and not among them.
+            elsewhere
+                .iter()
+                .cycle()
+                .skip(turn % elsewhere.len().max(1))
+                .take(elsewhere.len().min(WITNESSES_MAX))
+                .cloned()
+                .collect()
+        } else {
+            let turn = turn % fresh.len();
+            fresh.rotate_left(turn);
+            fresh.truncate(WITNESSES_MAX);
+            fresh
+        };
         self.questions += 1;
-        let answers = fresh.iter().map(|witness| ((*witness).to_owned(), None)).collect();
-        let questions = fresh
-            .into_iter()
-            .map(|witness| Question { witness: witness.to_owned(), about: about.to_owned() });
-        look.questions.extend(questions);
+        let question =
+            |witness: &String| Question { witness: witness.clone(), about: about.to_owned(), routed };
+        look.questions.extend(chosen.iter().map(question));
+        let answers = chosen.into_iter().map(|witness| (witness, None)).collect();
         let until = now + ANSWER_MAX.max(self.silence_max());
         if let Some(lease) = self.nodes.get_mut(about) {
-            lease.inquiry = Some(Inquiry { until, answers });
+            lease.inquiry = Some(Inquiry { until, answers, routed });
         }
+    }
+
+    fn all_fresh(&self, now: Moment) -> Vec<String> {
+        self.nodes.keys().filter(|name| self.is_fresh(name, now)).cloned().collect()
     }
 
     fn others_report(&self, name: &str, now: Moment) -> bool {
@@ -357,6 +390,14 @@ impl Leases {
     fn fence_from(&self, now: Moment) -> Moment {
         now + self.lease + self.lease / FENCE_MARGIN_DIVISOR
     }
+}
+
+/// Who can be asked.
+struct Witnesses<'a, F> {
+    /// Those on the link of a node.
+    neighbours: &'a F,
+    /// All that report; found once in a look, when somebody has no neighbour.
+    elsewhere: &'a mut Option<Vec<String>>,
 }
 
 /// Whether no machine speaks for it any more: it was taken down, declared dead, or joins anew.

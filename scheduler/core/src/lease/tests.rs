@@ -89,7 +89,36 @@ fn a_node_without_neighbours_is_lost_when_its_lease_ends() {
     let mut world = World::new(&["n1", "n2"]);
     world.neighbours = false;
     assert_eq!(world.run(4900, &["n2"]), NOTHING);
-    assert!(world.run(300, &["n2"]).contains(&lost("n1")));
+    let found = world.run(1300, &["n2"]);
+    assert!(found.contains(&lost("n1")), "whoever is asked elsewhere and says nothing: {found:?}");
+}
+
+/// Silence over routes proves nothing: the lease decides, as if nobody had been asked.
+#[test]
+fn nodes_elsewhere_are_asked_when_there_is_nobody_on_the_link_and_only_their_yes_counts() {
+    let mut world = World::new(&["n1", "n2", "n3", "n4", "n5"]);
+    world.neighbours = false;
+    let others = ["n2", "n3", "n4", "n5"];
+    let asked = world.run_until_asked(&others);
+    assert_eq!(asked.len(), WITNESSES_MAX, "{asked:?}");
+    let answer = |world: &mut World, asked: &[String], is_there| {
+        let witnesses = asked.iter().filter_map(|question| question.split(' ').next());
+        witnesses.for_each(|witness| world.leases.answered(witness, "n1", is_there));
+    };
+    answer(&mut world, &asked, false);
+    assert_eq!(world.run(500, &others), NOTHING, "the lease runs");
+    let asked = world.run_until_asked(&others);
+    world.leases.answered(asked[0].split(' ').next().unwrap(), "n1", true);
+    assert_eq!(world.run(50, &others), [cut_off("n1")]);
+    world.follow("n1", NodePhase::CutOff);
+    for _ in 0..20 {
+        let asked = world.run_until_asked(&others);
+        answer(&mut world, &asked, true);
+    }
+    assert!(!world.run(50, &others).contains(&lost("n1")), "for weeks, if need be");
+    let asked = world.run_until_asked(&others);
+    answer(&mut world, &asked, false);
+    assert!(world.run(50, &others).contains(&lost("n1")), "its lease has long ended");
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Server {
                 continue;
             };
             if shared.network.has_room(stream, End::Client) {
-                let look_for = LookFor { node: question.about, underlay: vec![] };
+                let look_for = LookFor { node: question.about, underlay: vec![], routed: question.routed };
                 shared.send(stream, End::Client, Packet::Answer(Answer::LookFor(look_for)));
             }
         }
