@@ -53,6 +53,9 @@ pub const TAKEN: &str = "hextet-taken";
 /// The value of [`TAKEN`] for a machine with the name and key of a node for which another one speaks.
 pub const TAKEN_MACHINE: &str = "machine";
 
+/// The metadata of the same answer that says how many milliseconds the other's lease runs if that one is dead.
+pub const TAKEN_FOR_MS: &str = "hextet-taken-for-ms";
+
 /// The port the server listens on when none is given.
 pub const DEFAULT_PORT: u16 = 4679;
 

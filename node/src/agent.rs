@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use dataplane::{
     ApplyError, Changes, Dataplane, Op, Pace, Reachability, Reconciled, Swept, Trace, Traces, UplinkInfo,
     announce::{Announcer, Conflict},
@@ -110,6 +110,8 @@ pub(crate) struct Agent {
     pub(crate) taken_for_copy: Option<Refused>,
     /// It said so before anything was started here: nothing is, until it says otherwise.
     pub(crate) is_held: bool,
+    /// No pod ran when it started, and the server has said nothing yet of what is to run.
+    pub(crate) is_alone: bool,
 }
 
 /// What the agent listens to.
@@ -187,6 +189,7 @@ impl Agent {
     pub(crate) async fn boot(&mut self, inbox: &mut Inbox) {
         self.pods.clean_up(self.roster.assignment());
         self.lease.follow(self.roster.assignment().term_of_singletons());
+        self.is_alone = !self.pods.is_any_up(self.roster.assignment());
         // Without an uplink there is nobody to hear.
         if self.pods.is_any_down(self.roster.assignment()) && self.refresh_underlay().await.is_ok() {
             self.hear_what_was_replaced(inbox).await;
@@ -220,7 +223,7 @@ impl Agent {
                 }
                 continue;
             };
-            self.taken_for_copy = None;
+            (self.taken_for_copy, self.is_alone) = (None, false);
             self.take_over(message).await;
             return;
         }
@@ -232,6 +235,9 @@ impl Agent {
         let mut sweep = ticks(SWEEP_PERIOD);
         tokio::pin!(shutdown);
         loop {
+            if self.must_give_up() {
+                return self.give_up(&mut inbox).await;
+            }
             let due = self.schedule.due;
             let ask_due = self.conflicts.next();
             let lost_due = self.lost_peers.next();
@@ -299,10 +305,10 @@ impl Agent {
                 self.roster.detached();
             }
             FromServer::Assignment(assignment) => {
-                self.taken_for_copy = None;
+                (self.taken_for_copy, self.is_alone) = (None, false);
                 self.assign(assignment).await;
             }
-            FromServer::Refused(TakenForCopy(why)) => self.hear_refusal(why),
+            FromServer::Refused(copy) => self.hear_refusal(copy),
             FromServer::DescribePod(request) => self.describe(request),
             FromServer::ReadLogs(request) => {
                 if let Some(channel) = self.reports.channel() {
@@ -312,11 +318,26 @@ impl Agent {
         }
     }
 
-    fn hear_refusal(&mut self, why: String) {
+    fn hear_refusal(&mut self, copy: TakenForCopy) {
         if self.taken_for_copy.is_none() {
-            self.events.happened(format!("the server refuses this machine: {why}"), None);
+            self.events.happened(format!("the server refuses this machine: {}", copy.why), None);
         }
-        self.taken_for_copy = Some(Refused::again(self.taken_for_copy.take(), why, Instant::now()));
+        self.taken_for_copy = Some(Refused::again(self.taken_for_copy.take(), copy, Instant::now()));
+    }
+
+    /// Whether what runs here was started by this agent without the server's word, and the server says that the node's
+    /// pods run elsewhere.
+    fn must_give_up(&self) -> bool {
+        self.is_alone && self.taken_for_copy.as_ref().is_some_and(Refused::is_sure)
+    }
+
+    /// Ends the pods of a copy that has booted where it heard of no server.
+    async fn give_up(&mut self, inbox: &mut Inbox) -> Result<()> {
+        for line in self.take_down(inbox).await? {
+            info!("{line}");
+        }
+        let why = self.taken_for_copy.as_ref().map_or("", |refused| refused.why.as_str());
+        bail!("what was started here without a server is ended: {why}")
     }
 
     /// The server refused this machine for the time of a lease at most, and is not there any more.
@@ -763,6 +784,12 @@ impl Agent {
     async fn down(&mut self, inbox: &mut Inbox) -> Result<Vec<String>> {
         info!("taking the node down");
         let mut lines = vec![self.leave(inbox).await.to_owned()];
+        lines.extend(self.take_down(inbox).await?);
+        Ok(lines)
+    }
+
+    /// Ends the pods and takes everything out of the kernel.
+    async fn take_down(&mut self, inbox: &mut Inbox) -> Result<Vec<String>> {
         // Keepers that end have something to say that nobody needs to hear.
         inbox.keepers.close();
         while inbox.keepers.try_recv().is_ok() {}
@@ -771,8 +798,7 @@ impl Agent {
             Some(desired) => planned_teardown(&mut self.dataplane, &desired).await,
             None => Vec::new(),
         };
-        lines.extend(teardown::all(&self.paths, &mut self.dataplane, planned).await?);
-        Ok(lines)
+        teardown::all(&self.paths, &mut self.dataplane, planned).await
     }
 
     /// Gives the lease back, so that others take the pods over now and not when it ends. Says how it went.

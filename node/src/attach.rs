@@ -115,7 +115,7 @@ pub(crate) async fn run(
             last_error = error;
         }
         let wait = match copy {
-            Some(_) => pace.refused(Instant::now()),
+            Some(copy) => pace.refused(&copy, Instant::now()),
             None => {
                 pace.reset();
                 backoff.next(&mut rand::rng())

@@ -143,7 +143,7 @@ async fn renew_for_ever(certificates: Arc<Certificates>, mut hello: watch::Recei
         }
         let status = result.as_ref().err().and_then(|error| error.downcast_ref::<Status>());
         let wait = match status.and_then(TakenForCopy::of) {
-            Some(_) => pace.refused(Instant::now()),
+            Some(copy) => pace.refused(&copy, Instant::now()),
             None => {
                 pace.reset();
                 RETRY

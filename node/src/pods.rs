@@ -93,7 +93,16 @@ impl Pods {
     /// Whether a pod that is to run has no supervisor that answers, as after a boot.
     pub(crate) fn is_any_down(&self, assignment: &Assignment) -> bool {
         let mut wanted = assignment.pods.iter().filter(|(_, record)| !record.removing);
-        wanted.any(|(id, _)| socket::connect(&self.paths.pod_run_dir(id), SOCKET_FILE).is_err())
+        wanted.any(|(id, _)| !self.is_up(id))
+    }
+
+    /// Whether a pod runs already.
+    pub(crate) fn is_any_up(&self, assignment: &Assignment) -> bool {
+        assignment.pods.keys().any(|id| self.is_up(id))
+    }
+
+    fn is_up(&self, id: &str) -> bool {
+        socket::connect(&self.paths.pod_run_dir(id), SOCKET_FILE).is_ok()
     }
 
     /// What a keeper's news mean for its pod.

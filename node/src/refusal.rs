@@ -9,9 +9,13 @@ use thiserror::Error;
 use tokio::time::Instant;
 use tonic::Status;
 
-/// For so long a refusal may be one of a machine that has only booted again; longer than a lease.
-const SURE_AFTER: Duration = Duration::from_secs(15);
-/// Between two attempts until then, and from then on.
+/// A machine that is refused for longer than the lease of a dead one could run, and for so long more, is a copy.
+const SLACK: Duration = Duration::from_secs(5);
+/// Longer leases than this are not waited for.
+const LEASE_MAX: Duration = Duration::from_secs(600);
+/// When a server does not say how long the lease runs.
+const LEASE_DEFAULT: Duration = Duration::from_secs(10);
+/// Between two attempts until it is sure, and from then on.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_OF_COPY: Duration = Duration::from_secs(30);
 /// A server that refused a machine which may have only booted again, and says nothing for so long, is not waited for.
@@ -19,33 +23,41 @@ const WORD_MAX: Duration = Duration::from_secs(3);
 
 /// Another machine with this node's name and key is served.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub(crate) struct TakenForCopy(pub(crate) String);
+#[error("{why}")]
+pub(crate) struct TakenForCopy {
+    /// In the server's words.
+    pub(crate) why: String,
+    /// How long the other's lease runs if that one is dead.
+    pub(crate) lease: Duration,
+}
 
 impl TakenForCopy {
     /// Whether a server's answer says so.
     pub(crate) fn of(status: &Status) -> Option<TakenForCopy> {
-        let taken = status.metadata().get(hextet_api::TAKEN)?;
-        (taken == hextet_api::TAKEN_MACHINE).then(|| TakenForCopy(status.message().to_owned()))
+        let metadata = status.metadata();
+        let taken = metadata.get(hextet_api::TAKEN)?;
+        let lease_ms = metadata.get(hextet_api::TAKEN_FOR_MS).and_then(|ms| ms.to_str().ok()?.parse().ok());
+        let lease = lease_ms.map_or(LEASE_DEFAULT, Duration::from_millis).min(LEASE_MAX);
+        (taken == hextet_api::TAKEN_MACHINE).then(|| TakenForCopy { why: status.message().to_owned(), lease })
     }
 }
 
 /// How often a stream is asked for while the server refuses it.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    first: Option<Instant>,
+    sure: Option<Instant>,
 }
 
 impl Pace {
     /// Was refused: so long until the next attempt.
-    pub(crate) fn refused(&mut self, now: Instant) -> Duration {
-        let first = *self.first.get_or_insert(now);
-        if now - first < SURE_AFTER { RETRY } else { RETRY_OF_COPY }
+    pub(crate) fn refused(&mut self, copy: &TakenForCopy, now: Instant) -> Duration {
+        let sure = *self.sure.get_or_insert(now + copy.lease + SLACK);
+        if now < sure { RETRY } else { RETRY_OF_COPY }
     }
 
     /// Was let in, or failed in another way.
     pub(crate) fn reset(&mut self) {
-        self.first = None;
+        self.sure = None;
     }
 }
 
@@ -54,21 +66,26 @@ impl Pace {
 pub(crate) struct Refused {
     /// In the server's words.
     pub(crate) why: String,
-    first: Instant,
+    /// From when on it is no lease of the boot before that stands in the way.
+    sure: Instant,
     last: Instant,
 }
 
 impl Refused {
     /// The first word or another.
-    pub(crate) fn again(before: Option<Refused>, why: String, now: Instant) -> Refused {
-        let first = before.map_or(now, |before| before.first);
-        Refused { why, first, last: now }
+    pub(crate) fn again(before: Option<Refused>, copy: TakenForCopy, now: Instant) -> Refused {
+        let sure = before.map_or(now + copy.lease + SLACK, |before| before.sure);
+        Refused { why: copy.why, sure, last: now }
+    }
+
+    /// Whether this machine is a copy, and has not only booted again.
+    pub(crate) fn is_sure(&self) -> bool {
+        self.last >= self.sure
     }
 
     /// When a node that has started nothing yet goes on without the server; never when it is surely a copy.
     pub(crate) fn goes_on(&self) -> Option<Instant> {
-        let is_sure = self.last - self.first >= SURE_AFTER;
-        (!is_sure).then(|| self.last + WORD_MAX)
+        (!self.is_sure()).then(|| self.last + WORD_MAX)
     }
 }
 
@@ -79,21 +96,26 @@ mod tests {
     #[test]
     fn a_machine_that_may_have_booted_again_asks_often_and_a_copy_seldom() {
         let (start, mut pace) = (Instant::now(), Pace::default());
-        assert_eq!(pace.refused(start), RETRY);
-        assert_eq!(pace.refused(start + SURE_AFTER / 2), RETRY);
-        assert_eq!(pace.refused(start + SURE_AFTER), RETRY_OF_COPY);
-        assert_eq!(pace.refused(start + 10 * SURE_AFTER), RETRY_OF_COPY);
+        let after = |s| start + Duration::from_secs(s);
+        assert_eq!(pace.refused(&copy(), start), RETRY);
+        assert_eq!(pace.refused(&copy(), after(64)), RETRY, "the lease is a minute");
+        assert_eq!(pace.refused(&copy(), after(65)), RETRY_OF_COPY);
+        assert_eq!(pace.refused(&copy(), after(600)), RETRY_OF_COPY);
         pace.reset();
-        assert_eq!(pace.refused(start + 11 * SURE_AFTER), RETRY);
+        assert_eq!(pace.refused(&copy(), after(601)), RETRY);
     }
 
     #[test]
     fn a_server_that_dies_after_a_refusal_is_not_waited_for_and_a_copy_starts_nothing_for_ever() {
         let start = Instant::now();
-        let once = Refused::again(None, "why".to_owned(), start);
-        assert_eq!(once.goes_on(), Some(start + WORD_MAX));
-        let twice = Refused::again(Some(once), "why".to_owned(), start + SURE_AFTER);
-        assert_eq!(twice.goes_on(), None);
+        let once = Refused::again(None, copy(), start);
+        assert_eq!((once.goes_on(), once.is_sure()), (Some(start + WORD_MAX), false));
+        let twice = Refused::again(Some(once), copy(), start + copy().lease + SLACK);
+        assert_eq!((twice.goes_on(), twice.is_sure()), (None, true));
+    }
+
+    fn copy() -> TakenForCopy {
+        TakenForCopy { why: "why".to_owned(), lease: Duration::from_secs(60) }
     }
 
     #[test]
@@ -103,6 +125,11 @@ mod tests {
         status.metadata_mut().insert(hextet_api::TAKEN, "underlay".parse().unwrap());
         assert_eq!(TakenForCopy::of(&status), None);
         status.metadata_mut().insert(hextet_api::TAKEN, hextet_api::TAKEN_MACHINE.parse().unwrap());
-        assert_eq!(TakenForCopy::of(&status), Some(TakenForCopy("why".to_owned())));
+        let taken = |lease| Some(TakenForCopy { why: "why".to_owned(), lease });
+        assert_eq!(TakenForCopy::of(&status), taken(LEASE_DEFAULT));
+        for (ms, lease) in [(60_000, Duration::from_secs(60)), (u64::MAX, LEASE_MAX)] {
+            status.metadata_mut().insert(hextet_api::TAKEN_FOR_MS, ms.into());
+            assert_eq!(TakenForCopy::of(&status), taken(lease));
+        }
     }
 }

@@ -127,6 +127,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         events: Events::default(),
         taken_for_copy: None,
         is_held: false,
+        is_alone: false,
     };
     lease::start(certificates.clone(), hello_watch.clone(), lease)
         .context("cannot start the lease's thread")?;

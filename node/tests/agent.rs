@@ -226,6 +226,29 @@ fn a_machine_that_is_taken_for_a_copy_starts_nothing_until_it_is_served() {
     assert!(!hello.machine.is_empty());
 }
 
+/// It booted where it reached no server, and is a copy: the node's pods run elsewhere, at the same addresses.
+#[test]
+fn what_a_copy_has_started_without_a_server_ends_when_a_server_refuses_it() {
+    let Some(mut node) = TestNode::new("copyends") else { return };
+    let server = node.serve();
+    let pod = node.run_and_take_down(&server);
+    drop(server);
+    node.start(false);
+    node.wait_for("the pod", || node.run_once("show").contains(" running"));
+    let server = node.serve();
+    server.talk.lock().unwrap().taken = Some("another machine is served".to_owned());
+    node.wait_for("refusals", || server.talk.lock().unwrap().refusals > 2);
+    assert!(node.run_once("show").contains(" running"), "it may have only booted again");
+    node.wait_for_end();
+    assert!(node.log().contains("without a server is ended: another machine is served"), "{}", node.log());
+    assert!(!PathBuf::from("/run/netns").join(&pod.id).exists());
+    assert_eq!(ip(&["-n", &node.net.node, "-6", "route", "show", "proto", "118"]), "");
+
+    node.start(false);
+    node.wait_for("another refusal", || node.run_once("show").contains("refused "));
+    assert!(!PathBuf::from("/run/netns").join(&pod.id).exists(), "it starts nothing now");
+}
+
 /// A machine that boots fast is refused for the rest of its lease: a server that dies in that time is not waited for.
 #[test]
 fn a_node_that_was_refused_once_boots_cold_when_the_server_dies() {

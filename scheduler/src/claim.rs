@@ -1,7 +1,5 @@
 //! One machine speaks for a node: others with its name and key are refused, and what it said before another came is over.
 
-use std::net::Ipv6Addr;
-
 use scheduler_core::claim::{Claimant, IsCopy, Taken};
 use tonic::Status;
 use tracing::{info, warn};
@@ -35,11 +33,15 @@ pub(crate) fn check(hub: &Hub, node: &str, machine: &str) -> Result<(), Status> 
 }
 
 /// What a machine is told that comes with a key that is not the node's any more.
-pub(crate) fn with_old_key(hub: &Hub, node: &str, served: Option<Ipv6Addr>) -> Option<Status> {
-    let held = hub.leases().is_claimed(node, hub.clock.now());
-    held.then(|| refused(node, IsCopy { served, again: false }))
+pub(crate) fn with_old_key(hub: &Hub, node: &str) -> Option<Status> {
+    let copy = hub.leases().claimed(node, hub.clock.now())?;
+    Some(refused(node, copy))
 }
 
 fn refused(node: &str, copy: IsCopy) -> Status {
-    service::with_reason(Status::already_exists(format!("node {node}: {copy}")), hextet_api::TAKEN_MACHINE)
+    let status = Status::already_exists(format!("node {node}: {copy}"));
+    let mut status = service::with_reason(status, hextet_api::TAKEN_MACHINE);
+    let wait_ms = u64::try_from(copy.wait.as_millis()).unwrap_or(u64::MAX);
+    status.metadata_mut().insert(hextet_api::TAKEN_FOR_MS, wait_ms.into());
+    status
 }

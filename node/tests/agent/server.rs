@@ -354,6 +354,7 @@ impl Talk {
         let Some(why) = &self.taken else { return Ok(()) };
         let mut status = Status::already_exists(why.clone());
         status.metadata_mut().insert(hextet_api::TAKEN, hextet_api::TAKEN_MACHINE.parse().unwrap());
+        status.metadata_mut().insert(hextet_api::TAKEN_FOR_MS, 1000.into());
         self.refusals += 1;
         Err(status)
     }

@@ -4,7 +4,7 @@
 //! The first that came keeps the name for as long as it may live, by its own signs of life or by what its neighbours say.
 //! A machine that boots again is another by what it says, and is let in when the claim of the boot before has ended.
 
-use std::{fmt, net::Ipv6Addr};
+use std::{fmt, net::Ipv6Addr, time::Duration};
 
 use crate::{node::Node, time::Moment};
 
@@ -49,6 +49,8 @@ pub struct IsCopy {
     pub served: Option<Ipv6Addr>,
     /// Who asks was told so the last time, too.
     pub again: bool,
+    /// How long the other's lease runs, if it gives no other sign of life.
+    pub wait: Duration,
 }
 
 impl fmt::Display for IsCopy {
@@ -87,10 +89,11 @@ impl Claim {
         *self = Claim::default();
     }
 
-    /// Whether a machine that is not this one, or does not say which it is, would be refused.
+    /// What any other machine is told while this one counts as alive.
     #[must_use]
-    pub fn is_held(&self, now: Moment) -> bool {
-        !self.machine.is_empty() && now < self.until
+    pub fn held(&self, now: Moment) -> Option<IsCopy> {
+        let is_held = !self.machine.is_empty() && now < self.until;
+        is_held.then(|| IsCopy { served: self.underlay, again: false, wait: self.until - now })
     }
 
     /// Whether `by` may have the name, and whether it had it before.
@@ -106,8 +109,9 @@ impl Claim {
         }
         let is_elsewhere = by.underlay.is_some() && by.underlay != self.underlay;
         let answers = !self.machine.is_empty() && is_elsewhere && now < self.seen;
-        if self.is_held(now) || answers {
-            return Err(IsCopy { served: self.underlay, again: self.refused == by.machine });
+        if self.held(now).is_some() || answers {
+            let again = self.refused == by.machine;
+            return Err(IsCopy { served: self.underlay, again, wait: self.until - now });
         }
         Ok(Taken::Anew)
     }
@@ -130,8 +134,6 @@ impl Claim {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const HERE: &str = "2001:db8::1";
@@ -140,8 +142,10 @@ mod tests {
     #[test]
     fn the_second_is_refused_while_the_first_may_live_and_told_where_that_is() {
         let mut claim = claimed();
-        let refused = IsCopy { served: Some(HERE.parse().unwrap()), again: true };
-        assert_eq!(claim.take(by("copy", THERE), at(8), at(18)), Err(IsCopy { again: false, ..refused }));
+        let seconds = Duration::from_secs;
+        let refused = IsCopy { served: Some(HERE.parse().unwrap()), again: true, wait: seconds(1) };
+        let first = IsCopy { again: false, wait: seconds(2), ..refused };
+        assert_eq!(claim.take(by("copy", THERE), at(8), at(18)), Err(first));
         assert_eq!(claim.take(by("copy", THERE), at(9), at(19)), Err(refused));
         assert_eq!(claim.take(by("first", HERE), at(9), at(19)), Ok(Taken::Again), "it is unharmed");
         assert_eq!(claim.take(by("copy", THERE), at(18), at(28)), Err(refused));

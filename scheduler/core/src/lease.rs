@@ -189,10 +189,10 @@ impl Leases {
         self.nodes.get(node).map_or(Ok(()), |lease| lease.claim.check(by, now).map(drop))
     }
 
-    /// Whether a machine speaks for `node` of which the last sign of life is not older than its lease.
+    /// What a machine is told that has a key from before, while another one may be alive.
     #[must_use]
-    pub fn is_claimed(&self, node: &str, now: Moment) -> bool {
-        self.nodes.get(node).is_some_and(|lease| lease.claim.is_held(now))
+    pub fn claimed(&self, node: &str, now: Moment) -> Option<IsCopy> {
+        self.nodes.get(node).and_then(|lease| lease.claim.held(now))
     }
 
     /// A sign of life of `node` has come.

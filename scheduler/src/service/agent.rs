@@ -90,9 +90,7 @@ impl AgentService {
         let state = self.0.state();
         match state.nodes().get(&enrolled.name) {
             Some(node) if enrolled.role == Role::Node && state.is_key_of(node, key) => Ok(node.name.clone()),
-            Some(node) if let Some(status) = claim::with_old_key(&self.0, &node.name, node.underlay) => {
-                Err(status)
-            }
+            Some(node) if let Some(status) = claim::with_old_key(&self.0, &node.name) => Err(status),
             _ => Err(Status::permission_denied(format!(
                 "node {} was deleted here, or its name is another machine's now: join again with a new token",
                 enrolled.name

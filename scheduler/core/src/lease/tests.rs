@@ -171,7 +171,7 @@ fn a_copy_is_refused_by_a_server_that_has_just_started_and_let_in_by_an_operator
     assert!(leases.may_claim("n1", Claimant { machine: "first", ..copy }, now).is_ok());
     leases.renew("n1", now + LEASE);
     assert!(leases.claim("n1", copy, now + LEASE * 2).is_err());
-    assert!(leases.is_claimed("n1", now + LEASE * 2));
+    assert!(leases.claimed("n1", now + LEASE * 2).is_some());
     leases.follow(&Node { phase: NodePhase::CutOff, ..first.clone() }, now + LEASE * 2);
     assert!(leases.may_claim("n1", copy, now + LEASE * 2).is_err());
     leases.follow(&Node { phase: NodePhase::Dead, ..first }, now + LEASE * 2);
