@@ -1,7 +1,7 @@
 //! What every part of the server shares: the newest state, the stream of revisions, leases and drains.
 //!
-//! Readers never wait for the disk: the state is a snapshot behind an [`Arc`], and leases are renewed in
-//! memory, past the writer.
+//! Readers never wait for the disk: the state is a copy of the writer's, which shares with it and with older ones what
+//! they have in common, and leases are renewed in memory, past the writer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -145,17 +145,22 @@ impl Hub {
         let _ = self.writer.send(Command::Stop).await;
     }
 
-    /// Shows a revision that is durable: leases, drains and streams first, so that nobody who sees it is ahead of them.
-    pub(crate) fn publish(&self, revision: Arc<Revision>) {
+    /// Shows revisions that are durable, and the state that they come to: leases, drains and streams first, so that
+    /// nobody who sees it is ahead of them.
+    pub(crate) fn publish(&self, revisions: Vec<Arc<Revision>>, state: State) {
         let now = self.clock.now();
-        self.happenings.committed(&revision, now);
-        self.leases().committed(&revision, now);
-        self.drains().committed(&revision, now);
-        scheduler_core::session::unheard(&revision).for_each(|node| self.sessions.end(node));
-        self.state.send_modify(|state| Arc::make_mut(state).advance(&revision));
+        for revision in &revisions {
+            self.happenings.committed(revision, now);
+            self.leases().committed(revision, now);
+            self.drains().committed(revision, now);
+            scheduler_core::session::unheard(revision).for_each(|node| self.sessions.end(node));
+        }
+        self.state.send_replace(Arc::new(state));
         self.drains_changed.notify_one();
-        // Without readers there is nobody to tell.
-        let _ = self.revisions.send(revision);
+        for revision in revisions {
+            // Without readers there is nobody to tell.
+            let _ = self.revisions.send(revision);
+        }
     }
 
     /// Ends streams: the server stops.

@@ -295,7 +295,7 @@ struct Told<'a> {
     out: &'a Out,
 }
 
-/// Each lets go of the state before anything is sent: a snapshot that is held costs the writer a copy.
+/// Each lets go of the state before anything is sent: a snapshot that is held keeps old values in memory.
 impl Told<'_> {
     async fn all(&mut self) -> Result<(), Status> {
         let telling = self.known.all(&self.hub.state());

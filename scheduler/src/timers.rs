@@ -41,7 +41,7 @@ pub(crate) async fn look_at_leases(hub: Arc<Hub>) {
     }
 }
 
-/// Asks what is to be asked; what is found out. It lets go of the state: a snapshot that is held costs the writer a copy.
+/// Asks what is to be asked; what is found out. It lets go of the state: a snapshot that is held keeps old values in memory.
 fn look(hub: &Hub) -> Vec<Finding> {
     let state = hub.state();
     let Look { questions, findings } = hub.leases().look(&state, hub.clock.now());

@@ -165,15 +165,25 @@ impl Writer {
 
     fn tell(&self, batch: Vec<Request>, outcomes: Vec<Outcome>) {
         let mut last = self.hub.state().revision();
+        let (mut answers, mut revisions) = (Vec::new(), Vec::new());
         for (request, outcome) in batch.into_iter().zip(outcomes) {
             let changed = matches!(outcome, Ok(Some(_)));
-            if let Ok(Some(revision)) = &outcome {
-                log(&request.event, revision);
-                last = revision.revision;
-                self.hub.publish(Arc::new(revision.clone()));
-            }
-            let answer = outcome.map(|_| Committed { revision: last, changed }).map_err(WriteError::from);
-            let _ = request.reply.send(answer);
+            let answer = outcome.map(|revision| {
+                if let Some(revision) = revision {
+                    log(&request.event, &revision);
+                    last = revision.revision;
+                    revisions.push(Arc::new(revision));
+                }
+                Committed { revision: last, changed }
+            });
+            answers.push((request.reply, answer.map_err(WriteError::from)));
+        }
+        if !revisions.is_empty() {
+            self.hub.publish(revisions, self.state.clone());
+        }
+        for (reply, answer) in answers {
+            // A caller that has gone needs no answer.
+            let _ = reply.send(answer);
         }
     }
 
@@ -201,7 +211,7 @@ impl Writer {
         while self.state.revision() < stored {
             for revision in self.hub.store.log_after(self.state.revision(), CATCH_UP_CHUNK)? {
                 self.state.advance(&revision);
-                self.hub.publish(Arc::new(revision));
+                self.hub.publish(vec![Arc::new(revision)], self.state.clone());
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::{
 use hextet_address::{ClusterPrefix, GroupId, SubnetId};
 use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
+    change::Revision,
     cluster::Cluster,
     countable::Countables,
     event::{Claim, Enroll, Event, PrefixChoice},
@@ -38,37 +39,43 @@ impl Fleet {
     }
 
     pub(crate) fn of(nodes: usize, capacity: Resources) -> Fleet {
-        let mut rng = StdRng::seed_from_u64(1);
-        let prefix = ClusterPrefix::generate(&mut rng);
+        let prefix = ClusterPrefix::generate(&mut StdRng::seed_from_u64(2));
         let pod_ipv4 = "10.254.0.0/20".parse().expect("it is a network");
         let cluster = Cluster { prefix, pod_prefix: None, pod_ipv4, id_key: 1, created: WallTime(0) };
-        let mut fleet = Fleet { state: State::default(), rng };
+        let mut fleet = Fleet::go_on(State::default());
         fleet.event(Event::ClusterCreated(cluster));
-        (0..nodes).for_each(|number| fleet.join(number, capacity));
+        (0..nodes).for_each(|number| drop(fleet.join(number, capacity)));
         fleet
+    }
+
+    pub(crate) fn go_on(state: State) -> Fleet {
+        Fleet { state, rng: StdRng::seed_from_u64(1) }
     }
 
     /// Brings `event` about and says how long that took.
     pub(crate) fn event(&mut self, event: Event) -> Duration {
+        self.revision(event).1
+    }
+
+    /// Brings `event` about; its revision, and how long that took.
+    pub(crate) fn revision(&mut self, event: Event) -> (Option<Revision>, Duration) {
         let mut context = Context { wall: WallTime(0), rng: &mut self.rng, is_watched: &|_| false };
         let origin = Origin { changer: "bench".to_owned(), message: String::new() };
         let start = Instant::now();
         let revision = handle(&mut self.state, &event, &origin, &mut context);
         let took = start.elapsed();
-        revision.expect("the cluster takes every event of the benchmark");
-        took
+        (revision.expect("the cluster takes every event of the benchmark"), took)
     }
 
-    fn join(&mut self, number: usize, capacity: Resources) {
+    /// A node comes: its revisions.
+    pub(crate) fn join(&mut self, number: usize, capacity: Resources) -> Vec<Revision> {
         let name = format!("n{number}");
         let id = u16::try_from(number + 1).expect("fewer nodes than subnets");
         let token = Token { role: Role::Node, name: None, expires: WallTime(1), used_by: None };
-        self.event(Event::CreateToken(name.clone(), token));
         let group_id = GroupId::new(id.into()).expect("it is not zero");
         let claim = Claim { prefix: PrefixChoice::Own, subnet: SubnetId(id), group_id };
         let enroll =
             Enroll { token: name.clone(), name: Some(name.clone()), key: name.clone(), node: Some(claim) };
-        self.event(Event::Enroll(enroll));
         let rack = number / RACK;
         let labels = [
             ("rack", format!("r{rack}")),
@@ -85,7 +92,9 @@ impl Fleet {
             agent_version: "bench".to_owned(),
             machine: String::new(),
         };
-        self.event(Event::NodeHello(name, hello));
+        let events =
+            [Event::CreateToken(name.clone(), token), Event::Enroll(enroll), Event::NodeHello(name, hello)];
+        events.into_iter().filter_map(|event| self.revision(event).0).collect()
     }
 
     /// How many pods have a node.

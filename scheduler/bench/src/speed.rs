@@ -6,7 +6,7 @@ use scheduler_core::job::Spread;
 
 use crate::{
     fleet::{Fleet, job},
-    memory::resident_bytes,
+    process::{busy, resident_bytes},
 };
 
 /// Pods on each node when the cluster is full.
@@ -34,13 +34,16 @@ const SHAPES: [(u32, &str); 11] = [
 /// 5,000 nodes, 150,000 pods.
 pub(crate) fn targets() {
     println!("\n5,000 nodes from empty to 150,000 pods, then {SAMPLES} times one pod more and gone again\n");
-    println!("| the pods come as | from empty | one pod, median | one pod, p99 | one pod, worst |");
-    println!("| --- | --- | --- | --- | --- |");
+    println!(
+        "| the pods come as | from empty | processor time | one pod, median | one pod, p99 | one pod, worst |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- |");
     for (count, spread) in SHAPES {
         let spread = Spread::from(spread);
-        let (mut fleet, took) = fill(5_000, count, &spread);
+        let (mut fleet, took, busy) = fill(5_000, count, &spread);
+        let (took, busy) = (shown(took), shown(busy));
         let [median, p99, worst] = one_more(&mut fleet, &spread).map(shown);
-        println!("| jobs of {count}, spread: {spread} | {} | {median} | {p99} | {worst} |", shown(took));
+        println!("| jobs of {count}, spread: {spread} | {took} | {busy} | {median} | {p99} | {worst} |");
     }
 }
 
@@ -51,7 +54,7 @@ pub(crate) fn growth() {
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     for nodes in [100, 300, 1_000, 3_000, 5_000, 10_000] {
         let before = resident_bytes();
-        let (mut fleet, took) = fill(nodes, 100, &Spread::Node);
+        let (mut fleet, took, _) = fill(nodes, 100, &Spread::Node);
         let memory = resident_bytes().saturating_sub(before) >> 20;
         let pods = nodes * PODS_PER_NODE;
         let each = took / u32::try_from(pods).expect("it fits");
@@ -66,15 +69,17 @@ pub(crate) fn growth() {
     }
 }
 
-fn fill(nodes: usize, count: u32, spread: &Spread) -> (Fleet, Duration) {
+/// A full cluster, how long filling it took, and for how long of that the thread was on a processor.
+fn fill(nodes: usize, count: u32, spread: &Spread) -> (Fleet, Duration, Duration) {
     let mut fleet = Fleet::new(nodes);
     let jobs = nodes * PODS_PER_NODE / count as usize;
-    let mut took = Duration::ZERO;
+    let (mut took, start) = (Duration::ZERO, busy());
     for number in 0..jobs {
         took += fleet.event(job(format!("j{number}"), count, POD_CPU, spread.clone()));
     }
+    let busy = busy() - start;
     assert_eq!(fleet.placed(), nodes * PODS_PER_NODE, "every pod has a place");
-    (fleet, took)
+    (fleet, took, busy)
 }
 
 /// Median, 99th percentile and worst time of the event that adds one pod. It goes again each time, as a pod that

@@ -17,7 +17,7 @@ pub use self::{
     driver::{Deploys, Outlook},
     schedule::{Form, OnFailure, Pause, Schedule, ScheduleError, Step, Strategy},
 };
-use crate::{change::JobRecord, job::Job, pod::PodId, rollout::Rollout, time::WallTime};
+use crate::{change::JobRecord, job::Job, pod::PodId, rollout::Rollout, state::Map, time::WallTime};
 
 mod driver;
 pub mod health;
@@ -294,7 +294,7 @@ impl Stage {
 
 /// The deploys of a job, the oldest first.
 pub fn of_job<'a>(
-    deploys: &'a BTreeMap<DeployId, Arc<Deploy>>,
+    deploys: &'a Map<DeployId, Arc<Deploy>>,
     job: &str,
 ) -> impl Iterator<Item = &'a Arc<Deploy>> {
     let id = |version| DeployId { job: job.to_owned(), version };

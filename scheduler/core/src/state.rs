@@ -2,7 +2,7 @@
 //!
 //! `State::set` is the only way in, so that an index can never disagree with what it was made from.
 
-use std::{collections::BTreeMap, net::Ipv6Addr, sync::Arc};
+use std::{net::Ipv6Addr, sync::Arc};
 
 pub use self::{
     labels::Values,
@@ -29,19 +29,22 @@ mod seats;
 
 use index::Index;
 
-/// Everything that is stored, and indexes of it.
+/// A map in order of which a copy costs next to nothing: copies share what they have in common.
+pub type Map<K, V> = imbl::OrdMap<K, V>;
+
+/// Everything that is stored, and indexes of it. A copy of it costs little, however large it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     revision: u64,
     cluster: Option<Arc<Cluster>>,
     counters: Counters,
-    jobs: BTreeMap<String, Arc<JobRecord>>,
-    nodes: BTreeMap<String, Arc<Node>>,
-    pods: BTreeMap<PodId, Arc<Pod>>,
-    failures: BTreeMap<String, Arc<Failures>>,
-    deploys: BTreeMap<DeployId, Arc<Deploy>>,
-    tokens: BTreeMap<TokenId, Arc<Token>>,
-    renewals: BTreeMap<String, Arc<Renewal>>,
+    jobs: Map<String, Arc<JobRecord>>,
+    nodes: Map<String, Arc<Node>>,
+    pods: Map<PodId, Arc<Pod>>,
+    failures: Map<String, Arc<Failures>>,
+    deploys: Map<DeployId, Arc<Deploy>>,
+    tokens: Map<TokenId, Arc<Token>>,
+    renewals: Map<String, Arc<Renewal>>,
     index: Index,
 }
 
@@ -99,13 +102,13 @@ impl State {
 
     /// Deploys by job and version: under way, the last one that ended well, and those that gave up.
     #[must_use]
-    pub fn deploys(&self) -> &BTreeMap<DeployId, Arc<Deploy>> {
+    pub fn deploys(&self) -> &Map<DeployId, Arc<Deploy>> {
         &self.deploys
     }
 
     /// Nodes by name.
     #[must_use]
-    pub fn nodes(&self) -> &BTreeMap<String, Arc<Node>> {
+    pub fn nodes(&self) -> &Map<String, Arc<Node>> {
         &self.nodes
     }
 
@@ -119,19 +122,19 @@ impl State {
 
     /// Pods by id.
     #[must_use]
-    pub fn pods(&self) -> &BTreeMap<PodId, Arc<Pod>> {
+    pub fn pods(&self) -> &Map<PodId, Arc<Pod>> {
         &self.pods
     }
 
     /// Tokens by the hash of their secret.
     #[must_use]
-    pub fn tokens(&self) -> &BTreeMap<TokenId, Arc<Token>> {
+    pub fn tokens(&self) -> &Map<TokenId, Arc<Token>> {
         &self.tokens
     }
 
     /// Keys that others take the place of, by their hash.
     #[must_use]
-    pub fn renewals(&self) -> &BTreeMap<String, Arc<Renewal>> {
+    pub fn renewals(&self) -> &Map<String, Arc<Renewal>> {
         &self.renewals
     }
 

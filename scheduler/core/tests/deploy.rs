@@ -293,7 +293,7 @@ impl Run {
     }
 
     fn deploy_of(&self) -> Deploy {
-        Deploy::clone(self.world.state.deploys().values().last().unwrap())
+        Deploy::clone(self.world.state.deploys().values().next_back().unwrap())
     }
 
     fn pods(&self) -> impl Iterator<Item = &Pod> {

@@ -11,6 +11,7 @@ use scheduler_core::{
     plan::{JobPlan, PodFate, plan},
     pod::{Pod, PodId, PodPhase},
     quantity::Resources,
+    state::Map,
     time::WallTime,
     transition::{Context, Origin},
 };
@@ -48,7 +49,7 @@ fn check(world: &mut World, text: &str) -> Vec<String> {
     world.event("user:alice", Event::ApplyJob(job(text))).unwrap();
     let version = world.state.job_record(&plan.job).unwrap().version;
     assert_eq!(plan.to, version);
-    compare(&plan, &before.pods().clone(), world);
+    compare(&plan, before.pods(), world);
     plan.pods
         .iter()
         .map(|pod| format!("{:?} {} {}", pod.fate, pod.node.as_deref().unwrap_or("-"), pod.why))
@@ -56,7 +57,7 @@ fn check(world: &mut World, text: &str) -> Vec<String> {
 }
 
 /// Every pod is, in place and phase, where the plan has it or where it was.
-fn compare(plan: &JobPlan, before: &BTreeMap<PodId, std::sync::Arc<Pod>>, world: &World) {
+fn compare(plan: &JobPlan, before: &Map<PodId, std::sync::Arc<Pod>>, world: &World) {
     let mut expected: BTreeMap<String, (Option<String>, bool)> =
         before.values().map(|pod| (pod.id.to_string(), (pod.node.clone(), pod.is_wanted()))).collect();
     let mut restarted = vec![];

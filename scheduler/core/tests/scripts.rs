@@ -84,7 +84,10 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
         ["health", id] => {
             format!(
                 "{:?}\n",
-                deploy::health::health(&world.state, &world.state.deploys()[&id.parse().unwrap()])
+                deploy::health::health(
+                    &world.state,
+                    &world.state.deploys()[&id.parse::<deploy::DeployId>().unwrap()]
+                )
             )
         }
         ["delete", job] => told(world, "user:alice", Event::DeleteJob((*job).to_owned())),

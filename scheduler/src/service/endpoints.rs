@@ -190,7 +190,7 @@ struct Reader<'a> {
     out: &'a Out,
 }
 
-/// Each lets go of the state before anything is sent: a snapshot that is held costs the writer a copy.
+/// Each lets go of the state before anything is sent: a snapshot that is held keeps old values in memory.
 impl Reader<'_> {
     async fn follow(mut self, subscribe: &v1::Subscribe) -> Status {
         let mut revisions = self.hub.revisions();

@@ -43,7 +43,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ),
     ("node", &["dataplane", "dataplane-core", "hextet-address", "hextet-api", "hextet-lifecycle"]),
     ("scheduler", &["hextet-address", "hextet-api", "hextet-lifecycle", "scheduler-core"]),
-    ("scheduler-bench", &["hextet-address", "scheduler-core"]),
+    ("scheduler-bench", &["hextet-address", "hextet-api", "scheduler", "scheduler-core"]),
     ("scheduler-core", &["hextet-address", "hextet-lifecycle"]),
     ("xtask", &[]),
 ];

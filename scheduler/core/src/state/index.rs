@@ -3,13 +3,12 @@
 //! Each is a function of the values alone, in whatever order they came: two states of equal values have equal
 //! indexes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv6Addr,
-    sync::Arc,
-};
+use std::{net::Ipv6Addr, sync::Arc};
+
+use imbl::OrdSet;
 
 use super::{
+    Map,
     labels::{Labels, Values},
     seat::{Seat, Usage},
     seats::Seats,
@@ -29,20 +28,20 @@ pub(super) struct Index {
     /// How many pods the jobs ask for.
     pub(super) pods_wanted: u64,
     /// By the name of a job: those whose rules keep their pods apart from its.
-    keep_apart: BTreeMap<String, BTreeSet<String>>,
+    keep_apart: Map<String, OrdSet<String>>,
     /// What is asked of nodes, also of those whose own record is not there at the moment.
-    usage: BTreeMap<String, Usage>,
+    usage: Map<String, Usage>,
     pub(super) seats: Seats,
     labels: Labels,
-    on_node: BTreeMap<String, BTreeMap<u64, Arc<Pod>>>,
-    addresses: BTreeSet<Ipv6Addr>,
-    /// How many pods run each version, by job.
-    versions: BTreeMap<String, BTreeMap<u32, usize>>,
+    on_node: Map<String, Map<u64, Arc<Pod>>>,
+    addresses: OrdSet<Ipv6Addr>,
+    /// How many pods run each version of a job.
+    versions: Map<(String, u32), usize>,
 }
 
 /// Job, group, serial number: pods in the order in which they were made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Groups(BTreeMap<String, BTreeMap<String, BTreeMap<u64, Arc<Pod>>>>);
+pub(super) struct Groups(Map<String, Map<String, Map<u64, Arc<Pod>>>>);
 
 impl Index {
     pub(super) fn usage(&self, node: &str) -> Option<&Usage> {
@@ -66,7 +65,7 @@ impl Index {
     }
 
     pub(super) fn pods_on(&self, node: &str) -> impl Iterator<Item = &Arc<Pod>> {
-        self.on_node.get(node).into_iter().flat_map(BTreeMap::values)
+        self.on_node.get(node).into_iter().flat_map(Map::values)
     }
 
     pub(super) fn has_address(&self, address: &Ipv6Addr) -> bool {
@@ -74,7 +73,7 @@ impl Index {
     }
 
     pub(super) fn runs_version(&self, job: &str, version: u32) -> bool {
-        self.versions.get(job).is_some_and(|versions| versions.contains_key(&version))
+        self.versions.contains_key(&(job.to_owned(), version))
     }
 
     pub(super) fn change_job(
@@ -127,7 +126,7 @@ impl Index {
 
     pub(super) fn change_pod(
         &mut self,
-        nodes: &BTreeMap<String, Arc<Node>>,
+        nodes: &Map<String, Arc<Node>>,
         old: Option<&Arc<Pod>>,
         new: Option<&Arc<Pod>>,
     ) {
@@ -156,16 +155,14 @@ impl Index {
             return;
         }
         if let Some(new) = new {
-            *self.versions.entry(new.job.clone()).or_default().entry(new.job_version).or_default() += 1;
+            *self.versions.entry((new.job.clone(), new.job_version)).or_default() += 1;
         }
         let Some(old) = old else { return };
-        let Some(versions) = self.versions.get_mut(&old.job) else { return };
-        if let Some(count) = versions.get_mut(&old.job_version) {
-            *count -= 1;
-        }
-        versions.retain(|_, count| *count > 0);
-        if versions.is_empty() {
-            self.versions.remove(&old.job);
+        let key = (old.job.clone(), old.job_version);
+        let Some(count) = self.versions.get_mut(&key) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.versions.remove(&key);
         }
     }
 
@@ -183,7 +180,7 @@ impl Index {
         if let (Some(node), Some(new)) = (&taken, new) {
             match self.on_node.get_mut(node) {
                 Some(pods) => drop(pods.insert(new.serial, new.clone())),
-                None => drop(self.on_node.insert(node.clone(), BTreeMap::from([(new.serial, new.clone())]))),
+                None => drop(self.on_node.insert(node.clone(), Map::unit(new.serial, new.clone()))),
             }
         }
         let (Some(node), Some(old)) = (left.filter(|left| Some(left) != taken.as_ref()), old) else { return };
@@ -197,7 +194,7 @@ impl Index {
 
     fn change_usage(
         &mut self,
-        nodes: &BTreeMap<String, Arc<Node>>,
+        nodes: &Map<String, Arc<Node>>,
         old: Option<&Arc<Pod>>,
         new: Option<&Arc<Pod>>,
     ) {
@@ -213,12 +210,7 @@ impl Index {
         }
     }
 
-    fn update_usage(
-        &mut self,
-        nodes: &BTreeMap<String, Arc<Node>>,
-        pod: &Pod,
-        change: impl FnOnce(&mut Usage),
-    ) {
+    fn update_usage(&mut self, nodes: &Map<String, Arc<Node>>, pod: &Pod, change: impl FnOnce(&mut Usage)) {
         let Some(name) = &pod.node else { return };
         let old = self.usage.get(name).cloned().unwrap_or_default();
         let mut new = old.clone();
@@ -237,16 +229,16 @@ impl Index {
 
 impl Groups {
     pub(super) fn job(&self, job: &str) -> impl Iterator<Item = &Arc<Pod>> {
-        self.0.get(job).into_iter().flat_map(BTreeMap::values).flat_map(BTreeMap::values)
+        self.0.get(job).into_iter().flat_map(Map::values).flat_map(Map::values)
     }
 
     pub(super) fn group(&self, job: &str, group: &str) -> impl Iterator<Item = &Arc<Pod>> {
         let pods = self.0.get(job).and_then(|groups| groups.get(group));
-        pods.into_iter().flat_map(BTreeMap::values)
+        pods.into_iter().flat_map(Map::values)
     }
 
     pub(super) fn names(&self) -> Vec<(String, String)> {
-        let pairs = |(job, groups): (&String, &BTreeMap<String, _>)| {
+        let pairs = |(job, groups): (&String, &Map<String, _>)| {
             groups.keys().map(|group| (job.clone(), group.clone())).collect::<Vec<_>>()
         };
         self.0.iter().flat_map(pairs).collect()

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{seat::Usage, seats::Seats};
+use super::{Map, seat::Usage, seats::Seats};
 use crate::{change::JobRecord, job::Spread, node::Node};
 
 /// The most labels that are kept, the first by name: for a group that is spread over another all nodes are walked.
@@ -22,9 +22,9 @@ pub(super) struct Labels {
 /// Nodes by the value of one label; `None` is those without it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Values {
-    seats: BTreeMap<Option<String>, Seats>,
+    seats: Map<Option<String>, Seats>,
     /// By the share and name of its least used node: each value.
-    order: BTreeMap<(u64, String), Option<String>>,
+    order: Map<(u64, String), Option<String>>,
 }
 
 impl Labels {

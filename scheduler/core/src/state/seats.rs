@@ -13,7 +13,7 @@ const CHUNK_LEN_MIN: usize = 16;
 
 /// Nodes and what is asked of them, the least used first; nodes that are used alike by name.
 #[derive(Clone, Debug, Default)]
-pub struct Seats(Vec<Arc<Chunk>>);
+pub struct Seats(Arc<Vec<Arc<Chunk>>>);
 
 /// Some of them, one after the other; never none.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +59,7 @@ impl Seats {
         let seat = Seat { node: node.clone(), usage };
         let entry = Entry { share: seat.usage.share(node), free: seat.free(), seat };
         if self.0.is_empty() {
-            self.0.push(Arc::default());
+            Arc::make_mut(&mut self.0).push(Arc::default());
         }
         match self.find(entry.key()) {
             Ok((chunk, at)) => self.change(chunk, |entries| entries[at] = entry),
@@ -87,7 +87,7 @@ impl Seats {
     }
 
     fn change(&mut self, chunk: usize, change: impl FnOnce(&mut Vec<Entry>)) {
-        let chunk = Arc::make_mut(&mut self.0[chunk]);
+        let chunk = Arc::make_mut(&mut Arc::make_mut(&mut self.0)[chunk]);
         change(&mut chunk.entries);
         chunk.measure();
     }
@@ -96,22 +96,22 @@ impl Seats {
         if self.0[chunk].entries.len() <= CHUNK_LEN_MAX {
             return;
         }
-        let first = Arc::make_mut(&mut self.0[chunk]);
+        let first = Arc::make_mut(&mut Arc::make_mut(&mut self.0)[chunk]);
         let mut second = Chunk { entries: first.entries.split_off(CHUNK_LEN_MAX / 2), ..Chunk::default() };
         first.measure();
         second.measure();
-        self.0.insert(chunk + 1, Arc::new(second));
+        Arc::make_mut(&mut self.0).insert(chunk + 1, Arc::new(second));
     }
 
     fn join(&mut self, chunk: usize) {
         let len = self.0[chunk].entries.len();
         if len == 0 {
-            self.0.remove(chunk);
+            Arc::make_mut(&mut self.0).remove(chunk);
             return;
         }
         let Some(next) = self.0.get(chunk + 1) else { return };
         if len < CHUNK_LEN_MIN && len + next.entries.len() <= CHUNK_LEN_MAX {
-            let next = self.0.remove(chunk + 1);
+            let next = Arc::make_mut(&mut self.0).remove(chunk + 1);
             self.change(chunk, |entries| entries.extend(next.entries.iter().cloned()));
         }
     }
