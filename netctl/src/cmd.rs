@@ -22,6 +22,7 @@ mod rm;
 mod rollback;
 mod routes;
 mod server;
+mod status;
 mod supervise;
 mod token;
 mod watch;

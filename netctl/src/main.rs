@@ -14,6 +14,7 @@ mod line_diff;
 mod print;
 mod progress;
 mod selector;
+mod unreadable;
 mod yaml;
 
 use std::{

@@ -21,6 +21,7 @@ use crate::{
     audit::{self, Audit, Call},
     hub::Hub,
     identity::{Denied, Identity},
+    read_only,
 };
 
 /// Checks callers before they reach a service, and writes down what they change.
@@ -73,10 +74,19 @@ where
         let (caller, from) = self.layer.door.identify(&request);
         let call = Call { caller: caller.clone(), from, path: request.uri().path().to_owned() };
         let (access, effect) = access::of_method(&call.path);
-        let checked = caller.check(access).and_then(|()| {
-            let hub = &self.layer.hub;
-            caller.check_good(access, &hub.state(), hub.clock.wall())
-        });
+        let hub = &self.layer.hub;
+        let allowed = caller.check(access);
+        // Whose certificate is good is in the store, and may be in the part that cannot be read.
+        if allowed.is_ok()
+            && let Some(status) =
+                read_only::refusal(hub.store.as_ref(), &call.path, (access, effect), &caller)
+        {
+            if effect == Effect::Changes {
+                self.layer.audit.refused(&call, status.message());
+            }
+            return Box::pin(async move { Ok(status.into_http()) });
+        }
+        let checked = allowed.and_then(|()| caller.check_good(access, &hub.state(), hub.clock.wall()));
         if let Err(denied) = checked {
             warn!(%caller, path = call.path, "refused");
             self.layer.audit.refused(&call, &denied.to_string());
@@ -86,7 +96,10 @@ where
         request.extensions_mut().insert(caller);
         let answer = self.inner.call(request);
         if effect == Effect::Reads {
-            return Box::pin(answer);
+            return match hub.store.damage().cloned() {
+                Some(damage) => Box::pin(async move { Ok(read_only::doubt(answer.await?, &damage)) }),
+                None => Box::pin(answer),
+            };
         }
         let audit = self.layer.audit.clone();
         Box::pin(async move { audit.follow(call, answer, outcome).await })

@@ -5,26 +5,32 @@
 //! codec, which has a checksum. The first record says whose backup it is, the last one how many came before it: a
 //! file that ends early is told from a whole one.
 //!
+//! What a damaged store can still give has another first line and says in its first record what is missing: nobody
+//! takes it for a whole backup.
+//!
 //! Whoever has the file can be the cluster: it is for root alone.
 
 use std::{
     fs,
-    io::{self, BufReader, Read},
+    io::{self, BufRead, BufReader, Read},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail, ensure};
+use scheduler_core::change::Key;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Clock,
     founding,
     pki::{Authority, Pki},
-    store::{Item, RedbStore, Store, StoreError, codec},
+    store::{Damage, Item, RedbStore, Store, StoreError, codec},
 };
 
 const FORMAT: &[u8] = b"hextet-backup-1\n";
+/// Of a damaged store.
+const FORMAT_INCOMPLETE: &[u8] = b"hextet-backup-1-incomplete\n";
 /// A record is one value or one revision, compressed.
 const RECORD_BYTES_MAX: u32 = 1 << 28;
 /// Records that are written to a store at a time.
@@ -34,9 +40,16 @@ const CHUNK: usize = 1000;
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Record {
-    Begin { epoch: String, authority: Authority },
+    Begin {
+        epoch: String,
+        authority: Authority,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        damage: Option<Damage>,
+    },
     Item(Item),
-    End { items: u64 },
+    End {
+        items: u64,
+    },
 }
 
 /// What was restored.
@@ -48,6 +61,23 @@ pub struct Restored {
     pub items: u64,
     /// The store's new name: whoever watched the old one lists anew.
     pub epoch: String,
+    /// What the backup of a damaged store lacks, a line each; none for a whole one.
+    pub missing: Vec<String>,
+}
+
+/// What is to be done with the backup of a damaged store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incomplete {
+    /// It is refused, and what it lacks is said.
+    Refuse,
+    /// What it has is taken, but for the history, which has gaps.
+    Take,
+}
+
+/// What a backup says of itself.
+struct Begun {
+    authority: Authority,
+    damage: Option<Damage>,
 }
 
 /// Gives the bytes of a backup in order, while commits go on.
@@ -59,8 +89,9 @@ pub(crate) fn write(
     authority: Authority,
     sink: &mut dyn FnMut(Vec<u8>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    sink(FORMAT.to_vec())?;
-    sink(framed(&Record::Begin { epoch: store.epoch().to_owned(), authority }))?;
+    let damage = store.damage().map(|damage| damage.as_ref().clone());
+    sink(if damage.is_some() { FORMAT_INCOMPLETE } else { FORMAT }.to_vec())?;
+    sink(framed(&Record::Begin { epoch: store.epoch().to_owned(), authority, damage }))?;
     let mut items = 0;
     store.dump(&mut |item| {
         items += 1;
@@ -79,8 +110,9 @@ fn framed(record: &Record) -> Vec<u8> {
 /// anything is made.
 ///
 /// # Errors
-/// There is a cluster in the directory, the file is not a whole backup, or something cannot be written.
-pub fn restore(file: &Path, dir: &Path) -> anyhow::Result<Restored> {
+/// There is a cluster in the directory, the file is not a whole backup or one of a damaged store that is not to be
+/// taken, or something cannot be written.
+pub fn restore(file: &Path, dir: &Path, incomplete: Incomplete) -> anyhow::Result<Restored> {
     founding::make(dir)?;
     let (path, pki) = (dir.join(founding::FILE), dir.join("pki"));
     let unfinished = dir.join("server.redb.restoring");
@@ -97,11 +129,18 @@ pub fn restore(file: &Path, dir: &Path) -> anyhow::Result<Restored> {
         }
     }
     ensure!(!pki.exists(), "{} is there already: move it away", pki.display());
-    read(file, |_| Ok(()))?;
+    let missing = read(file, |_| Ok(()))?.damage;
+    let missing = missing.map_or(Ok(Vec::new()), |damage| check_incomplete(file, &damage, incomplete))?;
 
     let store = RedbStore::open(&unfinished)?;
     let mut waiting = Vec::new();
-    let (authority, items) = read(file, |item| {
+    let mut items = 0;
+    let Begun { authority, .. } = read(file, |item| {
+        // A log with gaps would be a damaged one.
+        if !missing.is_empty() && matches!(item, Item::Entry(_)) {
+            return Ok(());
+        }
+        items += 1;
         waiting.push(item);
         if waiting.len() == CHUNK {
             store.fill(&std::mem::take(&mut waiting))?;
@@ -115,18 +154,40 @@ pub fn restore(file: &Path, dir: &Path) -> anyhow::Result<Restored> {
     Pki::open_shared(&pki, &epoch, &authority, Clock::start().wall())?;
     fs::rename(&unfinished, &path).with_context(|| format!("cannot make {}", path.display()))?;
     fs::File::open(dir).and_then(|dir| dir.sync_all()).context("cannot sync the state directory")?;
-    Ok(Restored { revision, items, epoch })
+    Ok(Restored { revision, items, epoch, missing })
 }
 
-/// Reads a whole backup; gives the CA and how many items there were.
-fn read(file: &Path, mut each: impl FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<(Authority, u64)> {
+/// What the backup of a damaged store lacks, if it may be taken.
+fn check_incomplete(file: &Path, damage: &Damage, incomplete: Incomplete) -> anyhow::Result<Vec<String>> {
+    let missing: Vec<String> = damage.lines().collect();
+    let (name, list) = (file.display(), missing.join("\n  "));
+    // Without them the prefix would be another, and names of pods would be given a second time.
+    for key in [Key::Cluster, Key::Counters] {
+        ensure!(
+            !damage.may_hide(&key),
+            "{name} is of a damaged store and lacks the record `{key}`, without which a cluster cannot go on: restore a backup from before; it lacks:\n  {list}"
+        );
+    }
+    ensure!(
+        incomplete == Incomplete::Take,
+        "{name} is not a whole backup, it is what could be read of a damaged store: restore one from before, or take what there is, without the history, with --incomplete; it lacks:\n  {list}"
+    );
+    Ok(missing)
+}
+
+/// Reads a whole backup.
+fn read(file: &Path, mut each: impl FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<Begun> {
     let damaged = || format!("{} is not a whole backup", file.display());
     let opened = fs::File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
     let mut reader = BufReader::new(opened);
-    let mut format = [0; FORMAT.len()];
-    reader.read_exact(&mut format).with_context(damaged)?;
-    ensure!(format == FORMAT, "{}: it does not begin as a backup of this version does", damaged());
-    let Record::Begin { authority, .. } = record(&mut reader).with_context(damaged)? else {
+    let mut format = Vec::new();
+    (&mut reader)
+        .take(FORMAT_INCOMPLETE.len() as u64)
+        .read_until(b'\n', &mut format)
+        .with_context(damaged)?;
+    let known = format == FORMAT || format == FORMAT_INCOMPLETE;
+    ensure!(known, "{}: it does not begin as a backup of this version does", damaged());
+    let Record::Begin { authority, damage, .. } = record(&mut reader).with_context(damaged)? else {
         bail!("{}: it does not say whose it is", damaged());
     };
     let mut count = 0;
@@ -139,7 +200,7 @@ fn read(file: &Path, mut each: impl FnMut(Item) -> anyhow::Result<()>) -> anyhow
         count += 1;
     }
     ensure!(reader.read(&mut [0])? == 0, "{}: there is more behind its end", damaged());
-    Ok((authority, count))
+    Ok(Begun { authority, damage })
 }
 
 fn record(reader: &mut impl Read) -> io::Result<Record> {

@@ -24,7 +24,7 @@ use tracing::warn;
 use crate::{
     clock::Clock,
     etcd::{self, Etcd},
-    pki::{Authority, Pki},
+    pki::{self, Authority, Pki},
     server::StoreChoice,
     several,
     store::{RedbStore, Store},
@@ -70,7 +70,7 @@ pub async fn init(dir: &Path, store: &StoreChoice, founding: Founding) -> anyhow
 fn init_local(dir: &Path, founding: Founding) -> anyhow::Result<Arc<Cluster>> {
     let clock = Clock::start();
     make(dir)?;
-    let (store, state) = load(RedbStore::open(&dir.join(FILE))?)?;
+    let (store, state) = load(Arc::new(RedbStore::open(&dir.join(FILE))?))?;
     if state.cluster().is_none() {
         Pki::open(&dir.join("pki"), store.epoch(), true, clock.wall())?;
     }
@@ -81,9 +81,11 @@ fn init_local(dir: &Path, founding: Founding) -> anyhow::Result<Arc<Cluster>> {
 /// leaves nothing that the next start does not finish.
 pub(crate) async fn open(dir: &Path, pod_ipv4: Option<Ipv4Network>, clock: Clock) -> anyhow::Result<Opened> {
     make(dir)?;
-    let (store, mut state) = load(RedbStore::open_when_free(&dir.join(FILE)).await?)?;
-    let is_new = state.cluster().is_none();
-    let pki = Pki::open(&dir.join("pki"), store.epoch(), is_new, clock.wall())?;
+    let pki_dir = dir.join("pki");
+    let store = RedbStore::open_when_free(&dir.join(FILE), &pki::epoch(&pki_dir)).await?;
+    let (store, mut state) = load(store)?;
+    let is_new = state.cluster().is_none() && store.damage().is_none();
+    let pki = Pki::open(&pki_dir, store.epoch(), is_new, clock.wall())?;
     if is_new {
         found(&mut state, store.as_ref(), Founding { pod_ipv4, ..Founding::default() }, clock)?;
     }
@@ -199,9 +201,9 @@ pub(crate) fn make(dir: &Path) -> anyhow::Result<()> {
     made.with_context(|| format!("cannot make {}", dir.display()))
 }
 
-fn load(store: RedbStore) -> anyhow::Result<(Arc<dyn Store>, State)> {
+fn load(store: Arc<dyn Store>) -> anyhow::Result<(Arc<dyn Store>, State)> {
     let (revision, values) = store.load()?;
-    Ok((Arc::new(store), State::load(revision, values)))
+    Ok((store, State::load(revision, values)))
 }
 
 fn found(state: &mut State, store: &dyn Store, founding: Founding, clock: Clock) -> anyhow::Result<()> {

@@ -22,6 +22,15 @@ pub(crate) enum Ended {
     AtTheBeginning(u64),
 }
 
+/// What a walk through the log comes by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seen<'a> {
+    /// A revision.
+    Revision(&'a Revision),
+    /// One that a damaged store cannot give.
+    Unreadable(u64),
+}
+
 /// A version of a job, and what is known of how it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
@@ -43,6 +52,10 @@ pub(crate) enum VersionError {
         "version {version} of job `{job}` was compacted: the history begins with revision {oldest}; it has {there_are}"
     )]
     Compacted { job: String, version: u32, oldest: u64, there_are: String },
+    #[error(
+        "version {version} of job `{job}` cannot be found: the store is damaged, and revision {revision} cannot be read"
+    )]
+    Unreadable { job: String, version: u32, revision: u64 },
     #[error("job `{0}` is deleted: say which version is meant")]
     Deleted(String),
     #[error(transparent)]
@@ -56,15 +69,22 @@ pub(crate) enum VersionError {
 pub(crate) fn back(
     store: &dyn Store,
     before: u64,
-    mut visit: impl FnMut(&Revision) -> ControlFlow<()>,
+    mut visit: impl FnMut(Seen<'_>) -> ControlFlow<()>,
 ) -> Result<Ended, StoreError> {
+    let is_damaged = store.damage().is_some();
     let (oldest, mut before) = (store.oldest()?, before);
     while before > oldest {
         let after = before.saturating_sub(CHUNK + 1).max(oldest.saturating_sub(1));
         let chunk = store.log_after(after, (before - 1 - after) as usize)?;
-        for revision in chunk.iter().rev() {
-            if visit(revision).is_break() {
-                return Ok(Ended::Stopped(revision.revision));
+        for number in (after + 1..before).rev() {
+            let seen = match chunk.binary_search_by_key(&number, |revision| revision.revision) {
+                Ok(at) => Seen::Revision(&chunk[at]),
+                Err(_) if is_damaged => Seen::Unreadable(number),
+                // It has just been compacted.
+                Err(_) => continue,
+            };
+            if visit(seen).is_break() {
+                return Ok(Ended::Stopped(number));
             }
         }
         before = after + 1;
@@ -88,7 +108,15 @@ pub(crate) fn version(
     }
     let version = if version == 0 { record.version } else { version };
     let (key, mut found, mut earliest) = (Key::Job(name.to_owned()), None, None);
-    let ended = back(store, state.revision() + 1, |revision| {
+    let mut unreadable = None;
+    let ended = back(store, state.revision() + 1, |seen| {
+        let revision = match seen {
+            Seen::Revision(revision) => revision,
+            Seen::Unreadable(number) => {
+                unreadable = Some(number);
+                return ControlFlow::Continue(());
+            }
+        };
         let Some(made) = made(revision, &key) else { return ControlFlow::Continue(()) };
         earliest = Some(made.version);
         if made.version == version {
@@ -103,7 +131,13 @@ pub(crate) fn version(
         let equals = record.equals.filter(|_| record.version == version);
         Some(Version { number: version, equals, job, revision: None })
     };
-    found.or_else(kept).ok_or_else(|| missing(record, name, version, earliest, ended))
+    let lost = || match unreadable {
+        Some(revision) if version <= record.version => {
+            VersionError::Unreadable { job: name.to_owned(), version, revision }
+        }
+        _ => missing(record, name, version, earliest, ended),
+    };
+    found.or_else(kept).ok_or_else(lost)
 }
 
 /// The record of a job whose version this revision made.
@@ -162,7 +196,8 @@ mod tests {
         }
         store.compact(51, 1000).unwrap();
         let mut seen = vec![];
-        let visit = |revision: &Revision| {
+        let visit = |found: Seen<'_>| {
+            let Seen::Revision(revision) = found else { panic!("{found:?}") };
             seen.push(revision.revision);
             ControlFlow::Continue(())
         };

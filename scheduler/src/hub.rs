@@ -19,6 +19,7 @@ use crate::{
     logs::Relays,
     pki::Pki,
     questions::Questions,
+    read_only,
     session::Sessions,
     store::Store,
     writer::{Command, Committed, Compact, Request, WriteError},
@@ -32,8 +33,8 @@ pub(crate) struct Hub {
     pub(crate) clock: Clock,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) pki: Pki,
-    /// Facts that never change.
-    pub(crate) cluster: Arc<Cluster>,
+    /// Facts that never change; `None` when they cannot be read.
+    pub(crate) cluster: Option<Arc<Cluster>>,
     /// Where nodes and people reach this server and the others, `host:port`.
     pub(crate) servers: watch::Receiver<Vec<String>>,
     /// What the log may take on the disk, about.
@@ -59,7 +60,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) pki: Pki,
-    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) cluster: Option<Arc<Cluster>>,
     pub(crate) servers: watch::Receiver<Vec<String>>,
     /// What the log may take on the disk, about.
     pub(crate) history_bytes: u64,
@@ -125,6 +126,7 @@ impl Hub {
     }
 
     async fn ask_writer(&self, origin: Origin, event: Event) -> Result<Committed, WriteError> {
+        self.check_writable()?;
         let (reply, answer) = oneshot::channel();
         let request = Request { event, origin, reply };
         self.writer.send(Command::Write(request)).await.map_err(|_| WriteError::Closed)?;
@@ -133,10 +135,16 @@ impl Hub {
 
     /// Asks the writer to forget at most `max` of the oldest revisions, and none from `before` on.
     pub(crate) async fn compact(&self, before: u64, max: usize) -> Result<(), WriteError> {
+        self.check_writable()?;
         let (reply, answer) = oneshot::channel();
         let compact = Compact { before, max, reply };
         self.writer.send(Command::Compact(compact)).await.map_err(|_| WriteError::Closed)?;
         answer.await.map_err(|_| WriteError::Closed)?
+    }
+
+    /// The state of a damaged store is a part of the truth: nothing is decided on it.
+    fn check_writable(&self) -> Result<(), WriteError> {
+        read_only::check(self.store.as_ref()).map_err(|error| WriteError::Store(Arc::new(error)))
     }
 
     /// Ends the writer when it has written what waits.

@@ -26,6 +26,7 @@ mod logs;
 mod net;
 pub mod pki;
 mod questions;
+mod read_only;
 pub mod server;
 mod service;
 mod session;

@@ -369,6 +369,11 @@ fn serial() -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
+/// The epoch that a folder of certificates is for; empty when there is none.
+pub(crate) fn epoch(dir: &Path) -> String {
+    fs::read_to_string(dir.join("epoch")).unwrap_or_default().trim().to_owned()
+}
+
 fn load(dir: &Path) -> Result<Pki, PkiError> {
     let damaged = |name: &str| {
         let path = dir.join(name);

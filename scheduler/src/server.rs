@@ -8,7 +8,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
 };
-use tracing::info;
+use tracing::{error, info};
 
 use crate::{
     audit::Audit,
@@ -16,7 +16,8 @@ use crate::{
     etcd::Location,
     founding,
     front::{Front, Mode},
-    net, several,
+    net, read_only, several,
+    store::Store,
     term::Term,
 };
 
@@ -104,6 +105,7 @@ async fn alone(
     ready: impl FnOnce(&Ready),
 ) -> anyhow::Result<()> {
     let opened = founding::open(&config.state_dir, config.pod_ipv4, clock).await?;
+    tell_damage(opened.store.as_ref());
     let Sockets { listeners, socket, addresses, servers } = listen(config).await?;
     let audit = Arc::new(Audit::open(&config.state_dir, clock));
     let (_servers, all_servers) = watch::channel(servers);
@@ -120,6 +122,17 @@ async fn alone(
     info!("server stops");
     term.stop().await;
     result
+}
+
+/// Says what is damaged, a line each, before anything is served.
+fn tell_damage(store: &dyn Store) {
+    let Some(damage) = store.damage() else { return };
+    for flaw in damage.lines() {
+        error!("the store is damaged: {flaw}");
+    }
+    if let Err(refusal) = read_only::check(store) {
+        error!("{refusal}");
+    }
 }
 
 fn check(config: &ServerConfig) -> anyhow::Result<()> {

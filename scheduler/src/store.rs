@@ -4,7 +4,7 @@
 //! add up to (the current values). It knows nothing of what the values mean, but for one thing: an address that
 //! was given to a pod is never given again, and only the store remembers all of them, also after a compaction.
 
-use std::{io, net::Ipv6Addr, path::PathBuf};
+use std::{io, net::Ipv6Addr, path::PathBuf, sync::Arc};
 
 use scheduler_core::change::{Change, Key, Revision, Value};
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,12 @@ use crate::etcd::EtcdError;
 pub(crate) mod codec;
 #[cfg(test)]
 mod cost;
+pub(crate) mod damage;
 mod etcd;
 mod redb;
+mod salvage;
 
-pub use self::{etcd::EtcdStore, redb::RedbStore};
+pub use self::{damage::Damage, etcd::EtcdStore, redb::RedbStore, salvage::SalvagedStore};
 
 /// Where revisions are made durable.
 pub trait Store: Send + Sync + 'static {
@@ -76,6 +78,11 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// It is still unusable.
     fn recover(&self) -> Result<(), StoreError>;
+
+    /// What is wrong with it, if it is damaged: it then shows what can be read and takes nothing.
+    fn damage(&self) -> Option<&Arc<Damage>> {
+        None
+    }
 }
 
 /// One thing that a store holds.
@@ -114,6 +121,18 @@ pub enum StoreError {
         path: PathBuf,
         /// What was found.
         what: String,
+    },
+    /// A damaged store that is served takes nothing.
+    #[error(
+        "the store {path} is damaged and is only read ({first}; `netctl server status` lists all {count}): nothing is changed; end the server, then restore a backup with `netctl server restore` or put back a copy of the file"
+    )]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+        /// The first thing that was found.
+        first: String,
+        /// How many there are.
+        count: usize,
     },
     /// The file is of another program or a later version.
     #[error(

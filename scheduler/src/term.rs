@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use hextet_api::v1::{
     agent_server::AgentServer, cluster_server::ClusterServer, endpoints_server::EndpointsServer,
     enrollment_server::EnrollmentServer, renewal_server::RenewalServer,
@@ -61,7 +61,9 @@ impl Term {
     ) -> anyhow::Result<(Term, Inlets)> {
         let Opened { store, pki, state } = opened;
         let (requests, queue) = mpsc::channel(writer::QUEUE_MAX);
-        let cluster = state.cluster().context("the store has no cluster")?.clone();
+        let cluster = state.cluster().cloned();
+        let is_damaged = store.damage().is_some();
+        ensure!(cluster.is_some() || is_damaged, "the store has no cluster");
         let leases = Leases::resume(&state, config.lease, clock.now());
         let (history_bytes, writer) = (config.history_bytes, requests);
         let parts = Parts {
@@ -81,10 +83,13 @@ impl Term {
         let (inlets, outlets) = front::channel();
         let servers = serve(&hub, audit, outlets, &stopped)?;
         let mut timers = JoinSet::new();
-        timers.spawn(timers::look_at_leases(hub.clone()));
-        timers.spawn(timers::finish_drains(hub.clone()));
-        timers.spawn(timers::drive_deploys(hub.clone()));
-        timers.spawn(timers::trim_history(hub.clone()));
+        // Time changes nothing in a damaged store.
+        if !is_damaged {
+            timers.spawn(timers::look_at_leases(hub.clone()));
+            timers.spawn(timers::finish_drains(hub.clone()));
+            timers.spawn(timers::drive_deploys(hub.clone()));
+            timers.spawn(timers::trim_history(hub.clone()));
+        }
         Ok((Term { hub, writer, writer_ended, servers, timers, stop }, inlets))
     }
 
@@ -115,7 +120,7 @@ impl Term {
 
     /// A token for the first node, as long as there is none.
     pub(crate) async fn first_token(&self) -> Option<String> {
-        if !self.hub.state().nodes().is_empty() {
+        if !self.hub.state().nodes().is_empty() || self.hub.store.damage().is_some() {
             return None;
         }
         let made =

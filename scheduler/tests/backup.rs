@@ -5,7 +5,7 @@ mod support;
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use hextet_api::v1::{self, watch_response::Response};
-use scheduler::backup::{self, NewFile};
+use scheduler::backup::{self, Incomplete, NewFile};
 use support::{FakeNode, TestServer, Watch, config, subscribe};
 
 async fn back_up(server: &TestServer, path: &Path) {
@@ -40,12 +40,13 @@ async fn a_restored_cluster_goes_on_with_its_nodes_and_clients_list_anew() {
     assert!(again.contains("is there already"), "{again}");
     server.apply("blog", 2, "after the backup").await;
     server.stop().await;
-    let there = backup::restore(&file, &dir.path().join("state")).unwrap_err().to_string();
+    let there =
+        backup::restore(&file, &dir.path().join("state"), Incomplete::Refuse).unwrap_err().to_string();
     assert!(there.contains("there is a cluster in"), "{there}");
 
     // Another machine with the same address.
     let other = tempfile::tempdir().unwrap();
-    let restored = backup::restore(&file, &other.path().join("state")).unwrap();
+    let restored = backup::restore(&file, &other.path().join("state"), Incomplete::Refuse).unwrap();
     assert_eq!(restored.revision, status.revision);
     let config = scheduler::server::ServerConfig { listen: vec![address], ..config(other.path()) };
     let server = TestServer::start_with(config).await;
@@ -79,7 +80,7 @@ async fn what_is_not_a_whole_backup_makes_nothing() {
     let try_with = |bytes: &[u8]| {
         let broken = dir.path().join("broken");
         fs::write(&broken, bytes).unwrap();
-        let error = backup::restore(&broken, &state).map(drop);
+        let error = backup::restore(&broken, &state, Incomplete::Refuse).map(drop);
         assert!(!state.join("server.redb").exists() || error.is_ok());
         error.map_err(|error| error.to_string())
     };

@@ -8,6 +8,7 @@ use crate::{
     client::{Client, ServerArgs, request},
     duration,
     print::{self, Format, Row},
+    unreadable,
 };
 
 /// List deploys: those under way, the last of each job, and those that gave up
@@ -159,15 +160,18 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let deploy = args.deploy.strip_prefix("job/").unwrap_or(&args.deploy).to_owned();
     let message = v1::ListDeploysRequest { deploy };
     let answer = client.answer(client.cluster().list_deploys(request(message))).await?;
-    if answer.deploys.is_empty() && format == Format::Table {
+    unreadable::tell(&answer.unreadable);
+    if answer.deploys.is_empty() && answer.unreadable.is_empty() && format == Format::Table {
         print::note("there are no deploys: `netctl deploy -f FILE` begins one");
         return Ok(());
     }
     let now = now_unix_ms();
     let rows: Vec<DeployRow> = answer.deploys.into_iter().map(|deploy| DeployRow::new(deploy, now)).collect();
-    print::to_stdout(|out| print::rows(out, format, &rows))?;
+    let notes: Vec<String> = rows.iter().filter_map(DeployRow::note).collect();
+    let lines = unreadable::lines(rows, answer.unreadable);
+    print::to_stdout(|out| print::rows(out, format, &lines))?;
     if format == Format::Table {
-        rows.iter().filter_map(DeployRow::note).for_each(print::note);
+        notes.iter().for_each(print::note);
     }
     Ok(())
 }

@@ -165,7 +165,12 @@ async fn since_then(args: &Args, since: Duration, format: Format) -> anyhow::Res
     let message =
         v1::DiffRevisionsRequest { since_unix_ms, changers: args.changers.message(), since_revision: 0 };
     let answer = client.answer(client.cluster().diff_revisions(request(message))).await?;
-    if !answer.complete {
+    if answer.unreadable > 0 {
+        print::note(format!(
+            "the server's store is damaged: what {} revisions of that time have changed is not in this",
+            answer.unreadable
+        ));
+    } else if !answer.complete {
         let first = answer.first_revision;
         print::note(format!(
             "older revisions of that time are compacted or too many: this is since revision {first}"

@@ -103,6 +103,9 @@ struct RevisionRow {
     message: String,
     objects: Vec<ObjectRow>,
     objects_total: u32,
+    /// Of revisions from this one on that cannot be read: nothing else is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable_from: Option<u64>,
     #[serde(skip)]
     age: String,
     #[serde(skip)]
@@ -176,7 +179,17 @@ impl Row for RevisionRow {
             [one] if self.of_one => one.in_short(),
             _ => self.objects_in_short(),
         };
-        vec![self.revision.to_string(), self.age.clone(), self.changer.clone(), change, self.message.clone()]
+        let (age, message) = (self.age.clone(), self.message.clone());
+        match self.unreadable_from {
+            None => vec![self.revision.to_string(), age, self.changer.clone(), change, message],
+            Some(from) if from == self.revision => {
+                vec![from.to_string(), String::new(), String::new(), "unreadable".to_owned(), message]
+            }
+            Some(from) => {
+                let range = format!("{from}-{}", self.revision);
+                vec![range, String::new(), String::new(), "unreadable".to_owned(), message]
+            }
+        }
     }
 }
 
@@ -191,6 +204,7 @@ impl RevisionRow {
             message: revision.message,
             objects: revision.objects.into_iter().map(ObjectRow::new).collect(),
             objects_total: revision.objects_total,
+            unreadable_from: Some(revision.unreadable_from).filter(|from| *from > 0),
             of_one,
         }
     }
@@ -241,6 +255,11 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let ended = wanted.before == 0 && args.since.is_none();
     if ended && oldest > 1 {
         print::note(format!("what was before revision {oldest} is compacted"));
+    }
+    if rows.iter().any(|row| row.unreadable_from.is_some()) {
+        print::note(
+            "the server's store is damaged: nobody knows what the revisions that cannot be read have changed",
+        );
     }
     if rows.is_empty() && format == Format::Table {
         print::note("no change is as asked for");
@@ -293,5 +312,15 @@ mod tests {
         let many = vec![version, object("pod/x", &[]), object("pod/y", &[]), object("token/f", &[])];
         assert_eq!(change(many, 4, false), "job/blog, 2 pods, a token");
         assert_eq!(change(vec![object("pod/x", &[]), object("pod/y", &[])], 100, false), "100 pods");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_one_line() {
+        let cells = |revision, unreadable_from| {
+            let revision = v1::Revision { revision, unreadable_from, ..Default::default() };
+            RevisionRow::new(revision, false, 0).cells()
+        };
+        assert_eq!(cells(17, 17)[..4], ["17", "", "", "unreadable"]);
+        assert_eq!(cells(31, 20)[..4], ["20-31", "", "", "unreadable"]);
     }
 }

@@ -7,6 +7,7 @@ use super::{age, history::version_and_equal, now_unix_ms};
 use crate::{
     client::{Client, ServerArgs, request},
     print::{self, Format, Row},
+    unreadable,
 };
 
 /// List jobs
@@ -75,13 +76,15 @@ impl JobRow {
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
     let answer = client.answer(client.cluster().list_jobs(request(v1::ListJobsRequest {}))).await?;
-    if answer.jobs.is_empty() && format == Format::Table {
+    unreadable::tell(&answer.unreadable);
+    if answer.jobs.is_empty() && answer.unreadable.is_empty() && format == Format::Table {
         print::note("there are no jobs: `netctl apply -f FILE` makes one");
         return Ok(());
     }
     let now = now_unix_ms();
     let rows: Vec<JobRow> = answer.jobs.into_iter().map(|status| JobRow::new(status, now)).collect();
-    print::to_stdout(|out| print::rows(out, format, &rows))
+    let lines = unreadable::lines(rows, answer.unreadable);
+    print::to_stdout(|out| print::rows(out, format, &lines))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use super::{age, now_unix_ms};
 use crate::{
     client::{Client, ServerArgs, request},
     print::{self, Format, Row},
+    unreadable,
 };
 
 /// List nodes
@@ -129,15 +130,17 @@ fn countables(message: &Option<v1::Resources>) -> Countables {
 
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
-    let nodes = client.answer(client.cluster().list_nodes(request(v1::ListNodesRequest {}))).await?.nodes;
-    if nodes.is_empty() && format == Format::Table {
+    let answer = client.answer(client.cluster().list_nodes(request(v1::ListNodesRequest {}))).await?;
+    unreadable::tell(&answer.unreadable);
+    if answer.nodes.is_empty() && answer.unreadable.is_empty() && format == Format::Table {
         print::note("there are no nodes: `netctl token --for node` makes the line to paste on one");
         return Ok(());
     }
     let now = now_unix_ms();
     let rows: Vec<NodeRow> =
-        nodes.into_iter().map(|node| NodeRow::new(node, now)).collect::<anyhow::Result<_>>()?;
-    print::to_stdout(|out| print::rows(out, format, &rows))
+        answer.nodes.into_iter().map(|node| NodeRow::new(node, now)).collect::<anyhow::Result<_>>()?;
+    let lines = unreadable::lines(rows, answer.unreadable);
+    print::to_stdout(|out| print::rows(out, format, &lines))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::{
     client::{Client, ServerArgs, request},
     print::{self, Format, Row},
     selector::Selector,
+    unreadable,
 };
 
 /// How many reasons of pods that do not run are told beside the table.
@@ -127,21 +128,26 @@ fn rank(phase: PodPhase) -> u8 {
 }
 
 pub(super) async fn run(args: Args, format: Option<Format>) -> anyhow::Result<()> {
-    let rows = list(&args).await?;
+    let (rows, lost) = list(&args).await?;
+    unreadable::tell(&lost);
     match (format, args.ipv6) {
         (None, true) if !io::stdout().is_terminal() => {
             print::to_stdout(|out| bare(out, &rows))?;
-            if rows.iter().all(|row| row.address.is_none()) {
+            if lost.is_empty() && rows.iter().all(|row| row.address.is_none()) {
                 print::note("no such pod has an address: `netctl pods` says why");
             }
             Ok(())
         }
-        (None | Some(Format::Table), ipv6) => show(&rows, ipv6),
-        (Some(format), _) => print::to_stdout(|out| print::rows(out, format, &rows)),
+        (None | Some(Format::Table), ipv6) => show(&rows, &lost, ipv6),
+        (Some(format), _) => {
+            let lines = unreadable::lines(rows, lost);
+            print::to_stdout(|out| print::rows(out, format, &lines))
+        }
     }
 }
 
-async fn list(args: &Args) -> anyhow::Result<Vec<PodRow>> {
+/// The pods, and what cannot be read.
+async fn list(args: &Args) -> anyhow::Result<(Vec<PodRow>, Vec<v1::Unreadable>)> {
     let client = Client::connect(&args.server).await?;
     let (job, group) = match &args.selector {
         Some(Selector { job, group }) => (job.clone(), group.clone().unwrap_or_default()),
@@ -150,18 +156,20 @@ async fn list(args: &Args) -> anyhow::Result<Vec<PodRow>> {
     let answer =
         client.answer(client.cluster().list_pods(request(v1::ListPodsRequest { job, group }))).await?;
     let now = now_unix_ms();
-    answer.pods.into_iter().map(|pod| PodRow::new(pod, now)).collect()
+    let rows = answer.pods.into_iter().map(|pod| PodRow::new(pod, now)).collect::<anyhow::Result<_>>()?;
+    Ok((rows, answer.unreadable))
 }
 
-fn show(rows: &[PodRow], ipv6: bool) -> anyhow::Result<()> {
-    if rows.is_empty() {
+fn show(rows: &[PodRow], lost: &[v1::Unreadable], ipv6: bool) -> anyhow::Result<()> {
+    if rows.is_empty() && lost.is_empty() {
         print::note("there are no such pods: `netctl jobs` lists the jobs, `netctl apply -f FILE` makes one");
         return Ok(());
     }
-    print::to_stdout(|out| match ipv6 {
-        true => Ok(print::table(out, &IPV6_HEADER, rows.iter().map(PodRow::address_cells))?),
-        false => print::rows(out, Format::Table, rows),
-    })?;
+    let cells = if ipv6 { PodRow::address_cells } else { PodRow::cells };
+    let header: &[&str] = if ipv6 { &IPV6_HEADER } else { PodRow::HEADER };
+    let lost = lost.iter().map(|lost| unreadable::cells(unreadable::name(lost), header.len()));
+    let lines = rows.iter().map(cells).chain(lost);
+    print::to_stdout(|out| Ok(print::table(out, header, lines)?))?;
     reasons(rows).iter().for_each(print::note);
     Ok(())
 }

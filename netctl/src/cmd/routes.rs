@@ -14,6 +14,7 @@ use super::nodes::{self, filled};
 use crate::{
     client::{Client, ServerArgs, request},
     print::{self, Format, Row},
+    unreadable,
 };
 
 /// List the routes that every node holds
@@ -80,8 +81,9 @@ fn rows(status: &v1::GetStatusResponse, nodes: &[v1::Node]) -> anyhow::Result<Ve
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
     let status = client.answer(client.cluster().get_status(request(v1::GetStatusRequest {}))).await?;
-    let nodes = client.answer(client.cluster().list_nodes(request(v1::ListNodesRequest {}))).await?.nodes;
-    let rows = rows(&status, &nodes)?;
+    let answer = client.answer(client.cluster().list_nodes(request(v1::ListNodesRequest {}))).await?;
+    unreadable::tell(&answer.unreadable);
+    let rows = rows(&status, &answer.nodes)?;
     print::to_stdout(|out| print::rows(out, format, &rows))
 }
 

@@ -14,6 +14,7 @@ use super::{
     asked_to_end,
     backup::{self, BackupArgs, RestoreArgs},
     block_on, block_on_threads,
+    status::{self, StatusArgs},
 };
 use crate::{duration, print::Format};
 
@@ -68,6 +69,7 @@ pub(super) struct Args {
 enum Command {
     Backup(BackupArgs),
     Restore(RestoreArgs),
+    Status(StatusArgs),
 }
 
 /// Where the cluster's revisions are kept.
@@ -119,6 +121,7 @@ pub(super) fn run(args: Args, format: Format) -> anyhow::Result<()> {
     match args.command {
         Some(Command::Backup(args)) => return block_on(backup::backup(args, format)),
         Some(Command::Restore(args)) => return backup::restore(args),
+        Some(Command::Status(args)) => return block_on(status::run(args, format)),
         None => {}
     }
     let config = ServerConfig {

@@ -110,6 +110,24 @@ pub struct Revision {
     pub changes: Vec<Change>,
 }
 
+impl Value {
+    /// Whether this is what `key` names: of its kind and, where a value knows its own name, of that name.
+    #[must_use]
+    pub fn is_of(&self, key: &Key) -> bool {
+        match (self, key) {
+            (Value::Cluster(_), Key::Cluster) | (Value::Counters(_), Key::Counters) => true,
+            (Value::Job(record), Key::Job(name)) => record.versions.values().all(|job| job.job == *name),
+            (Value::Node(node), Key::Node(name)) => node.name == *name,
+            (Value::Pod(pod), Key::Pod(id)) => pod.id == *id,
+            (Value::Deploy(deploy), Key::Deploy(id)) => deploy.id == *id,
+            (Value::Failures(_), Key::Failures(_))
+            | (Value::Token(_), Key::Token(_))
+            | (Value::Renewal(_), Key::Renewal(_)) => true,
+            _ => false,
+        }
+    }
+}
+
 impl JobRecord {
     /// The text in force, unless the job was deleted.
     #[must_use]

@@ -24,6 +24,7 @@ use crate::{
     identity::Identity,
     logs,
     pki::sha256_hex,
+    read_only,
     writer::{Committed, WriteError},
 };
 
@@ -47,13 +48,16 @@ impl Cluster for ClusterService {
         &self,
         _request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let cluster = self.0.cluster.as_deref();
+        let damage = self.0.store.damage();
         Ok(Response::new(v1::GetStatusResponse {
-            prefix: Some(self.0.cluster.prefix.network().into()),
-            pod_ipv4: Some(self.0.cluster.pod_ipv4.into()),
+            prefix: cluster.map(|cluster| cluster.prefix.network().into()),
+            pod_ipv4: cluster.map(|cluster| cluster.pod_ipv4.into()),
             epoch: self.0.store.epoch().to_owned(),
             revision: self.0.state().revision(),
-            pod_prefix: self.0.cluster.pod_prefix.map(|prefix| prefix.network().into()),
+            pod_prefix: cluster.and_then(|cluster| cluster.pod_prefix).map(|prefix| prefix.network().into()),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            damage: damage.map(|damage| damage.lines().collect()).unwrap_or_default(),
         }))
     }
 
@@ -91,7 +95,8 @@ impl Cluster for ClusterService {
         let state = self.0.state();
         let jobs =
             state.jobs().filter_map(|(name, _)| convert::job_status(&state, name).map(shown)).collect();
-        Ok(Response::new(v1::ListJobsResponse { jobs }))
+        let unreadable = read_only::unreadable(self.0.store.as_ref(), "job");
+        Ok(Response::new(v1::ListJobsResponse { jobs, unreadable }))
     }
 
     async fn delete_job(
@@ -222,7 +227,8 @@ impl Cluster for ClusterService {
         } else {
             state.pods_of_job(&job).filter(selected).map(|pod| convert::pod(pod)).collect()
         };
-        Ok(Response::new(v1::ListPodsResponse { pods, revision: state.revision() }))
+        let unreadable = read_only::unreadable(self.0.store.as_ref(), "pod");
+        Ok(Response::new(v1::ListPodsResponse { pods, revision: state.revision(), unreadable }))
     }
 
     async fn list_nodes(
@@ -231,7 +237,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
         let state = self.0.state();
         let nodes = state.nodes().values().map(|node| convert::node(&state, node)).collect();
-        Ok(Response::new(v1::ListNodesResponse { nodes, revision: state.revision() }))
+        let unreadable = read_only::unreadable(self.0.store.as_ref(), "node");
+        Ok(Response::new(v1::ListNodesResponse { nodes, revision: state.revision(), unreadable }))
     }
 
     async fn delete_node(

@@ -12,7 +12,7 @@ use scheduler_core::{
 use tonic::Status;
 
 use super::{malformed, status};
-use crate::{convert, hub::Hub};
+use crate::{convert, hub::Hub, read_only};
 
 pub(super) async fn start(
     hub: &Hub,
@@ -39,7 +39,8 @@ pub(super) fn list(hub: &Hub, which: &str) -> Result<v1::ListDeploysResponse, St
         }
         _ => vec![message(hub, &state, find(&state, which)?)],
     };
-    Ok(v1::ListDeploysResponse { deploys })
+    let unreadable = read_only::unreadable(hub.store.as_ref(), "deploy");
+    Ok(v1::ListDeploysResponse { deploys, unreadable })
 }
 
 pub(super) async fn steer(

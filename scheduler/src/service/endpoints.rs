@@ -206,7 +206,9 @@ impl Reader<'_> {
         let same_store = subscribe.epoch == self.hub.store.epoch();
         let resume = Resume { same_store, from: subscribe.from_revision };
         let resume = Some(resume).filter(|_| !subscribe.epoch.is_empty());
-        let (oldest, newest) = (self.oldest()?, self.hub.state().revision());
+        let newest = self.hub.state().revision();
+        // A damaged log may lack what the reader has not heard.
+        let oldest = if self.hub.store.damage().is_some() { newest + 1 } else { self.oldest()? };
         match watch::begin(resume, oldest, newest) {
             Begin::Snapshot => self.snapshot().await,
             Begin::Compacted => {

@@ -69,6 +69,7 @@ impl EnrollmentService {
 
     fn respond(&self, token: &str, signing: SigningRequest) -> Result<EnrollResponse, Status> {
         let state = self.0.state();
+        let cluster = self.0.cluster.as_deref();
         let used =
             state.tokens().get(token).ok_or_else(|| Status::aborted("the token has just become too old"))?;
         let name = used.name.clone().unwrap_or_default();
@@ -83,8 +84,8 @@ impl EnrollmentService {
             certificate_der,
             ca_der: self.0.pki.ca_der().to_vec(),
             epoch: self.0.store.epoch().to_owned(),
-            cluster_prefix: Some(self.0.cluster.prefix.network().into()),
-            pod_ipv4: Some(self.0.cluster.pod_ipv4.into()),
+            cluster_prefix: cluster.map(|cluster| cluster.prefix.network().into()),
+            pod_ipv4: cluster.map(|cluster| cluster.pod_ipv4.into()),
             node_prefix: node.map(|node| node.prefix.network().into()),
             name,
         })

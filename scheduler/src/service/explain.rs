@@ -22,7 +22,7 @@ use tonic::Status;
 use super::status;
 use crate::{
     happenings::{Moments, is_about},
-    history,
+    history::{self, Seen},
     hub::Hub,
     writer::WriteError,
 };
@@ -194,11 +194,19 @@ async fn past(
 ) -> Result<Vec<v1::ClusterEvent>, Status> {
     let limit = if request.limit == 0 { EVENTS_MAX } else { request.limit.min(EVENTS_MAX) } as usize;
     let mut events = hub.happenings.kept(&request.pod);
-    let (store, pod) = (hub.store.clone(), request.pod.clone());
+    let (store, pod, now) = (hub.store.clone(), request.pod.clone(), hub.clock.wall().0);
     let read = task::spawn_blocking(move || {
-        let (mut found, mut read) = (Vec::new(), 0);
-        history::back(store.as_ref(), last + 1, |revision| {
-            found.extend(of_revision(revision, &pod));
+        let (mut found, mut read, mut in_gap) = (Vec::new(), 0, false);
+        history::back(store.as_ref(), last + 1, |seen| {
+            match seen {
+                Seen::Revision(revision) => found.extend(of_revision(revision, &pod)),
+                Seen::Unreadable(number) if !in_gap => {
+                    let unix_ms = found.last().map_or(now, |newer: &v1::ClusterEvent| newer.unix_ms);
+                    found.push(unreadable(number, unix_ms));
+                }
+                Seen::Unreadable(_) => {}
+            }
+            in_gap = matches!(seen, Seen::Unreadable(_));
             read += 1;
             // With the revision that made it, there is no more to find of a pod.
             let made = found.last().is_some_and(|event| !pod.is_empty() && event.kind == MADE);
@@ -215,6 +223,18 @@ async fn past(
 
 /// The kind of the revision that made a pod.
 const MADE: &str = "pod-created";
+
+/// Nobody knows what this revision did, nor those right before it that cannot be read either. It is shown with what came
+/// after it.
+fn unreadable(number: u64, unix_ms: u64) -> v1::ClusterEvent {
+    v1::ClusterEvent {
+        unix_ms,
+        revision: number,
+        kind: "unreadable".to_owned(),
+        what: "revisions up to this one cannot be read: the store is damaged".to_owned(),
+        ..Default::default()
+    }
+}
 
 /// What a revision did to a pod, or to pods at all.
 fn of_revision(revision: &Revision, pod: &str) -> Option<v1::ClusterEvent> {

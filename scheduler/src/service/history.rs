@@ -19,7 +19,7 @@ use tonic::Status;
 use super::status;
 use crate::{
     compaction, convert,
-    history::{self, Ended, Version, VersionError},
+    history::{self, Ended, Seen, Version, VersionError},
     hub::Hub,
     store::StoreError,
     writer::chain,
@@ -59,7 +59,11 @@ pub(super) async fn list(
     read(hub, move |hub| {
         let (mut revisions, mut read) = (Vec::new(), 0);
         let mut past = false;
-        let ended = history::back(hub.store.as_ref(), before, |revision| {
+        let ended = history::back(hub.store.as_ref(), before, |seen| {
+            let revision = match seen {
+                Seen::Revision(revision) => revision,
+                Seen::Unreadable(number) => return push_unreadable(&mut revisions, number),
+            };
             past = revision.time < since;
             if past {
                 return ControlFlow::Break(());
@@ -89,8 +93,16 @@ pub(super) async fn diff(
     let last_revision = hub.state().revision();
     read(hub, move |hub| {
         let (mut net, mut selected, mut read, mut first_revision) = (Net::default(), 0, 0, last_revision + 1);
-        let mut past = false;
-        let ended = history::back(hub.store.as_ref(), last_revision + 1, |revision| {
+        let (mut past, mut unreadable) = (false, 0);
+        let ended = history::back(hub.store.as_ref(), last_revision + 1, |seen| {
+            let revision = match seen {
+                Seen::Revision(revision) => revision,
+                Seen::Unreadable(number) if number > after => {
+                    unreadable += 1;
+                    return ControlFlow::Continue(());
+                }
+                Seen::Unreadable(_) => return ControlFlow::Break(()),
+            };
             past = revision.time < since || revision.revision <= after;
             if past || read >= DIFF_READ_MAX || net.len() >= DIFF_OBJECTS_MAX {
                 return ControlFlow::Break(());
@@ -103,9 +115,16 @@ pub(super) async fn diff(
             ControlFlow::Continue(())
         })?;
         // The first revision of all has nothing before it.
-        let complete = past || ended == Ended::AtTheBeginning(1);
+        let complete = unreadable == 0 && (past || ended == Ended::AtTheBeginning(1));
         let objects = net.finish().into_iter().map(object_message).collect();
-        Ok(v1::DiffRevisionsResponse { objects, first_revision, last_revision, selected, complete })
+        Ok(v1::DiffRevisionsResponse {
+            objects,
+            first_revision,
+            last_revision,
+            selected,
+            complete,
+            unreadable,
+        })
     })
     .await
 }
@@ -148,8 +167,9 @@ pub(super) async fn compact(hub: &Arc<Hub>, request: v1::CompactHistoryRequest) 
 /// The first revision after the last one that is older.
 async fn first_since(hub: &Arc<Hub>, since: WallTime) -> Result<u64, Status> {
     let end = hub.state().revision() + 1;
-    let older = move |revision: &Revision| {
-        if revision.time < since { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    let older = move |seen: Seen<'_>| match seen {
+        Seen::Revision(revision) if revision.time < since => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
     };
     let ended = read(hub, move |hub| history::back(hub.store.as_ref(), end, older)).await?;
     Ok(match ended {
@@ -165,6 +185,7 @@ async fn find(hub: &Arc<Hub>, name: String, number: u32) -> Result<Version, Stat
     let found = found.map_err(|error| Status::internal(error.to_string()))?;
     found.map_err(|error| match error {
         VersionError::Store(error) => Status::unavailable(chain(&error)),
+        error @ VersionError::Unreadable { .. } => Status::data_loss(error.to_string()),
         other => Status::not_found(other.to_string()),
     })
 }
@@ -189,6 +210,20 @@ fn filter(message: Option<v1::ChangerFilter>) -> Result<Filter, Status> {
     Ok(Filter { by, not_by })
 }
 
+/// Revisions that follow each other and cannot be read are one line.
+fn push_unreadable(revisions: &mut Vec<v1::Revision>, number: u64) -> ControlFlow<()> {
+    match revisions.last_mut() {
+        Some(last) if last.unreadable_from == number + 1 => last.unreadable_from = number,
+        _ => revisions.push(v1::Revision {
+            revision: number,
+            unreadable_from: number,
+            message: "it cannot be read: the store is damaged".to_owned(),
+            ..Default::default()
+        }),
+    }
+    ControlFlow::Continue(())
+}
+
 /// `None` when it changes nothing that is asked for or that people see.
 fn revision_message(revision: &Revision, key: Option<&Key>) -> Option<v1::Revision> {
     let asked = revision.changes.iter().filter(|change| key.is_none_or(|key| change.key == *key));
@@ -203,6 +238,7 @@ fn revision_message(revision: &Revision, key: Option<&Key>) -> Option<v1::Revisi
         message: revision.message.clone(),
         objects: objects.into_iter().map(object_message).collect(),
         objects_total,
+        unreadable_from: 0,
     })
 }
 

@@ -1,4 +1,9 @@
-//! What a version costs: a test that measures, and fails when it grows.
+//! What a version costs, and what a history of the largest size does: tests that measure, and fail when it grows.
+
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
@@ -15,7 +20,10 @@ use scheduler_core::{
 };
 
 use super::{RedbStore, Store as _};
-use crate::writer::tests::{claim, cluster};
+use crate::{
+    history,
+    writer::tests::{claim, cluster},
+};
 
 const PODS: u32 = 100;
 const NODES: u16 = 10;
@@ -114,4 +122,53 @@ fn a_version_costs_little() {
         println!("{what}: {json} bytes of JSON, {log} in the log");
     }
     assert!(apply.1 * 15 < apply.0 && reports.1 * 10 < reports.0 && report.1 * 4 < report.0);
+}
+
+/// `cargo test --release -p scheduler cost -- --nocapture` prints what docs/versions.md says: how long a start looks at a
+/// history of the usual size, and how long a reader walks through all of it.
+#[test]
+fn a_history_of_the_largest_size_is_read_in_seconds() {
+    let bytes: u64 = if cfg!(debug_assertions) { 1 << 20 } else { 64 << 20 };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let store = RedbStore::open(&path).unwrap();
+    let mut world = World { state: State::default(), rng: StdRng::seed_from_u64(1), made: vec![], wall: 0 };
+    world.event("scheduler", Event::ClusterCreated(cluster()));
+    (1..=NODES).for_each(|number| world.join(number));
+    let mut version = 0;
+    while store.log_bytes().unwrap() < bytes {
+        // Of each apply the nodes report twice: that the pods stop, and that they run.
+        world.apply(version);
+        for phase in [PodPhase::Starting, PodPhase::Running] {
+            (1..=NODES).for_each(|node| world.report(node, phase, ""));
+        }
+        version += 1;
+        if version % 8 == 0 {
+            world.cost(&store);
+        }
+    }
+    drop(store);
+
+    let begin = Instant::now();
+    let store = RedbStore::open(&path).unwrap();
+    let opened = begin.elapsed();
+    let revision = store.load().unwrap().0;
+    let timed = |what: &dyn Fn()| {
+        let begin = Instant::now();
+        what();
+        begin.elapsed()
+    };
+    let walked = timed(&|| {
+        let ended = history::back(&store, revision + 1, |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(ended, history::Ended::AtTheBeginning(1));
+    });
+    let newest = timed(&|| {
+        history::back(&store, revision + 1, |_| ControlFlow::Break(())).map(drop).unwrap();
+    });
+    println!(
+        "{revision} revisions in {} MiB: a start looks at them in {opened:?}, a reader walks through all in {walked:?} and \
+         has the newest after {newest:?}",
+        bytes >> 20
+    );
+    assert!(opened < Duration::from_secs(30) && walked < Duration::from_secs(30), "{opened:?} {walked:?}");
 }

@@ -12,7 +12,7 @@ use std::{
     fs,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -22,9 +22,14 @@ use scheduler_core::change::{Key, Revision, Value};
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use super::{Item, Store, StoreError, codec};
+use super::{Item, SalvagedStore, Store, StoreError, codec};
+use opening::{Opening, find_damage};
 use tables::{FORMAT, FORMAT_OF_PLAIN_JSON, Meta};
 
+mod audit;
+mod opening;
+mod overlay;
+mod pages;
 mod tables;
 
 const CACHE_BYTES: usize = 32 << 20;
@@ -60,11 +65,24 @@ impl RedbStore {
     /// # Errors
     /// One sentence that says what is wrong with the file and what to do.
     pub fn open(path: &Path) -> Result<RedbStore, StoreError> {
+        match RedbStore::open_or_salvage(path)? {
+            Opening::Whole(store) => Ok(store),
+            Opening::Damaged(found, _) => {
+                let what = found.damage.lines().next().unwrap_or_default();
+                Err(StoreError::Damaged { path: path.to_owned(), what })
+            }
+        }
+    }
+
+    /// redb writes when it opens a file, and a damaged one is not to be touched: all of it is looked at before.
+    fn open_or_salvage(path: &Path) -> Result<Opening, StoreError> {
         // redb makes a file in several steps, and calls one that is half-way damaged.
         if fs::metadata(path).map_or(true, |file| file.len() == 0) {
             make_whole(path)?;
+        } else if let Some((found, held)) = find_damage(path)? {
+            return Ok(Opening::Damaged(found, held));
         }
-        RedbStore::open_file(path)
+        RedbStore::open_file(path).map(Opening::Whole)
     }
 
     fn open_file(path: &Path) -> Result<RedbStore, StoreError> {
@@ -74,19 +92,22 @@ impl RedbStore {
         RedbStore::with_opener(path, opener)
     }
 
-    /// As [`RedbStore::open`]; a store that is in use is waited for a little, because its holder may be ending.
+    /// As [`RedbStore::open`], and of a damaged file what can be read ([`Store::damage`]); it is never written to. A store
+    /// that is in use is waited for a little, because its holder may be ending. `epoch` is the store's name for a file
+    /// that does not know it any more.
     ///
     /// # Errors
-    /// As [`RedbStore::open`], [`StoreError::InUse`] only after a few seconds.
-    pub async fn open_when_free(path: &Path) -> Result<RedbStore, StoreError> {
-        RedbStore::open_within(path, ENDING_MAX).await
+    /// As [`RedbStore::open`], [`StoreError::InUse`] only after a few seconds; [`StoreError::Damaged`] when nothing can be
+    /// read.
+    pub async fn open_when_free(path: &Path, epoch: &str) -> Result<Arc<dyn Store>, StoreError> {
+        RedbStore::open_within(path, epoch, ENDING_MAX).await
     }
 
-    async fn open_within(path: &Path, wait_max: Duration) -> Result<RedbStore, StoreError> {
+    async fn open_within(path: &Path, epoch: &str, wait_max: Duration) -> Result<Arc<dyn Store>, StoreError> {
         let end = Instant::now() + wait_max;
         let mut is_told = false;
         loop {
-            match RedbStore::open(path) {
+            match RedbStore::open_or_salvage(path) {
                 Err(StoreError::InUse(_)) if Instant::now() < end => {
                     if !is_told {
                         info!(store = %path.display(), ?wait_max, "the store is in use: waiting for its holder to end");
@@ -94,7 +115,11 @@ impl RedbStore {
                     }
                     sleep(RETRY).await;
                 }
-                result => return result,
+                Err(error) => return Err(error),
+                Ok(Opening::Whole(store)) => return Ok(Arc::new(store)),
+                Ok(Opening::Damaged(found, held)) => {
+                    return Ok(Arc::new(SalvagedStore::new(path.to_owned(), epoch.to_owned(), found, held)));
+                }
             }
         }
     }
@@ -371,6 +396,8 @@ fn read_or_make_epoch(path: &Path, database: &Database) -> Result<String, StoreE
     Ok(epoch)
 }
 
+#[cfg(test)]
+mod damaged;
 #[cfg(test)]
 mod power;
 #[cfg(test)]

@@ -289,7 +289,7 @@ pub(crate) fn hub_with_history(history_bytes: u64) -> (Arc<Hub>, Arc<FakeStore>)
         clock,
         store: shared,
         pki,
-        cluster,
+        cluster: Some(cluster),
         servers: tokio::sync::watch::channel(vec![]).1,
         history_bytes,
         state: state.clone(),

@@ -95,6 +95,13 @@ impl Run {
         }
         self.disk.heal();
         let seed = self.seed;
+        // A cut is no damage.
+        let found = audit::look(&self.disk, false);
+        if self.is_made {
+            let found = found.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let damage = found.map(|found| found.damage.lines().collect::<Vec<_>>()).unwrap_or_default();
+            assert!(damage.is_empty(), "seed {seed}: {damage:#?}");
+        }
         // A store gets its name when it is whole: until then the next start begins with another file.
         if !self.is_made && self.disk.open().is_err() {
             self.disk = Disk::default();
@@ -203,6 +210,16 @@ impl Platter {
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Disk")
+    }
+}
+
+impl pages::Bytes for Disk {
+    fn len(&self) -> io::Result<u64> {
+        StorageBackend::len(self)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        StorageBackend::read(self, offset, out)
     }
 }
 

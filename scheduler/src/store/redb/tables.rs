@@ -230,6 +230,28 @@ fn size(entry: &[u8]) -> u64 {
     entry.len() as u64 + 16
 }
 
+/// Puts bytes in the place of a value.
+#[cfg(test)]
+pub(super) fn put(database: &Database, key: &str, value: &[u8]) {
+    let txn = begin(database).unwrap();
+    txn.open_table(CURRENT).unwrap().insert(key, value).unwrap();
+    txn.commit().unwrap();
+}
+
+/// Puts bytes in the place of a revision, or takes it away.
+#[cfg(test)]
+pub(super) fn put_entry(database: &Database, revision: u64, entry: Option<&[u8]>) {
+    let txn = begin(database).unwrap();
+    {
+        let mut log = txn.open_table(LOG).unwrap();
+        match entry {
+            Some(entry) => drop(log.insert(revision, entry).unwrap()),
+            None => drop(log.remove(revision).unwrap()),
+        }
+    }
+    txn.commit().unwrap();
+}
+
 /// A file as the first stores made it.
 #[cfg(test)]
 pub(super) fn make_first_format(path: &std::path::Path, epoch: &str, first: &Revision) {

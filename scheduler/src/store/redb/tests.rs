@@ -99,7 +99,7 @@ async fn a_store_whose_holder_is_ending_is_waited_for() {
     let path = dir.path().join("store.redb");
     let dying = RedbStore::open(&path).unwrap();
     // The first try is before the end, and fails.
-    let (opened, ()) = tokio::join!(RedbStore::open_when_free(&path), async move { drop(dying) });
+    let (opened, ()) = tokio::join!(RedbStore::open_when_free(&path, ""), async move { drop(dying) });
     opened.unwrap();
 }
 
@@ -109,7 +109,7 @@ async fn a_store_whose_holder_lives_is_not_waited_for_without_end() {
     let path = dir.path().join("store.redb");
     let _first = RedbStore::open(&path).unwrap();
     let (start, wait_max) = (Instant::now(), RETRY * 3);
-    let error = RedbStore::open_within(&path, wait_max).await.err().unwrap();
+    let error = RedbStore::open_within(&path, "", wait_max).await.err().unwrap();
     assert!(matches!(error, StoreError::InUse(_)), "{error}");
     assert!(start.elapsed() >= wait_max);
 }

@@ -1,0 +1,96 @@
+//! `netctl server status`: how the server and its store are.
+
+use std::fmt;
+
+use hextet_api::v1;
+use ipnetwork::IpNetwork;
+use serde::Serialize;
+
+use crate::{
+    client::{Client, ServerArgs, request},
+    print::{self, Format},
+};
+
+/// Say how the server is, and whether its store is damaged
+///
+/// A server whose store is damaged goes on reading: it says here what is damaged, and takes no change until a backup
+/// is restored. Exit status 1 then.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  netctl server status")]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct ServerStatus {
+    /// `None` when it cannot be read.
+    prefix: Option<IpNetwork>,
+    epoch: String,
+    revision: u64,
+    version: String,
+    /// What is wrong with the store, a line each.
+    damage: Vec<String>,
+}
+
+/// The store is damaged; what is wrong is printed already.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the store is damaged and is only read: end the server, then restore a backup with `netctl server restore` or put back a copy of the file"
+)]
+struct Damaged;
+
+impl fmt::Display for ServerStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let store = if self.damage.is_empty() { "good" } else { "DAMAGED, only read" };
+        let prefix = self.prefix.map_or_else(|| "unreadable".to_owned(), |prefix| prefix.to_string());
+        writeln!(f, "cluster   {prefix}")?;
+        writeln!(f, "epoch     {}", self.epoch)?;
+        writeln!(f, "revision  {}", self.revision)?;
+        writeln!(f, "version   {}", self.version)?;
+        writeln!(f, "store     {store}")?;
+        self.damage.iter().try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+pub(super) async fn run(args: StatusArgs, format: Format) -> anyhow::Result<()> {
+    let client = Client::connect(&args.server).await?;
+    let answer = client.answer(client.cluster().get_status(request(v1::GetStatusRequest {}))).await?;
+    let prefix = answer.prefix.as_ref().map(ipnetwork::Ipv6Network::try_from).transpose()?;
+    let status = ServerStatus {
+        prefix: prefix.map(IpNetwork::V6),
+        epoch: answer.epoch,
+        revision: answer.revision,
+        version: answer.server_version,
+        damage: answer.damage,
+    };
+    print::to_stdout(|out| print::one(out, format, &status))?;
+    if status.damage.is_empty() { Ok(()) } else { Err(Damaged.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_store_is_said_to_be_so() {
+        let mut status = ServerStatus {
+            prefix: None,
+            epoch: "e".into(),
+            revision: 7,
+            version: "1".into(),
+            damage: vec!["log: revision 3 is missing".into()],
+        };
+        expect_test::expect![[r"
+            cluster   unreadable
+            epoch     e
+            revision  7
+            version   1
+            store     DAMAGED, only read
+              log: revision 3 is missing
+        "]]
+        .assert_eq(&status.to_string());
+        status.damage.clear();
+        assert!(status.to_string().ends_with("store     good\n"));
+    }
+}
