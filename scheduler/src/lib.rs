@@ -31,6 +31,7 @@ pub mod server;
 mod service;
 mod session;
 mod several;
+mod shown;
 mod sorry;
 pub mod store;
 mod term;

@@ -287,6 +287,51 @@ async fn a_viewer_sees_which_environment_variables_there_are_and_not_what_they_h
     server.stop().await;
 }
 
+/// The first revision of a cluster shows the key with which the ids of its pods are made; viewers could read it.
+#[tokio::test]
+async fn no_secret_is_in_the_history_that_one_reads_who_may_not_know_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let task = v1::Task {
+        name: "t".to_owned(),
+        exec: vec!["/bin/t".to_owned()],
+        env: [("PASSWORD".to_owned(), "open sesame".to_owned())].into(),
+        ..v1::Task::default()
+    };
+    let group = v1::Group { name: "env".to_owned(), count: 1, tasks: vec![task], ..v1::Group::default() };
+    let job = v1::Job { name: "j".to_owned(), groups: vec![group], ..v1::Job::default() };
+    let request = v1::ApplyJobRequest { job: Some(job), message: String::new() };
+    server.local().await.apply_job(request).await.unwrap();
+    let mut clients = vec![(true, server.local().await)];
+    for (sees, role) in
+        [(false, v1::TokenRole::Viewer), (true, v1::TokenRole::Operator), (true, v1::TokenRole::Admin)]
+    {
+        let credentials = enroll(&server.token(role, "bob", "").await, "", 0).await;
+        clients.push((sees, ClusterClient::new(connect::mutual_tls(&credentials).await.unwrap())));
+    }
+    for (sees, mut client) in clients {
+        let request = v1::ListRevisionsRequest { limit: 1000, ..Default::default() };
+        let history = client.list_revisions(request).await.unwrap().into_inner().revisions;
+        let diff = client.diff_revisions(v1::DiffRevisionsRequest::default()).await.unwrap().into_inner();
+        for objects in [history.into_iter().flat_map(|revision| revision.objects).collect(), diff.objects] {
+            let value = |key: &str, field: &str| {
+                let object = objects.iter().find(|object: &&v1::ObjectChange| object.key == key).unwrap();
+                let found = object.fields.iter().find(|change| change.field == field);
+                found.unwrap_or_else(|| panic!("{key} has no {field}")).new.clone().unwrap()
+            };
+            assert_eq!(value("cluster", "id_key"), "(hidden)");
+            assert!(value("cluster", "prefix").ends_with("/48"));
+            let password = if sees { "open sesame" } else { "(hidden)" };
+            assert_eq!(value("job/j", "groups.env.tasks.t.env.PASSWORD"), password);
+            assert_eq!(value("job/j", "groups.env.count"), "1");
+        }
+        let version = v1::GetJobVersionRequest { name: "j".to_owned(), version: 1 };
+        let text = client.get_job_version(version).await.unwrap().into_inner().job.unwrap();
+        assert_eq!(text.groups[0].tasks[0].env["PASSWORD"] == "open sesame", sees);
+    }
+    server.stop().await;
+}
+
 async fn status_of(credentials: &Credentials) -> Result<(), tonic::Status> {
     let channel = connect::mutual_tls(credentials).await;
     let channel = channel.map_err(|error| tonic::Status::unavailable(error.to_string()))?;

@@ -95,6 +95,29 @@ pub fn fields(value: &Value) -> Option<Fields> {
     }
 }
 
+/// Who may know what is in a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrecy {
+    /// Everybody who reads.
+    Open,
+    /// Those who may change jobs: it is often a password.
+    Operators,
+    /// Nobody: that it is there is all that is shown.
+    Nobody,
+}
+
+/// Who may know what is in this field of this object. Fields that are not named here are for everybody.
+#[must_use]
+pub fn secrecy(key: &Key, field: &str) -> Secrecy {
+    match key {
+        // With it the ids of pods that are not made yet can be told.
+        Key::Cluster if field == "id_key" => Secrecy::Nobody,
+        // groups.GROUP.tasks.TASK.env.VARIABLE
+        Key::Job(_) if field.split('.').nth(4) == Some("env") => Secrecy::Operators,
+        _ => Secrecy::Open,
+    }
+}
+
 /// The fields of a job's text.
 #[must_use]
 pub fn job_fields(job: &Job) -> Fields {
@@ -260,7 +283,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{change::JobRecord, time::WallTime};
+    use crate::{change::JobRecord, cluster::Cluster, time::WallTime};
 
     fn job(version: u32, count: u32, removed: bool) -> Option<Value> {
         let yaml =
@@ -338,5 +361,28 @@ mod tests {
         let filter = Filter { by: vec![], not_by: vec!["scheduler".into(), "node:*".into()] };
         assert!(filter.selects("user:root") && !filter.selects("node:n1") && !filter.selects("scheduler"));
         assert!(is_external("user:root") && !is_external("scheduler") && !is_external("node:user:"));
+    }
+
+    /// Whoever adds a field to the cluster's record decides who may see it, here and in [`secrecy`].
+    #[test]
+    fn every_field_of_the_cluster_is_known_to_be_open_or_secret() {
+        let cluster = Cluster {
+            prefix: "fd12:3456:789a::/48".parse().unwrap(),
+            pod_prefix: Some("2001:db8:1::/64".parse().unwrap()),
+            pod_ipv4: "10.254.0.0/20".parse().unwrap(),
+            id_key: 7,
+            created: WallTime(0),
+        };
+        let known = fields(&Value::Cluster(Arc::new(cluster))).unwrap();
+        let shown: Vec<(&str, Secrecy)> =
+            known.keys().map(|field| (field.as_str(), secrecy(&Key::Cluster, field))).collect();
+        let expected = [
+            ("created", Secrecy::Open),
+            ("id_key", Secrecy::Nobody),
+            ("pod_ipv4", Secrecy::Open),
+            ("pod_prefix", Secrecy::Open),
+            ("prefix", Secrecy::Open),
+        ];
+        assert_eq!(shown, expected);
     }
 }

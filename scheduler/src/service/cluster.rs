@@ -11,7 +11,7 @@ use scheduler_core::{
     endpoint::Selector,
     event::Event,
     pod::{Pod, PodId},
-    token::{Level, Role, Token},
+    token::{Role, Token},
     transition::Origin,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +25,7 @@ use crate::{
     logs,
     pki::sha256_hex,
     read_only,
+    shown::Shown,
     writer::{Committed, WriteError},
 };
 
@@ -34,8 +35,6 @@ const TOKEN_VALID: Duration = Duration::from_secs(3600);
 const TOKEN_VALID_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The most bytes in the message of a revision.
 const MESSAGE_LEN_MAX: usize = 4096;
-/// What viewers see of the value of an environment variable.
-const HIDDEN: &str = "(hidden)";
 
 pub(crate) struct ClusterService(pub(crate) Arc<Hub>);
 
@@ -80,9 +79,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
-        let shown = shown_to(&auth::caller(&request));
+        let shown = Shown::to(&auth::caller(&request));
         let name = request.into_inner().name;
-        let job = convert::job_status(&self.0.state(), &name).map(shown);
+        let job = convert::job_status(&self.0.state(), &name).map(|job| shown.status(job));
         let job = job.ok_or_else(|| status(scheduler_core::event::Refusal::NoJob(name).into()))?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
     }
@@ -91,10 +90,10 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
-        let shown = shown_to(&auth::caller(&request));
+        let shown = Shown::to(&auth::caller(&request));
         let state = self.0.state();
-        let jobs =
-            state.jobs().filter_map(|(name, _)| convert::job_status(&state, name).map(shown)).collect();
+        let jobs = state.jobs().filter_map(|(name, _)| convert::job_status(&state, name));
+        let jobs = jobs.map(|job| shown.status(job)).collect();
         let unreadable = read_only::unreadable(self.0.store.as_ref(), "job");
         Ok(Response::new(v1::ListJobsResponse { jobs, unreadable }))
     }
@@ -123,11 +122,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::GetJobVersionRequest>,
     ) -> Result<Response<v1::GetJobVersionResponse>, Status> {
-        let sees_all = sees_environment(&auth::caller(&request));
+        let shown = Shown::to(&auth::caller(&request));
         let mut answer = history::version(&self.0, request.into_inner()).await?;
-        if !sees_all {
-            answer.job.iter_mut().for_each(hide_environment);
-        }
+        answer.job.iter_mut().for_each(|job| shown.job(job));
         Ok(Response::new(answer))
     }
 
@@ -195,11 +192,10 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::ListRevisionsRequest>,
     ) -> Result<Response<v1::ListRevisionsResponse>, Status> {
-        let sees_all = sees_environment(&auth::caller(&request));
+        let shown = Shown::to(&auth::caller(&request));
         let mut answer = history::list(&self.0, request.into_inner()).await?;
-        if !sees_all {
-            answer.revisions.iter_mut().flat_map(|revision| &mut revision.objects).for_each(hide_fields);
-        }
+        let objects = answer.revisions.iter_mut().flat_map(|revision| &mut revision.objects);
+        objects.for_each(|object| shown.object(object));
         Ok(Response::new(answer))
     }
 
@@ -207,11 +203,9 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::DiffRevisionsRequest>,
     ) -> Result<Response<v1::DiffRevisionsResponse>, Status> {
-        let sees_all = sees_environment(&auth::caller(&request));
+        let shown = Shown::to(&auth::caller(&request));
         let mut answer = history::diff(&self.0, request.into_inner()).await?;
-        if !sees_all {
-            answer.objects.iter_mut().for_each(hide_fields);
-        }
+        answer.objects.iter_mut().for_each(|object| shown.object(object));
         Ok(Response::new(answer))
     }
 
@@ -343,38 +337,6 @@ impl ClusterService {
                 };
                 Err(Status::invalid_argument(problem))
             }
-        }
-    }
-}
-
-/// What a caller is shown of a job: viewers see the names of environment variables and not their values, which are
-/// often secrets.
-fn shown_to(caller: &Identity) -> fn(v1::JobStatus) -> v1::JobStatus {
-    if sees_environment(caller) { |job| job } else { without_environment }
-}
-
-fn sees_environment(caller: &Identity) -> bool {
-    caller.level() >= Some(Level::Operator)
-}
-
-fn without_environment(mut status: v1::JobStatus) -> v1::JobStatus {
-    status.job.iter_mut().for_each(hide_environment);
-    status
-}
-
-fn hide_environment(job: &mut v1::Job) {
-    let tasks = job.groups.iter_mut().flat_map(|group| &mut group.tasks);
-    for value in tasks.flat_map(|task| task.env.values_mut()) {
-        *value = HIDDEN.to_owned();
-    }
-}
-
-/// The same for `groups.GROUP.tasks.TASK.env.VARIABLE`: that it changed is shown, and not how.
-fn hide_fields(object: &mut v1::ObjectChange) {
-    for field in &mut object.fields {
-        if field.field.split('.').nth(4) == Some("env") {
-            let shown = [&mut field.old, &mut field.new];
-            shown.into_iter().flatten().for_each(|value| *value = HIDDEN.to_owned());
         }
     }
 }

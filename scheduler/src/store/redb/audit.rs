@@ -10,6 +10,7 @@ use std::{
 };
 
 use scheduler_core::change::{Key, Revision, Value};
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     pages::{Bytes, Hole, Pages, Table},
@@ -67,8 +68,26 @@ struct Log {
     gap: u64,
     /// What is missing, in words.
     missing: Vec<String>,
-    /// The last change of each object.
-    said: BTreeMap<Key, (u64, Option<Value>)>,
+    /// The revision that changed an object last.
+    said: BTreeMap<Key, u64>,
+}
+
+/// A revision without the values that it changed: the largest part of a start is to read all of them.
+#[derive(Deserialize)]
+struct Headline {
+    revision: u64,
+    #[serde(rename = "time")]
+    _time: IgnoredAny,
+    #[serde(rename = "changer")]
+    _changer: IgnoredAny,
+    #[serde(rename = "message")]
+    _message: IgnoredAny,
+    changes: Vec<Changed>,
+}
+
+#[derive(Deserialize)]
+struct Changed {
+    key: Key,
 }
 
 impl Audit {
@@ -103,12 +122,10 @@ impl Audit {
         let Ok(number) = key.try_into().map(u64::from_le_bytes) else {
             return self.damage.add("log: a key is not a number".to_owned());
         };
-        match codec::decode::<Revision>(entry) {
+        match codec::decode::<Headline>(entry) {
             Ok(revision) if revision.revision == number => {
                 self.log.add(revision);
-                if self.keep {
-                    self.entries.insert(number, entry.to_vec());
-                }
+                self.entries.insert(number, entry.to_vec());
             }
             Ok(other) => {
                 self.damage.add(format!("log: revision {number} says that it is {}", other.revision))
@@ -183,7 +200,7 @@ impl Audit {
     fn compare(&mut self, is_whole: bool) -> u64 {
         let mut named = 0;
         let mut told = BTreeSet::new();
-        for (key, (number, said)) in std::mem::take(&mut self.log.said) {
+        for (key, number, said) in self.last_words() {
             told.insert(key.clone());
             let (is_last, is_broken) = (number > self.log.gap, self.broken.contains_key(&key));
             let here = self.values.get(&key);
@@ -226,6 +243,31 @@ impl Audit {
         named
     }
 
+    /// What the log says last of each object, and in which revision.
+    fn last_words(&mut self) -> Vec<(Key, u64, Option<Value>)> {
+        let mut by_revision: BTreeMap<u64, BTreeSet<Key>> = BTreeMap::new();
+        for (key, number) in std::mem::take(&mut self.log.said) {
+            by_revision.entry(number).or_default().insert(key);
+        }
+        let mut words = Vec::new();
+        for (number, keys) in by_revision {
+            let read = self.entries.get(&number).map(|entry| codec::decode::<Revision>(entry));
+            match read {
+                Some(Ok(revision)) => {
+                    let last = revision.changes.into_iter().filter(|change| keys.contains(&change.key));
+                    words.extend(last.map(|change| (change.key, number, change.new)));
+                }
+                Some(Err(error)) => {
+                    self.log.gap = self.log.gap.max(number);
+                    self.entries.remove(&number);
+                    self.damage.add(format!("log: revision {number} does not read ({error})"));
+                }
+                None => {}
+            }
+        }
+        words
+    }
+
     fn lose(&mut self, key: Key, why: String) {
         self.values.remove(&key);
         self.damage.add(format!("current: {key}: {why}"));
@@ -234,7 +276,7 @@ impl Audit {
 }
 
 impl Log {
-    fn add(&mut self, revision: Revision) {
+    fn add(&mut self, revision: Headline) {
         let number = revision.revision;
         match self.last {
             Some(last) if number != last + 1 => self.miss(last + 1, number - 1),
@@ -243,7 +285,7 @@ impl Log {
         self.first.get_or_insert(number);
         self.last = Some(number);
         for change in revision.changes {
-            self.said.insert(change.key, (number, change.new));
+            self.said.insert(change.key, number);
         }
     }
 

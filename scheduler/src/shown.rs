@@ -1,0 +1,64 @@
+//! What a caller is shown of what is stored: secrets are replaced by a word, wherever they would appear.
+//!
+//! Which fields are secret, and to whom, is said once ([`scheduler_core::history::secrecy`]).
+
+use hextet_api::v1;
+use scheduler_core::{
+    change::Key,
+    history::{Secrecy, secrecy},
+    token::Level,
+};
+
+use crate::identity::Identity;
+
+/// What is seen in the place of a secret.
+const HIDDEN: &str = "(hidden)";
+
+/// How much a caller is shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown {
+    environment: bool,
+}
+
+impl Shown {
+    pub(crate) fn to(caller: &Identity) -> Shown {
+        Shown { environment: caller.level() >= Some(Level::Operator) }
+    }
+
+    fn hides(self, secrecy: Secrecy) -> bool {
+        match secrecy {
+            Secrecy::Open => false,
+            Secrecy::Operators => !self.environment,
+            Secrecy::Nobody => true,
+        }
+    }
+
+    pub(crate) fn status(self, mut status: v1::JobStatus) -> v1::JobStatus {
+        status.job.iter_mut().for_each(|job| self.job(job));
+        status
+    }
+
+    /// The names of environment variables are shown to everybody, and their values are not.
+    pub(crate) fn job(self, job: &mut v1::Job) {
+        if self.environment {
+            return;
+        }
+        let tasks = job.groups.iter_mut().flat_map(|group| &mut group.tasks);
+        for value in tasks.flat_map(|task| task.env.values_mut()) {
+            *value = HIDDEN.to_owned();
+        }
+    }
+
+    /// That a secret field changed is shown, and not how.
+    pub(crate) fn object(self, object: &mut v1::ObjectChange) {
+        let key = object.key.parse::<Key>();
+        for field in &mut object.fields {
+            // Of what is no key nothing is known.
+            let is_hidden = key.as_ref().map_or(true, |key| self.hides(secrecy(key, &field.field)));
+            if is_hidden {
+                let shown = [&mut field.old, &mut field.new];
+                shown.into_iter().flatten().for_each(|value| *value = HIDDEN.to_owned());
+            }
+        }
+    }
+}
