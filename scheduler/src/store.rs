@@ -182,6 +182,16 @@ pub enum StoreError {
         /// The last revision that it had said it holds.
         acknowledged: u64,
     },
+    /// What is in etcd is not what was written.
+    #[error(
+        "the cluster in etcd below {prefix} is damaged ({what}): restore etcd from a snapshot of its own"
+    )]
+    DamagedInEtcd {
+        /// Where its keys begin.
+        prefix: String,
+        /// What was found.
+        what: String,
+    },
     /// etcd has not done it, or nobody knows whether it has.
     #[error("nothing is written until etcd does")]
     Etcd(#[source] EtcdError),

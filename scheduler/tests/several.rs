@@ -18,6 +18,7 @@ use hextet_api::{
     v1::{self, cluster_client::ClusterClient, watch_response::Response},
 };
 use scheduler::{
+    backup::{self, Incomplete, NewFile},
     convert,
     server::{self, ServerConfig, StoreChoice},
 };
@@ -153,6 +154,52 @@ impl Rig {
         let folder = self.servers[number].folder.clone();
         self.servers[number] = ServerProcess::start(&folder, &self.etcd.url());
     }
+}
+
+/// Of two servers with one etcd, through the one that follows; the cluster goes on in a file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_from_etcd_makes_a_cluster_of_one_server() {
+    let Some(rig) = Rig::start("a_backup_from_etcd_makes_a_cluster_of_one_server", 2).await else { return };
+    let leader = rig.leader().await;
+    let mut client = local(&rig.servers[leader].socket()).await.unwrap();
+    // More than one page and one chunk of each kind.
+    let mut last = 0;
+    for number in 0..150 {
+        last = apply(&mut client, &format!("j{number}")).await.unwrap().revision;
+    }
+    let expected = jobs(&mut client).await.unwrap();
+    let list = v1::ListRevisionsRequest { limit: 1000, ..Default::default() };
+    let log = client.list_revisions(list.clone()).await.unwrap().into_inner().revisions;
+    let status = client.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+
+    let file = rig.dir.path().join("backup");
+    let mut whole = NewFile::create(&file).unwrap();
+    let mut chunks = client.backup(v1::BackupRequest {}).await.unwrap().into_inner();
+    let mut meanwhile = local(&rig.servers[1 - leader].socket()).await.unwrap();
+    let mut number = 0;
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        // Through the server that follows, and not in the backup.
+        apply(&mut meanwhile, &format!("late-{number}")).await.unwrap();
+        whole.append(&chunk.data).unwrap();
+        number += 1;
+    }
+    whole.finish().unwrap();
+    assert!(number > 0);
+
+    let folder = rig.dir.path().join("restored");
+    let restored = backup::restore(&file, &folder.join("state"), Incomplete::Refuse).unwrap();
+    assert!(restored.revision >= last && restored.missing.is_empty(), "{restored:?}");
+    let server = support::TestServer::start(&folder).await;
+    let mut client = server.local().await;
+    let now = client.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(now.prefix, status.prefix);
+    assert_ne!(now.epoch, status.epoch);
+    assert!(jobs(&mut client).await.unwrap().is_superset(&expected));
+    let kept = client.list_revisions(list).await.unwrap().into_inner().revisions;
+    assert!(kept.ends_with(&log), "the history is there");
+    let made = apply(&mut client, "after").await.unwrap();
+    assert!(made.changed && made.revision > restored.revision);
+    server.stop().await;
 }
 
 async fn local(socket: &Path) -> Result<ClusterClient<Channel>, Status> {

@@ -114,16 +114,19 @@ impl Value {
     /// Whether this is what `key` names: of its kind and, where a value knows its own name, of that name.
     #[must_use]
     pub fn is_of(&self, key: &Key) -> bool {
-        match (self, key) {
-            (Value::Cluster(_), Key::Cluster) | (Value::Counters(_), Key::Counters) => true,
-            (Value::Job(record), Key::Job(name)) => record.versions.values().all(|job| job.job == *name),
-            (Value::Node(node), Key::Node(name)) => node.name == *name,
-            (Value::Pod(pod), Key::Pod(id)) => pod.id == *id,
-            (Value::Deploy(deploy), Key::Deploy(id)) => deploy.id == *id,
-            (Value::Failures(_), Key::Failures(_))
-            | (Value::Token(_), Key::Token(_))
-            | (Value::Renewal(_), Key::Renewal(_)) => true,
-            _ => false,
+        match self {
+            Value::Cluster(_) => *key == Key::Cluster,
+            Value::Counters(_) => *key == Key::Counters,
+            Value::Job(record) => {
+                let is_its = |name: &String| record.versions.values().all(|job| job.job == *name);
+                matches!(key, Key::Job(name) if is_its(name))
+            }
+            Value::Node(node) => matches!(key, Key::Node(name) if node.name == *name),
+            Value::Pod(pod) => matches!(key, Key::Pod(id) if pod.id == *id),
+            Value::Deploy(deploy) => matches!(key, Key::Deploy(id) if deploy.id == *id),
+            Value::Failures(_) => matches!(key, Key::Failures(_)),
+            Value::Token(_) => matches!(key, Key::Token(_)),
+            Value::Renewal(_) => matches!(key, Key::Renewal(_)),
         }
     }
 }

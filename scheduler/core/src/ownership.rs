@@ -228,7 +228,6 @@ mod tests {
             ("job", "JobRecord", include_str!("change.rs")),
             ("deploy", "Deploy", include_str!("deploy.rs")),
             ("token", "Token", include_str!("token.rs")),
-            ("deploy", "Deploy", include_str!("deploy.rs")),
             ("cluster", "Cluster", include_str!("cluster.rs")),
             ("counters", "Counters", include_str!("cluster.rs")),
         ];

@@ -22,7 +22,6 @@
 
 use std::{
     net::Ipv6Addr,
-    path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -238,7 +237,7 @@ impl EtcdStore {
     }
 
     fn damaged(&self, what: String) -> StoreError {
-        StoreError::Damaged { path: PathBuf::from(format!("{} in etcd", self.prefix)), what }
+        StoreError::DamagedInEtcd { prefix: self.prefix.clone(), what }
     }
 
     /// The current values as of a revision of etcd, 0 for now.

@@ -51,6 +51,21 @@ impl Rig {
     }
 }
 
+#[test]
+fn a_value_that_does_not_read_is_named_and_nothing_is_shown() {
+    let Some(rig) = Rig::start("a_value_that_does_not_read_is_named_and_nothing_is_shown") else { return };
+    let store = rig.open("/damaged");
+    store.commit(&[revision(1, None), revision(2, None)]).unwrap();
+    let etcd = rig.etcd.clone();
+    let success = vec![etcd::put("/damaged/current/pod/a-b-2".to_owned(), b"\x01gone".to_vec(), 0)];
+    rig.etcd
+        .wait(async move { etcd.txn(pb::TxnRequest { compare: vec![], success, failure: vec![] }).await })
+        .unwrap();
+    let error = store.load().unwrap_err().to_string();
+    assert!(error.starts_with("the cluster in etcd below /damaged is damaged (pod/a-b-2: "), "{error}");
+    assert!(error.ends_with("restore etcd from a snapshot of its own"), "{error}");
+}
+
 /// The suite that every store passes. Each opening is another leader's.
 #[test]
 fn what_every_store_must_do() {

@@ -198,6 +198,45 @@ fn fail_at(nth: u64, kind: io::ErrorKind) {
     }
 }
 
+/// Whether the kernel has kept what a failed sync was about, nobody knows: a second sync that succeeds would say so falsely.
+#[test]
+fn a_failed_sync_stops_writing_and_is_never_tried_again() {
+    for nth in 0..12 {
+        let disk = Disk::default();
+        let opener = {
+            let disk = disk.clone();
+            move || Database::builder().create_with_backend(disk.clone())
+        };
+        let store = RedbStore::with_opener(Path::new("test"), opener.clone()).unwrap();
+        disk.fail_one_sync(nth);
+        let mut acknowledged = 0;
+        let error = loop {
+            match store.commit(&[revision(acknowledged + 1, None)]) {
+                Ok(()) => acknowledged += 1,
+                Err(error) => break error,
+            }
+            assert!(acknowledged < 100, "no sync has failed");
+        };
+        assert!(matches!(error, StoreError::Stopped { .. }), "{nth}: {error}");
+        // The disk is good again, and the store does not find out.
+        for _ in 0..3 {
+            assert!(matches!(
+                store.commit(&[revision(acknowledged + 1, None)]),
+                Err(StoreError::Stopped { .. })
+            ));
+            assert!(matches!(store.recover(), Err(StoreError::Stopped { .. })));
+            assert!(matches!(store.compact(1, 1), Err(StoreError::Stopped { .. })));
+        }
+        drop(store);
+        assert_eq!(
+            disk.touched_after_the_failure(),
+            0,
+            "{nth}: it was written or synced after a sync had failed"
+        );
+        check_whole(&RedbStore::with_opener(Path::new("test"), opener).unwrap(), acknowledged, nth);
+    }
+}
+
 /// All that was acknowledged is there, and the one that was not is there whole or not at all.
 fn check_whole(store: &RedbStore, acknowledged: u64, nth: u64) {
     let (last, values) = store.load().unwrap();
@@ -213,6 +252,18 @@ struct Disk {
     bytes: Arc<Mutex<Vec<u8>>>,
     left: Arc<AtomicU64>,
     kind: Arc<AtomicU8>,
+    sync: Arc<Mutex<Sync>>,
+}
+
+/// One sync that fails.
+#[derive(Clone, Copy, Debug, Default)]
+enum Sync {
+    #[default]
+    Never,
+    /// After so many others.
+    In(u64),
+    /// It has; so many writes and syncs came after it.
+    Failed(u64),
 }
 
 const HEALTHY: u8 = 0;
@@ -223,6 +274,23 @@ impl Disk {
     fn fail_after(&self, writes: u64, kind: io::ErrorKind) {
         self.left.store(writes, Ordering::SeqCst);
         self.kind.store(if kind == io::ErrorKind::StorageFull { FULL } else { BROKEN }, Ordering::SeqCst);
+    }
+
+    fn fail_one_sync(&self, nth: u64) {
+        *self.sync.lock().unwrap() = Sync::In(nth);
+    }
+
+    fn touched_after_the_failure(&self) -> u64 {
+        match *self.sync.lock().unwrap() {
+            Sync::Failed(touched) => touched,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn touch(&self) {
+        if let Sync::Failed(touched) = &mut *self.sync.lock().unwrap() {
+            *touched += 1;
+        }
     }
 
     fn heal(&self) {
@@ -262,16 +330,27 @@ impl StorageBackend for Disk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.touch();
         self.spend()?;
         self.bytes.lock().unwrap().resize(len as usize, 0);
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.touch();
+        let mut sync = self.sync.lock().unwrap();
+        if let Sync::In(left) = &mut *sync {
+            if *left == 0 {
+                *sync = Sync::Failed(0);
+                return Err(io::Error::other("the cable is out"));
+            }
+            *left -= 1;
+        }
         self.spend()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.touch();
         self.spend()?;
         let offset = offset as usize;
         self.bytes.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
