@@ -53,7 +53,7 @@ struct StartArgs {
     /// How it goes about it: rolling, canary, blue-green or all-at-once
     #[arg(long, value_name = "STRATEGY", default_value = "rolling", hide_possible_values = true)]
     strategy: StrategyArg,
-    /// Steps of one's own, PERCENT[:TIME] or PERCENT:hold, for rolling and canary
+    /// Steps of one's own, PERCENT, PERCENT:TIME or PERCENT:hold, for rolling and canary
     #[arg(long, value_name = "STEP,...")]
     steps: Option<String>,
     /// What the usual steps wait for before they go on, besides their gates: a time, none, or hold

@@ -68,7 +68,9 @@ impl FromStr for What {
     fn from_str(text: &str) -> Result<What, String> {
         let (kind, name) = text.split_once('/').unwrap_or(("job", text));
         if !["job", "deploy", "node", "pod"].contains(&kind) || name.is_empty() || name.contains('/') {
-            return Err(format!("`{text}` is none of JOB, job/JOB, deploy/JOB@VERSION, node/NODE and pod/POD"));
+            return Err(format!(
+                "`{text}` is none of JOB, job/JOB, deploy/JOB@VERSION, node/NODE and pod/POD"
+            ));
         }
         Ok(What(format!("{kind}/{name}")))
     }
