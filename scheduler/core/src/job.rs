@@ -207,6 +207,9 @@ pub enum JobProblem {
     /// None of a countable is asked for.
     #[error("it has to be at least 1: leave it out to ask for none")]
     Zero,
+    /// A label that looks like a slip of the pen.
+    #[error("`{0}` would be a label; to spread over nodes write `node`, to fill them up `pack`")]
+    SpreadWord(String),
     /// What pods keep apart from is neither a job nor a group.
     #[error("`{0}` is neither JOB nor JOB/GROUP")]
     NotGroup(String),
@@ -335,7 +338,7 @@ impl Group {
             at(&format!("{constraints}.{key}"), check_constraint(key, constraint))?;
         }
         if let Spread::Label(label) = &self.spread {
-            at(&format!("{path}.spread"), check_label(label, "any"))?;
+            at(&format!("{path}.spread"), check_spread(label))?;
         }
         at(&format!("{path}.apart"), check_max(self.apart.len() as u64, APART_MAX as u64, " entries"))?;
         for (place, apart) in self.apart.iter().enumerate() {
@@ -374,6 +377,13 @@ impl Task {
             return Err(JobProblem::RelativeProgram(self.exec[0].clone()));
         }
         Ok(())
+    }
+}
+
+fn check_spread(label: &str) -> Result<(), JobProblem> {
+    match label.to_ascii_lowercase().as_str() {
+        "nodes" | "node" | "packed" | "pack" | "binpack" => Err(JobProblem::SpreadWord(label.to_owned())),
+        _ => check_label(label, "any"),
     }
 }
 
@@ -544,6 +554,11 @@ groups:
         let cases = [
             ("job: hello", "job: Hello", "job: the name `Hello` is not of a-z"),
             ("  web:", "  w_b:", "groups.w_b: the name `w_b` is not of a-z"),
+            (
+                "count: 3",
+                "spread: nodes",
+                "groups.web.spread: `nodes` would be a label; to spread over nodes",
+            ),
             ("count: 3", "count: 10001", "groups.web.count: 10001 is more than 10000"),
             ("{node: n1}", "{node: ''}", "groups.web.constraints.node: a label's key"),
             ("/bin/sh,", "sh,", "groups.web.tasks.server.exec: the program `sh` is not an absolute path"),

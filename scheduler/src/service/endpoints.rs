@@ -212,6 +212,9 @@ impl Reader<'_> {
         match watch::begin(resume, oldest, newest) {
             Begin::Snapshot => self.snapshot().await,
             Begin::Compacted => {
+                if same_store && subscribe.from_revision > newest {
+                    self.is_not_behind(newest).await?;
+                }
                 let epoch = self.hub.store.epoch().to_owned();
                 self.send(Message::Compacted(v1::Compacted { epoch, oldest_revision: oldest })).await?;
                 self.snapshot().await
@@ -219,6 +222,17 @@ impl Reader<'_> {
             Begin::Replay(from) => {
                 self.replay(from).await?;
                 self.tell(self.known.bookmark()).await
+            }
+        }
+    }
+
+    /// A server that was stopped for a while and does not know yet that another one leads would answer a reader that
+    /// knows more with what was.
+    async fn is_not_behind(&self, newest: u64) -> Result<(), Status> {
+        match self.read_log(newest).await?.is_empty() {
+            true => Ok(()),
+            false => {
+                Err(Status::unavailable("this server is behind its store: another one may lead; try again"))
             }
         }
     }

@@ -154,7 +154,7 @@ struct Inner {
 }
 
 /// What the next commit does.
-enum Next {
+pub(crate) enum Next {
     Fails { written: bool },
     AddressUsed,
     Slow(Duration),
@@ -177,7 +177,7 @@ impl FakeStore {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self, next: Next) {
+    pub(crate) fn next(&self, next: Next) {
         self.lock().next = Some(next);
     }
 

@@ -10,7 +10,7 @@ use scheduler_core::{
 use super::*;
 use crate::{
     hub::scheduler,
-    writer::tests::{apply, hub, join},
+    writer::tests::{Next, apply, hub, join},
 };
 
 #[tokio::test]
@@ -65,14 +65,45 @@ async fn a_reader_that_stalls_past_a_bookmark_misses_nothing() {
     assert_eq!(known, BTreeMap::from([(pod(&hub), v1::EndpointState::Starting)]));
 }
 
+#[tokio::test]
+async fn a_server_that_is_behind_its_store_tells_nobody_of_the_past() {
+    let (hub, store) = hub();
+    join(&hub).await;
+    apply(&hub, "a").await.unwrap();
+    let newest = hub.state().revision();
+    let subscribe = v1::Subscribe {
+        epoch: hub.store.epoch().to_owned(),
+        from_revision: newest + 1,
+        ..v1::Subscribe::default()
+    };
+    // What the reader knows is nowhere: it begins anew.
+    let (_reader, mut messages) = reader_from(&hub, subscribe.clone());
+    let first = messages.recv().await.unwrap().unwrap();
+    assert!(matches!(first.response, Some(Message::Compacted(_))), "{first:?}");
+    // Somebody else has written it.
+    store.next(Next::Fails { written: true });
+    apply(&hub, "b").await.unwrap_err();
+    let (reader, mut messages) = reader_from(&hub, subscribe);
+    assert!(messages.recv().await.is_none(), "nothing is sent");
+    assert_eq!(reader.await.unwrap().code(), tonic::Code::Unavailable);
+}
+
 /// A reader of job `a` behind a channel that holds one message.
 fn reader(hub: &Arc<Hub>) -> (task::JoinHandle<Status>, mpsc::Receiver<Result<WatchResponse, Status>>) {
+    reader_from(hub, v1::Subscribe::default())
+}
+
+/// One that asks for this.
+fn reader_from(
+    hub: &Arc<Hub>,
+    subscribe: v1::Subscribe,
+) -> (task::JoinHandle<Status>, mpsc::Receiver<Result<WatchResponse, Status>>) {
     let (out, messages) = mpsc::channel(1);
     let selector: Selector = "a".parse().unwrap();
     let hub = hub.clone();
     let reader = tokio::spawn(async move {
         let reader = Reader { hub: &hub, known: watch::Reader::new(selector), out: &out };
-        reader.follow(&v1::Subscribe::default()).await
+        reader.follow(&subscribe).await
     });
     (reader, messages)
 }
