@@ -194,3 +194,55 @@ fn now_unix_ms() -> u64 {
 fn age(since_unix_ms: u64, now_unix_ms: u64) -> String {
     crate::duration::age(std::time::Duration::from_millis(now_unix_ms.saturating_sub(since_unix_ms)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use hextet_api::token::{Fingerprint, Role, Token};
+
+    use super::*;
+
+    /// The words of a line as a shell would take them, without its comment.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+        for c in line.chars() {
+            match (c, quote) {
+                ('\'' | '"', None) => (quote, word) = (Some(c), Some(word.unwrap_or_default())),
+                (c, Some(end)) if c == end => quote = None,
+                ('#', None) if word.is_none() => break,
+                (' ', None) => words.extend(word.take()),
+                (c, _) => word.get_or_insert_default().push(c),
+            }
+        }
+        words.into_iter().chain(word).collect()
+    }
+
+    /// Lines of code blocks that begin with `netctl`, with the page that they are on.
+    fn shown(folder: &Path) -> Vec<(String, String)> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut lines = Vec::new();
+        for path in entries.filter(|path| path.extension().is_some_and(|end| end == "md")) {
+            let text = fs::read_to_string(&path).unwrap();
+            let blocks = text.split("```").skip(1).step_by(2);
+            let commands = blocks.flat_map(str::lines).filter(|line| line.starts_with("netctl "));
+            lines.extend(commands.map(|line| (path.display().to_string(), line.to_owned())));
+        }
+        lines
+    }
+
+    #[test]
+    fn commands_in_the_documents_are_commands() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let pages = [root.clone(), root.join("docs"), root.join("lb-examples/nginx")];
+        let lines: Vec<_> = pages.iter().flat_map(|folder| shown(folder)).collect();
+        assert!(lines.len() > 20, "{lines:?}");
+        let (role, fingerprint, servers) = (Role::Node, Fingerprint([0; 32]), vec!["[::1]:1".to_owned()]);
+        let token = Token { role, fingerprint, secret: [0; 16], servers }.to_string();
+        for (page, line) in lines {
+            let line = line.replace("hx1-...", &token);
+            let parsed = Cli::try_parse_from(words(&line));
+            assert!(parsed.is_ok(), "{page}: `{line}`: {}", parsed.err().unwrap());
+        }
+    }
+}
