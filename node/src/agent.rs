@@ -804,7 +804,11 @@ impl Agent {
     /// Gives the lease back, so that others take the pods over now and not when it ends. Says how it went.
     async fn leave(&mut self, inbox: &mut Inbox) -> &'static str {
         const ALONE: &str = "the server was not told: it misses the node when the lease ends";
-        self.lease.give_back();
+        // The server lets another node start them as soon as it knows.
+        if !self.end_singletons().await {
+            self.hello.send_modify(|hello| hello.underlay = None);
+            return ALONE;
+        }
         let leave = async {
             // It ends the stream, in order, when it has written that down.
             self.reports.leave().await
@@ -820,6 +824,21 @@ impl Agent {
         // Without an address there is no new stream, which would bring the node back.
         self.hello.send_modify(|hello| hello.underlay = None);
         if left { "the server knows that the node is down" } else { ALONE }
+    }
+
+    /// Ends what may run on one node only, then gives the lease back. False when something of it may still run.
+    async fn end_singletons(&mut self) -> bool {
+        let pods = self.roster.assignment().pods.iter();
+        let singles: Vec<_> =
+            pods.filter(|(_, record)| record.singleton.is_some()).map(|(id, _)| id.clone()).collect();
+        let are_there = !singles.is_empty();
+        let is_over = self.pods.end(singles).await;
+        self.lease.give_back();
+        if are_there {
+            // Their hooks end with the lease.
+            tokio::time::sleep(2 * crate::supervisor::LEASE_LOOK).await;
+        }
+        is_over
     }
 
     fn view(&self) -> NodeView {

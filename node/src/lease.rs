@@ -82,9 +82,11 @@ impl Hold {
         self.change(|state| state.followed = term);
     }
 
-    /// The node is taken down: the lease is not renewed any more, which would bring the node back.
+    /// The node is taken down: the lease is not renewed any more, which would bring the node back, and what may only
+    /// run with it ends.
     pub(crate) fn give_back(&self) {
         self.is_given_back.store(true, Ordering::Relaxed);
+        self.change(|state| state.granted = None);
     }
 
     fn is_given_back(&self) -> bool {
@@ -99,10 +101,10 @@ impl Hold {
         let mut state = self.lock();
         change(&mut state);
         let result = match good_until(*state) {
-            Some(until) => lease_file::write(&self.file, until),
+            Some(until) if !self.is_given_back() => lease_file::write(&self.file, until),
             // Until the first grant, one of the agent before may be good.
-            None if state.granted.is_none() => Ok(()),
-            None => lease_file::remove(&self.file),
+            None if state.granted.is_none() && !self.is_given_back() => Ok(()),
+            _ => lease_file::remove(&self.file),
         };
         if let Err(error) = result {
             warn!(%error, file = %self.file.display(), "the lease cannot be written: single pods will end");
@@ -294,6 +296,27 @@ mod tests {
         assert_eq!(good_until(state(Some((until, 4)), Some(3))), None, "what was replaced is not known yet");
         assert_eq!(good_until(state(Some((until, 3)), None)), None);
         assert_eq!(good_until(state(None, Some(3))), None);
+    }
+
+    #[test]
+    fn a_lease_that_is_given_back_is_over_at_once_and_for_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(lease_file::LEASE_FILE);
+        let later = lease_file::boot_time() + Duration::from_secs(60);
+        for has_grant in [true, false] {
+            lease_file::write(&file, later).unwrap();
+            let hold = Hold::new(folder.path());
+            hold.follow(Some(1));
+            if has_grant {
+                hold.grant(later, 1);
+            }
+            assert!(!lease_file::remaining(&file).is_zero());
+            hold.give_back();
+            assert!(lease_file::remaining(&file).is_zero(), "another node may start what only one may run");
+            hold.grant(later, 1);
+            hold.follow(Some(1));
+            assert!(lease_file::remaining(&file).is_zero(), "an answer that was on its way changes nothing");
+        }
     }
 
     #[test]

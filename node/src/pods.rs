@@ -337,6 +337,23 @@ impl Pods {
         while self.keepers.join_next().await.is_some() {}
     }
 
+    /// Stops these pods, all at once, and says whether nothing of them runs any more.
+    pub(crate) async fn end(&self, ids: Vec<String>) -> bool {
+        let mut ends = JoinSet::new();
+        for id in ids {
+            if let Some(keeper) = self.all.get(&id) {
+                keeper.send_modify(|wanted| wanted.stop = true);
+            }
+            let place = self.place(&id);
+            ends.spawn(async move { keeper::stop(&place).await });
+        }
+        let mut is_over = true;
+        while let Some(ended) = ends.join_next().await {
+            is_over &= matches!(ended, Ok(Ok(())));
+        }
+        is_over
+    }
+
     /// Does something for the supervisor of a pod.
     pub(crate) fn act(&mut self, id: &str, record: &PodRecord, action: Action) {
         match action {

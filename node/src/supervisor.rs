@@ -68,7 +68,7 @@ const OUTPUT_CHUNK_BYTES: usize = 64 * 1024;
 /// Pipes of earlier runs that are still held open by something; the oldest is closed for a new one.
 const OUTPUTS_MAX: usize = 4;
 /// How often the lease is looked at by a pod that needs it.
-const LEASE_LOOK: Duration = Duration::from_millis(100);
+pub(crate) const LEASE_LOOK: Duration = Duration::from_millis(100);
 /// Sweeps for strays when the pod ends; each kills a generation of processes.
 const STRAY_SWEEPS_MAX: u32 = 50;
 

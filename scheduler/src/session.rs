@@ -4,7 +4,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -164,6 +167,8 @@ pub(crate) fn origin(node: &str) -> Origin {
 struct Inbox {
     waiting: Mutex<Waiting>,
     came: Notify,
+    /// The node is taken down: what it has said before would bring it back.
+    is_over: AtomicBool,
 }
 
 impl Inbox {
@@ -201,8 +206,7 @@ async fn read_reports(
 
 /// The stream's end, without an error, tells the node that its leaving is durable.
 async fn leave(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
-    // Reports that wait would bring the node back.
-    inbox.lock().take();
+    inbox.is_over.store(true, Ordering::Relaxed);
     let _handle = hub.sessions.let_go(node);
     hub.lease_streams.end(node);
     match hub.write(origin(node), Event::NodeLeaving(node.to_owned())).await {
@@ -249,7 +253,7 @@ async fn write_down(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     loop {
         inbox.came.notified().await;
         let Some(waiting) = inbox.lock().take() else { continue };
-        match write_all(hub, node, waiting.clone()).await {
+        match write_all(hub, node, waiting.clone(), inbox).await {
             Ok(()) => {}
             Err(WriteError::Refused(refusal)) => return service::status(WriteError::Refused(refusal)),
             Err(error) => {
@@ -262,8 +266,11 @@ async fn write_down(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
     }
 }
 
-async fn write_all(hub: &Hub, node: &str, waiting: Waiting) -> Result<(), WriteError> {
+async fn write_all(hub: &Hub, node: &str, waiting: Waiting, inbox: &Inbox) -> Result<(), WriteError> {
     for event in waiting.events(node) {
+        if inbox.is_over.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         hub.write(origin(node), event).await?;
     }
     Ok(())

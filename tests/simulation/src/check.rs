@@ -11,7 +11,7 @@ use std::{
 
 use scheduler_core::{
     assignment,
-    change::Value,
+    change::{Revision, Value},
     endpoint::{self, Selection, Selector},
     node::Node,
     pod::{PodId, PodPhase},
@@ -21,6 +21,7 @@ use scheduler_core::{
 use crate::{balancer::Balancer, machine::Machine, server::Server, shared::Shared};
 
 mod change;
+mod deploy;
 mod room;
 mod state;
 
@@ -33,6 +34,10 @@ pub(crate) struct Checks {
     /// What each selector selected, by the revision that changed it.
     selected: BTreeMap<Selector, BTreeMap<u64, Selection>>,
     acknowledged: usize,
+    /// Nodes that said that they are taken down, and that nobody has brought back.
+    left: BTreeSet<String>,
+    /// Deploys that were promoted, and that went back.
+    pub(crate) deploys: [u64; 2],
 }
 
 impl Checks {
@@ -44,6 +49,8 @@ impl Checks {
             made: BTreeSet::new(),
             selected: selectors.iter().map(of).collect(),
             acknowledged: 0,
+            left: BTreeSet::new(),
+            deploys: [0, 0],
         }
     }
 
@@ -81,6 +88,12 @@ impl Checks {
         let unwell = shared.unwell.get(&number);
         let is_unwell = |pod: &PodId| unwell.is_some_and(|pods| pods.contains(pod));
         change::holds(&before, &as_labelled(&self.state, machines), revision, &is_unwell)?;
+        let asked = revision.message.strip_prefix("op ").and_then(|number| number.parse().ok());
+        let seen = asked.and_then(|number: u64| shared.acknowledged.get(&number));
+        deploy::holds(&before, &self.state, revision, &|id| seen == Some(id))?;
+        self.stays_down(revision, machines)?;
+        let [promoted, back] = deploy::ends(revision);
+        self.deploys = [self.deploys[0] + promoted, self.deploys[1] + back];
         for (selector, selected) in &mut self.selected {
             let now = endpoint::select(&self.state, selector);
             if selected.last_key_value().is_none_or(|(_, last)| *last != now) {
@@ -101,6 +114,22 @@ impl Checks {
             return Err("two pods have had one id".to_owned());
         }
         Ok(())
+    }
+
+    /// A node that was taken down does not come back by itself.
+    fn stays_down(&mut self, revision: &Revision, machines: &[Machine]) -> Result<(), String> {
+        let is_down = |name: &String| machines.iter().any(|machine| machine.name == *name && machine.is_down);
+        if let Some((_, name)) = revision.changer.split_once(':')
+            && revision.message == format!("node {name} was taken down")
+        {
+            self.left.insert(name.to_owned());
+        }
+        self.left.retain(is_down);
+        let nodes = self.left.iter().filter_map(|name| self.state.nodes().get(name));
+        match nodes.into_iter().find(|node| node.phase.reports()) {
+            Some(node) => Err(format!("{} was taken down, and comes back by itself", node.name)),
+            None => Ok(()),
+        }
     }
 
     /// What an operator was told to be done is on the disk, as that operator's.
@@ -145,6 +174,8 @@ impl Checks {
             return Err("the server does not show what is on its disk".to_owned());
         }
         state::has_settled(&self.state)?;
+        deploy::pods_are_of_the_text(&self.state)?;
+        crate::deploy::have_ended(&self.state)?;
         machines.iter().try_for_each(|machine| runs_what_it_should(&self.state, machine))?;
         for balancer in balancers {
             self.knows(balancer)?;

@@ -21,7 +21,7 @@ pub(crate) enum Healing {
 impl World {
     pub(crate) fn fail(&mut self) {
         self.shared.figures.faults += 1;
-        match self.shared.rng.random_range(0..100) {
+        match self.shared.rng.random_range(0..104) {
             0..=4 => self.server.crash(false, &mut self.shared),
             5..=6 => self.server.crash(true, &mut self.shared),
             7..=9 => self.freeze_server(),
@@ -35,7 +35,8 @@ impl World {
             74..=81 => self.disturb_balancer(),
             82..=89 => self.conflict(),
             90..=93 => self.compact(),
-            _ => self.mislead(),
+            94..=99 => self.mislead(),
+            _ => self.with_machine(|machine, shared| machine.take_down(shared)),
         }
     }
 

@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 mod balancer;
 mod check;
 mod clock;
+mod deploy;
 mod faults;
 mod join;
 mod machine;
@@ -90,6 +91,18 @@ pub enum Broken {
     SaysRunningTooEarly,
     /// The server takes a node that is lost for one of which an operator says that it is dead.
     DeclaresDead,
+    /// The driver of deploys forgets at each look since when pods do well.
+    ForgetsTheGood,
+    /// The driver of deploys takes every gate for passed, whatever the new pods do.
+    PassesUnseen,
+    /// The store forgets a deploy when it gives up.
+    ForgetsWhoGaveUp,
+    /// The store holds a deploy at the step before.
+    RecordsTheLastStep,
+    /// A node that is taken down goes on renewing its lease, and the server reads it.
+    RenewsAfterLeaving,
+    /// A node that is taken down says so before what only one node may run has ended.
+    LeavesTooEarly,
     /// Of several servers: their store takes every transaction, whatever it relies on.
     StoreTakesAll,
     /// Of several servers: one that takes the lead does not read what is there.
@@ -100,7 +113,7 @@ pub enum Broken {
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Broken; 13] = [
+    pub const ALL: [Broken; 19] = [
         Broken::AnswersBeforeDurable,
         Broken::FollowsBeforeDurable,
         Broken::ForgetsToStop,
@@ -114,6 +127,12 @@ impl Broken {
         Broken::ForgetsLabels,
         Broken::SaysRunningTooEarly,
         Broken::DeclaresDead,
+        Broken::ForgetsTheGood,
+        Broken::PassesUnseen,
+        Broken::ForgetsWhoGaveUp,
+        Broken::RecordsTheLastStep,
+        Broken::RenewsAfterLeaving,
+        Broken::LeavesTooEarly,
     ];
 
     /// Those that several servers make.
@@ -153,6 +172,10 @@ pub struct Figures {
     pub lost: u64,
     /// Times that a reader of several servers was too slow for each revision.
     pub lagged: u64,
+    /// Times that a node was taken down.
+    pub left: u64,
+    /// Deploys that were promoted, and that went back.
+    pub deploys: [u64; 2],
     /// Messages that load balancers applied.
     pub watched: u64,
 }

@@ -22,6 +22,7 @@ use crate::{
     shared::{AgentDue, Shared, What, backoff},
 };
 
+mod down;
 mod lease;
 mod processes;
 
@@ -47,6 +48,8 @@ pub(crate) struct Machine {
     pub(crate) has_power: bool,
     /// Its node was deleted: it is not of the cluster until it has joined again.
     pub(crate) is_outcast: bool,
+    /// It was taken down, and nobody has brought it back.
+    pub(crate) is_down: bool,
     /// What a crash leaves.
     pub(crate) disk: Assignment,
     /// What the agent's death leaves.
@@ -71,6 +74,8 @@ pub(crate) struct Agent {
     is_booting: bool,
     is_reconciling: bool,
     is_saying: bool,
+    /// It is being taken down, and does nothing else.
+    is_leaving: bool,
     /// When it looks at the steps of its pods next.
     step_at: Option<Duration>,
 }
@@ -87,6 +92,7 @@ impl Machine {
             frozen_until: Time::default(),
             has_power: true,
             is_outcast: false,
+            is_down: false,
             disk: Assignment::default(),
             processes: BTreeMap::new(),
             kernel: BTreeMap::new(),
@@ -112,7 +118,7 @@ impl Machine {
 
     /// The agent starts; with it, after a power failure, the machine.
     pub(crate) fn start(&mut self, shared: &mut Shared) {
-        if self.agent.is_some() || self.is_outcast {
+        if self.agent.is_some() || self.is_outcast || self.is_down {
             return;
         }
         self.life += 1;
@@ -131,6 +137,7 @@ impl Machine {
             is_booting: true,
             is_reconciling: false,
             is_saying: false,
+            is_leaving: false,
             step_at: None,
         });
         let mut wanted = self.disk.pods.iter().filter(|(_, record)| !record.removing);
@@ -165,6 +172,8 @@ impl Machine {
             if power { "loses its power" } else { "the agent is killed" }
         ));
         let agent = self.agent.take();
+        // Killed meanwhile, it is started again.
+        self.is_down &= agent.as_ref().is_none_or(|agent| !agent.is_leaving);
         let streams = agent.into_iter().flat_map(|agent| [agent.stream, agent.lease.stream]).flatten();
         for stream in streams {
             if power {
@@ -186,6 +195,7 @@ impl Machine {
     /// Everything on it ends, and its disk is emptied.
     pub(crate) fn wipe(&mut self, shared: &mut Shared) {
         self.crash(true, shared);
+        self.is_down = false;
         self.disk = Assignment::default();
     }
 
@@ -197,7 +207,7 @@ impl Machine {
     }
 
     pub(crate) fn due(&mut self, due: AgentDue, server_listens: bool, shared: &mut Shared) {
-        if self.agent.is_none() {
+        if self.agent.as_ref().is_none_or(|agent| agent.is_leaving && !Machine::is_of_leaving(&due, shared)) {
             return;
         }
         match due {
@@ -214,6 +224,9 @@ impl Machine {
             }
             AgentDue::Keeper(pod, number) => self.keeper_due(&pod, number, shared),
             AgentDue::Step => self.step(shared),
+            AgentDue::Leave => self.leave(shared),
+            AgentDue::Down => self.down(shared),
+            AgentDue::Fail(pod) => self.fail_by_itself(&pod, shared),
         }
     }
 
@@ -281,6 +294,9 @@ impl Machine {
         if self.agent.as_ref().is_none_or(|agent| agent.stream != Some(stream)) {
             return shared.drop_stream(stream, End::Client, false);
         }
+        if self.agent_mut().is_leaving {
+            return self.hear_while_leaving(&packet, shared);
+        }
         match packet {
             Packet::Assignment(message) => self.follow(message, shared),
             Packet::Closed => self.detach(stream, shared),
@@ -320,7 +336,7 @@ impl Machine {
 
     /// Another machine turns out to have the address of a pod.
     pub(crate) fn lose_address(&mut self, pod: &str, shared: &mut Shared) {
-        let Some(agent) = &mut self.agent else { return };
+        let Some(agent) = self.agent.as_mut().filter(|agent| !agent.is_leaving) else { return };
         let record = agent.roster.assignment().pods.get(pod);
         if !record.is_some_and(|record| !record.removing && record.taken_by.is_none()) {
             return;

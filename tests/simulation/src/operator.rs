@@ -16,7 +16,7 @@ use scheduler_core::{
     state::State,
 };
 
-use crate::shared::Shared;
+use crate::{deploy, shared::Shared};
 
 /// Texts of a job that are kept, so that a later operator goes back to one.
 const KEPT: usize = 8;
@@ -32,12 +32,14 @@ impl Operators {
     pub(crate) fn wish(&mut self, shown: &State, shared: &mut Shared) -> (u64, Event) {
         self.asked += 1;
         let name = format!("j{}", shared.rng.random_range(0..3));
-        let event = match shared.rng.random_range(0..18) {
+        let event = match shared.rng.random_range(0..27) {
             0 => Event::DeleteJob(name),
             1 => self.roll_back(name, shared),
             2 => self.roll_back_to_version(name, shown, shared),
             3 => Event::NodeDead(format!("n{}", shared.rng.random_range(0..shared.options.nodes))),
             4 => self.delete_node(name, shown, shared),
+            18..=22 => self.deploy(name, shown, shared),
+            23..=26 => deploy::order(shown, shared).unwrap_or_else(|| self.apply(name, shared)),
             5..=9 => self.roll(name, shown, shared),
             _ => self.apply(name, shared),
         };
@@ -52,6 +54,14 @@ impl Operators {
                 let number = shared.rng.random_range(0..3);
                 Event::ApplyJob(rolled(record, percent_next, number).expect("a job that is there has a text"))
             }
+            None => self.apply(name, shared),
+        }
+    }
+
+    /// A deploy of what is there.
+    fn deploy(&mut self, name: String, shown: &State, shared: &mut Shared) -> Event {
+        match shown.job(&name) {
+            Some(job) => deploy::begin(&unrolled(job), shared),
             None => self.apply(name, shared),
         }
     }
@@ -114,6 +124,13 @@ pub(crate) fn rolled(record: &JobRecord, percent_next: u32, number: u32) -> Opti
         group.rollout = Some(group.rollout.map_or(start, |rollout| Rollout { percent_next, ..rollout }));
     }
     Some(job)
+}
+
+/// The same without its rollouts.
+fn unrolled(job: &Job) -> Job {
+    let mut job = job.clone();
+    job.groups.values_mut().for_each(|group| group.rollout = None);
+    job
 }
 
 /// One of what few nodes have.

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use scheduler_core::{job::Job, pod::PodPhase, state::State};
+use scheduler_core::{
+    job::{Availability, Group, Job},
+    pod::PodPhase,
+    state::State,
+};
 
 use crate::{machine::Machine, operator::rolled};
 
@@ -25,6 +29,18 @@ pub(crate) fn chosen(state: &State, percent_next: u32) -> Option<Job> {
 pub(crate) fn floor(job: &Job, machines: &[Machine]) -> BTreeMap<String, usize> {
     let rolled = job.groups.iter().filter(|(_, group)| group.rollout.is_some());
     let floor = rolled.map(|(name, group)| {
+        let name = format!("{}/{name}", job.job);
+        let floor = alive(&name, machines).min(group.count as usize);
+        (name, floor)
+    });
+    floor.collect()
+}
+
+/// The same of all groups, of which there may be two versions.
+pub(crate) fn alive_of(job: &Job, machines: &[Machine]) -> BTreeMap<String, usize> {
+    let is_single = |group: &Group| group.availability() == Availability::Singleton;
+    let groups = job.groups.iter().filter(|(_, group)| !is_single(group));
+    let floor = groups.map(|(name, group)| {
         let name = format!("{}/{name}", job.job);
         let floor = alive(&name, machines).min(group.count as usize);
         (name, floor)

@@ -13,6 +13,7 @@ use scheduler_core::{
     batch::{self, Outcome, Surroundings},
     change::Revision,
     cluster::Cluster,
+    deploy::{Deploys, Order},
     drain::Drains,
     event::Event,
     lease::Leases,
@@ -30,6 +31,7 @@ use crate::{
     store::{Disk, DiskError},
 };
 
+mod deploys;
 mod lease;
 mod reader;
 mod session;
@@ -63,6 +65,9 @@ pub(crate) struct Process {
     pub(crate) shown: Arc<State>,
     leases: Leases,
     drains: Drains,
+    deploys: Deploys,
+    /// Moves of deploys that the writer is told one after the other.
+    moves: VecDeque<Event>,
     queue: VecDeque<Request>,
     writing: Option<Writing>,
     failed: bool,
@@ -92,7 +97,9 @@ enum Then {
     WrittenDown(StreamId, session::Writing),
     LeasesTold,
     Returned(StreamId),
+    Left(StreamId),
     DrainsTold,
+    DeployMoved,
     Operator(u64),
 }
 
@@ -153,6 +160,8 @@ impl Server {
         self.process = Some(Process {
             leases: Leases::resume(&state, LEASE, now),
             drains: Drains::resume(&state, now),
+            deploys: Deploys::default(),
+            moves: VecDeque::new(),
             shown: Arc::new(state.clone()),
             state,
             queue: VecDeque::new(),
@@ -170,6 +179,7 @@ impl Server {
         });
         shared.note(format!("server starts at revision {}", self.disk.revision()));
         self.plan(shared, ms(0), ServerDue::LookAtLeases);
+        self.plan(shared, ms(0), ServerDue::LookAtDeploys);
         self.look_at_drains(shared);
     }
 
@@ -205,6 +215,8 @@ impl Server {
                 self.process_mut().drains_look = None;
                 self.look_at_drains(shared);
             }
+            ServerDue::LookAtDeploys => self.look_at_deploys(shared),
+            ServerDue::TellDeploysOn => self.tell_deploys(shared),
             ServerDue::TellLeasesAgain => self.process_mut().telling_leases -= 1,
             ServerDue::TellDrainsAgain => {
                 self.process_mut().telling_drains = false;
@@ -258,6 +270,9 @@ impl Server {
 
     pub(crate) fn operate(&mut self, number: u64, event: Event, shared: &mut Shared) {
         let origin = Origin { changer: "user:op".to_owned(), message: format!("op {number}") };
+        if let Event::DeployOrder(id, Order::Acknowledge) = &event {
+            shared.acknowledged.insert(number, id.clone());
+        }
         self.ask(Request { event, origin, then: Then::Operator(number) }, shared);
     }
 
@@ -286,9 +301,9 @@ impl Server {
         let unwell = unwell(&events);
         let mut revisions = Vec::new();
         let outcomes = batch::write(state, &events, &mut surroundings, |new| {
-            revisions = new.to_vec();
+            revisions = new.iter().map(|revision| deploys::damaged(revision, shared)).collect();
             shared.unwell.extend(new.iter().map(|revision| (revision.revision, unwell.clone())));
-            commit(disk, failed, new, shared)
+            commit(disk, failed, &revisions, shared)
         });
         match outcomes {
             Ok(outcomes) => self.written(Writing { batch, outcomes, revisions, is_durable: false }, shared),
@@ -397,12 +412,17 @@ impl Server {
             }
             (Then::LeasesTold, Answer::Store) => self.plan(shared, RETRY, ServerDue::TellLeasesAgain),
             (Then::LeasesTold, _) => self.process_mut().telling_leases -= 1,
+            (Then::Left(stream), answer) => {
+                self.hang_up(stream, matches!(answer, Answer::Done(..)), shared);
+            }
             (Then::Returned(stream), _) => self.returned(stream),
             (Then::DrainsTold, Answer::Store) => self.plan(shared, RETRY, ServerDue::TellDrainsAgain),
             (Then::DrainsTold, _) => {
                 self.process_mut().telling_drains = false;
                 self.look_at_drains(shared);
             }
+            (Then::DeployMoved, Answer::Store) => self.plan(shared, RETRY, ServerDue::TellDeploysOn),
+            (Then::DeployMoved, _) => self.tell_deploys(shared),
             (Then::Operator(number), Answer::Done(revision, true)) => {
                 shared.figures.acknowledged += 1;
                 self.acknowledged.push((revision, number));

@@ -24,7 +24,7 @@ use self::{etcd::Etcd, member::Member};
 use crate::{
     Broken, Options,
     clock::{Time, ms},
-    join,
+    deploy, join,
     operator::Operators,
     shared::Shared,
 };
@@ -243,6 +243,10 @@ impl Several {
             let reports: Vec<_> = shown.pods_on(&node.name).map(report).collect();
             let event = Event::PodReports(node.name.clone(), reports);
             self.ask(Ask { number: None, changer: format!("node:{}", node.name), event });
+        }
+        // All is well with every deploy, as far as its driver sees.
+        for event in shown.deploys().values().filter_map(|deploy| deploy::at_once(deploy)) {
+            self.ask(Ask { number: None, changer: "deploy".to_owned(), event });
         }
         let drained = shown.pods().keys().cloned().collect();
         self.ask(Ask { number: None, changer: "scheduler".to_owned(), event: Event::Drained(drained) });

@@ -7,7 +7,7 @@ use std::{
 
 use hextet_api::v1::NeighbourSeen;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use scheduler_core::pod::PodId;
+use scheduler_core::{deploy::DeployId, pod::PodId};
 
 use crate::{
     Broken, Figures, Options,
@@ -25,11 +25,15 @@ pub(crate) enum What {
     StartAgent(usize),
     /// A machine whose node was deleted joins again.
     Rejoin(usize),
+    /// Somebody brings a node back that was taken down.
+    NodeUp(usize),
     /// The supervisors of a machine look whether its lease runs.
     Supervisors(usize),
     Agent(usize, u64, AgentDue),
     Balancer(usize, u64),
     Operate,
+    /// Somebody looks after the deploys.
+    Attend,
     Fault,
     /// Nothing arrives any more in this direction.
     Cut(Host, End),
@@ -44,8 +48,10 @@ pub(crate) enum ServerDue {
     Recover,
     LookAtLeases,
     LookAtDrains,
+    LookAtDeploys,
     TellLeasesAgain,
     TellDrainsAgain,
+    TellDeploysOn,
     Tell(StreamId),
     WriteDown(StreamId),
     TellReader(StreamId),
@@ -66,6 +72,12 @@ pub(crate) enum AgentDue {
     Keeper(String, u64),
     /// A step of a pod is due.
     Step,
+    /// The node is taken down: what only one node may run has ended, and the server is told.
+    Leave,
+    /// It has heard from the server, or has not: everything of it ends.
+    Down,
+    /// A task of a version that fails ends.
+    Fail(String),
 }
 
 pub(crate) struct Shared {
@@ -79,6 +91,8 @@ pub(crate) struct Shared {
     pub(crate) faulty: bool,
     /// Pods that were said not to run in what a revision came of.
     pub(crate) unwell: BTreeMap<u64, BTreeSet<PodId>>,
+    /// Operators who have seen how a deploy ended, by their numbers.
+    pub(crate) acknowledged: BTreeMap<u64, DeployId>,
     /// What did not hold where it was noticed.
     pub(crate) broken: Option<String>,
     agenda: BTreeMap<(Time, u64), What>,
@@ -96,6 +110,7 @@ impl Shared {
             options,
             faulty: true,
             unwell: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
             broken: None,
             agenda: BTreeMap::new(),
             planned: 0,

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use hextet_address::ClusterPrefix;
-use scheduler_core::{cluster::Cluster, event::Event, time::WallTime};
+use scheduler_core::{cluster::Cluster, deploy::Order, event::Event, time::WallTime};
 
 use crate::{
     Options,
     balancer::Balancer,
     check::Checks,
     clock::{Time, ms},
+    deploy,
     join::{self, LAN},
     machine::{Machine, Witness},
     network::{End, Host, Packet, StreamId},
@@ -25,6 +26,12 @@ const LAST_FAULT: Duration = Duration::from_secs(5);
 const CALM: Duration = Duration::from_secs(120);
 /// And then nothing is written any more.
 const SILENCE: Duration = Duration::from_secs(30);
+/// Deploys that cannot go back for want of room do so in place after so long in peace.
+const LATE: Duration = Duration::from_secs(60);
+/// How long a deploy in peace may take.
+const DEPLOY: Duration = Duration::from_secs(90);
+/// What the tasks of its pods are told.
+const DEPLOYED: u32 = 8;
 /// And a step of a rollout has come to its end.
 const ROLLOUT: Duration = Duration::from_secs(20);
 
@@ -36,6 +43,10 @@ pub(crate) struct World {
     cluster: Cluster,
     operators: Operators,
     checks: Checks,
+    /// Since when there are no faults, or since the last deploy in peace began.
+    peace: Time,
+    /// Somebody wanted a deploy to go back in place.
+    went_back_in_place: bool,
 }
 
 impl World {
@@ -59,7 +70,17 @@ impl World {
             .enumerate()
             .map(|(number, selector)| Balancer::new(number, selector))
             .collect();
-        World { shared, server, machines, balancers, cluster, operators: Operators::default(), checks }
+        World {
+            shared,
+            server,
+            machines,
+            balancers,
+            cluster,
+            operators: Operators::default(),
+            checks,
+            peace: Time::default(),
+            went_back_in_place: false,
+        }
     }
 
     /// Plays with faults, then in peace, and says what did not hold.
@@ -82,7 +103,40 @@ impl World {
             return Err(format!("revisions {before} to {after} were written although nothing happened"));
         }
         self.checks.has_converged(&self.server, &self.machines, &self.balancers)?;
+        self.deploy_in_peace()?;
         self.roll_in_peace()
+    }
+
+    /// A deploy while nothing goes wrong: never do fewer pods serve than before, and its pods are those of its end.
+    fn deploy_in_peace(&mut self) -> Result<(), String> {
+        let Some(job) = deploy::chosen(self.server.disk.state(), DEPLOYED) else { return Ok(()) };
+        let (floor, alive) =
+            (deploy::floor(&job, self.server.disk.state()), rollout::alive_of(&job, &self.machines));
+        (self.peace, self.went_back_in_place) = (self.shared.now, false);
+        let schedule = deploy::schedule(&mut self.shared);
+        self.operators.asked += 1;
+        self.server.operate(self.operators.asked, Event::Deploy(job, schedule), &mut self.shared);
+        let end = self.shared.now + DEPLOY;
+        while self.shared.now < end {
+            self.step()?;
+            // In place they are restarted all at once.
+            if !self.went_back_in_place {
+                deploy::holds(&floor, self.server.disk.state())?;
+                rollout::holds(&alive, &self.machines)?;
+            }
+        }
+        self.checks.has_converged(&self.server, &self.machines, &self.balancers)
+    }
+
+    /// Somebody looks after the deploys that wait for somebody.
+    fn attend(&mut self) {
+        let is_late = self.shared.now > self.peace + LATE;
+        if let Some(event) = deploy::attended(self.server.disk.state(), is_late) {
+            self.went_back_in_place |= matches!(event, Event::DeployOrder(_, Order::Abort { now: true }));
+            self.operators.asked += 1;
+            self.server.operate(self.operators.asked, event, &mut self.shared);
+        }
+        self.shared.plan(ms(1_000), What::Attend);
     }
 
     /// A rollout while nothing goes wrong: never do fewer pods live than before, and it comes to its end.
@@ -114,6 +168,8 @@ impl World {
     fn make_peace(&mut self) {
         self.shared.note("peace");
         self.shared.faulty = false;
+        self.peace = self.shared.now;
+        self.shared.plan(ms(1_000), What::Attend);
         self.shared.network.heal_all();
         let now = self.shared.now;
         self.server.frozen_until = now;
@@ -136,6 +192,7 @@ impl World {
         self.shared.figures.steps += 1;
         self.happen(what);
         self.checks.after_step(&self.server, &self.machines, &self.shared)?;
+        self.shared.figures.deploys = self.checks.deploys;
         self.cast_out();
         self.shared.broken.take().map_or(Ok(()), Err)
     }
@@ -153,6 +210,7 @@ impl World {
             What::Server(life, due) if life == self.server.life => self.server.due(due, &mut self.shared),
             What::Supervisors(number) => self.machines[number].look_at_lease(&mut self.shared),
             What::Rejoin(number) => self.rejoin(number),
+            What::NodeUp(number) => self.machines[number].bring_up(&mut self.shared),
             What::StartAgent(number) => self.machines[number].start(&mut self.shared),
             What::Agent(number, life, due) if life == self.machines[number].life => {
                 self.machines[number].due(due, server_listens, &mut self.shared);
@@ -161,6 +219,7 @@ impl World {
                 self.balancers[number].connect(server_listens, &mut self.shared);
             }
             What::Operate => self.operate(),
+            What::Attend => self.attend(),
             What::Fault => self.fail_again(),
             What::Cut(host, end) => self.shared.network.cut(host, end),
             What::Heal(healing) => self.heal(healing),

@@ -161,7 +161,7 @@ fn lose_node(draft: &mut Draft<'_>, node: &Node, phase: NodePhase) {
     pods.into_iter().for_each(|pod| lose(draft, pod, &node.name));
 }
 
-/// The same, by the node's own word and at once: it has ended its pods.
+/// The same, by the node's own word and at once: what only one node may run has ended there.
 pub(super) fn leaving(draft: &mut Draft<'_>, name: &str) -> Step {
     let names = [name.to_owned()];
     let step = lease_ended(draft, &names);

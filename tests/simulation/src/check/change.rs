@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use scheduler_core::{
     change::{Change, Key, Revision, Value},
-    job::{Availability, Group, Spread},
+    job::{Availability, Group, Job, Spread},
     node::NodePhase,
     placement::{self, Pools},
     pod::{Pod, PodId, PodPhase},
@@ -66,18 +66,18 @@ pub(super) fn holds(
     looks_at_enough(after, revision)
 }
 
-/// A rollout stops a pod that runs only while as many as are wanted run without it. Jobs that give way to others
+/// A rollout stops a pod that serves only while as many as are wanted serve without it. Jobs that give way to others
 /// may have lost more of them in the same revision.
 fn grows_before_it_shrinks(state: &State, old: &Pod, new: &Pod) -> Result<(), String> {
     let Some(job) = state.job(&new.job).filter(|job| !job.preemptible) else { return Ok(()) };
-    let is_step = old.phase == PodPhase::Running && new.message.starts_with("the rollout wants");
+    let is_step = old.serves() && new.message.starts_with("the rollout wants");
     let Some(group) = job.groups.get(&new.group).filter(|_| is_step) else { return Ok(()) };
     let pods = state.pods_of_group(&new.job, &new.group);
-    let running = pods.filter(|pod| pod.phase == PodPhase::Running).count();
-    if running >= group.count as usize {
+    let serving = pods.filter(|pod| pod.serves()).count();
+    if serving >= group.count as usize {
         return Ok(());
     }
-    Err(format!("a rollout stops {}, and of {} pods only {running} run", new.id, group.count))
+    Err(format!("a rollout stops {}, and of {} pods only {serving} serve", new.id, group.count))
 }
 
 /// A pod gives way only when both jobs allow it.
@@ -109,10 +109,21 @@ fn pets_wait(before: &State, after: &State, revision: &Revision, step: &Step<'_>
     let is_pet = |group: &&Group| group.availability() == Availability::Pet && group.rollout.is_none();
     let node = pod.node.as_ref().and_then(|name| before.nodes().get(name));
     let is_dead = node.is_none_or(|node| node.phase == NodePhase::Dead);
-    if group.filter(is_pet).is_none() || is_dead {
+    // A deploy that ends stops pods of the other version, and those that are too many, as whoever began it wanted.
+    let pods = before.pods_of_group(&pod.job, &pod.group).filter(|pod| pod.is_wanted()).count();
+    let is_too_many = group.is_some_and(|group| pods > group.count as usize);
+    let is_other = revision.changer == "deploy" && (is_too_many || !is_of_the_text(after, pod));
+    if group.filter(is_pet).is_none() || is_dead || is_other {
         return Ok(());
     }
     Err(format!("{} is a pet, and was replaced although nobody says that its node is dead", pod.id))
+}
+
+/// Whether a pod has the tasks that the text in force says.
+fn is_of_the_text(state: &State, pod: &Pod) -> bool {
+    let tasks = |job: &Job| job.groups.get(&pod.group).map(|group| group.tasks.clone());
+    let own = state.job_record(&pod.job).and_then(|record| record.versions.get(&pod.job_version));
+    own.is_some_and(|own| state.job(&pod.job).is_some_and(|text| tasks(own) == tasks(text)))
 }
 
 /// Only an operator says that a node is dead.

@@ -39,6 +39,8 @@ pub(super) struct Renewer {
     /// When each number was sent that has no grant yet.
     sent: BTreeMap<u64, Moment>,
     heard: Moment,
+    /// The node is taken down: it is not renewed any more.
+    is_given_back: bool,
     /// Until when, and in which term.
     granted: Option<(Moment, u64)>,
 }
@@ -46,7 +48,11 @@ pub(super) struct Renewer {
 impl Renewer {
     pub(super) fn new() -> Renewer {
         let (sent, heard) = (BTreeMap::new(), Moment::default());
-        Renewer { stream: None, period: RETRY, number: 0, sent, heard, granted: None }
+        Renewer { stream: None, period: RETRY, number: 0, sent, heard, is_given_back: false, granted: None }
+    }
+
+    pub(super) fn give_back(&mut self) {
+        self.is_given_back = true;
     }
 }
 
@@ -69,7 +75,7 @@ impl Machine {
     pub(super) fn renew(&mut self, stream: StreamId, shared: &mut Shared) {
         let now = self.clock.moment(shared.now);
         let lease = &mut self.agent_mut().lease;
-        if lease.stream != Some(stream) {
+        if lease.stream != Some(stream) || lease.is_given_back {
             return;
         }
         if now - lease.heard > SILENCE_MAX {
@@ -158,7 +164,7 @@ impl Machine {
         let followed = agent.roster.assignment().term_of_singletons();
         if let Some((until, term)) = agent.lease.granted {
             let until = if never_ends { until + LEASE * 10 } else { until };
-            self.lease_file = (followed == Some(term)).then_some(until);
+            self.lease_file = (followed == Some(term) && !agent.lease.is_given_back).then_some(until);
         }
     }
 

@@ -7,6 +7,7 @@ use crate::{
     Broken,
     assignment::{PodRecord, Task},
     clock::ms,
+    deploy::BAD,
     pod_state::{Action, Event},
     roster::Duty,
     shared::{AgentDue, Shared},
@@ -103,8 +104,19 @@ impl Machine {
         keeper.has_begun = true;
         let record = keeper.record.clone();
         self.run(pod, &record, shared);
+        if shared.faulty && is_bad(&record.tasks) {
+            let wait = shared.between(20, 1_500);
+            self.plan(shared, wait, AgentDue::Fail(pod.to_owned()));
+        }
         let status = self.status(pod, TaskState::Running);
         self.happen(pod, Event::Status(status), shared);
+    }
+
+    /// A task of a version that fails ends.
+    pub(super) fn fail_by_itself(&mut self, pod: &str, shared: &mut Shared) {
+        if shared.faulty && self.processes.get(pod).is_some_and(|process| is_bad(&process.tasks)) {
+            self.lose_process(pod, false, shared);
+        }
     }
 
     /// Starts the pod's tasks, adopts those that run, or restarts them in place when they are others.
@@ -160,7 +172,7 @@ impl Machine {
         if supervisor {
             self.processes.remove(pod);
         }
-        let Some(agent) = &mut self.agent else { return };
+        let Some(agent) = self.agent.as_mut().filter(|agent| !agent.is_leaving) else { return };
         let Some(keeper) = agent.keepers.get(pod).filter(|keeper| keeper.has_begun && !keeper.stops) else {
             return;
         };
@@ -182,4 +194,8 @@ impl Machine {
         let tasks = process.tasks.iter().map(|task| (task.name.clone(), one.clone())).collect();
         Status { tasks, ..Status::default() }
     }
+}
+
+fn is_bad(tasks: &[Task]) -> bool {
+    tasks.iter().any(|task| task.exec.first().is_some_and(|program| program == BAD))
 }

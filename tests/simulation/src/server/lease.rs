@@ -27,7 +27,9 @@ pub(super) struct Holder {
 impl Server {
     pub(super) fn hold(&mut self, stream: StreamId, node: String) {
         let process = self.process_mut();
-        process.leases_held.insert(node.clone(), stream);
+        // The stream before it is read no more.
+        let before = process.leases_held.insert(node.clone(), stream);
+        before.into_iter().for_each(|before| drop(process.holders.remove(&before)));
         process.holders.insert(stream, Holder { node, is_returning: false });
     }
 
@@ -39,6 +41,17 @@ impl Server {
         process.leases.ended(&holder.node, now);
         if process.leases_held.get(&holder.node) == Some(&stream) {
             process.leases_held.remove(&holder.node);
+        }
+    }
+
+    /// The node is taken down: renewals that are on their way would bring it back.
+    pub(super) fn give_back(&mut self, node: &str, shared: &Shared) {
+        if shared.is_broken(Broken::RenewsAfterLeaving) {
+            return;
+        }
+        let process = self.process_mut();
+        if let Some(stream) = process.leases_held.remove(node) {
+            process.holders.remove(&stream);
         }
     }
 

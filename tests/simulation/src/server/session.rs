@@ -34,6 +34,7 @@ pub(super) struct Session {
     has_lagged: bool,
     is_telling: bool,
     is_writing: bool,
+    is_leaving: bool,
 }
 
 /// What is being written down of an inbox.
@@ -57,6 +58,7 @@ impl Server {
             has_lagged: false,
             is_telling: false,
             is_writing: false,
+            is_leaving: false,
         };
         process.sessions.insert(stream, session);
         let hello = misheard(hello, shared);
@@ -94,6 +96,7 @@ impl Server {
             Some(Report::Conflict(conflict)) => {
                 session.inbox.conflict(convert::conflict(conflict).expect("a conflict is well formed"))
             }
+            Some(Report::Leaving(_)) => return self.hear_leaving(stream, shared),
             other => return shared.wrong(format!("the server was told {other:?}")),
         };
         if let Err(full) = taken {
@@ -103,6 +106,18 @@ impl Server {
             session.inbox.returned();
         }
         self.write_down(stream, shared);
+    }
+
+    /// The node is taken down. What it has said before counts no more: it would bring the node back.
+    fn hear_leaving(&mut self, stream: StreamId, shared: &mut Shared) {
+        let Some(session) = self.process_mut().sessions.get_mut(&stream) else { return };
+        session.inbox.take();
+        session.is_leaving = true;
+        let node = session.node.clone();
+        self.process_mut().places.remove(&node);
+        self.give_back(&node, shared);
+        let event = Event::NodeLeaving(node.clone());
+        self.ask(Request { event, origin: origin(&node), then: Then::Left(stream) }, shared);
     }
 
     pub(super) fn write_down(&mut self, stream: StreamId, shared: &mut Shared) {
@@ -116,7 +131,8 @@ impl Server {
     }
 
     fn write_next(&mut self, stream: StreamId, mut writing: Writing, shared: &mut Shared) {
-        let Some(session) = self.process_mut().sessions.get_mut(&stream) else { return };
+        let session = self.process_mut().sessions.get_mut(&stream);
+        let Some(session) = session.filter(|session| !session.is_leaving) else { return };
         match writing.rest.pop_front() {
             Some(event) => {
                 let origin = origin(&session.node);
