@@ -142,7 +142,12 @@ impl Writer {
 
     fn write(&mut self, batch: Vec<Request>) {
         self.recover();
-        match self.bring_about(&batch) {
+        // What the store holds is not known: what seems to change nothing may be what puts the last word right.
+        let outcomes = match &self.failed {
+            Some((error, _)) => Err(error.clone()),
+            None => self.bring_about(&batch),
+        };
+        match outcomes {
             Ok(outcomes) => self.tell(batch, outcomes),
             Err(error) => {
                 for request in batch {

@@ -41,9 +41,9 @@ async fn a_failed_commit_changes_nothing_and_later_ones_work_when_the_store_does
     assert_eq!(*hub.state(), *before);
     let error = apply(&hub, "c").await.unwrap_err();
     assert!(matches!(error, WriteError::Store(_)), "it is left alone for a while: {error}");
-    assert!(!apply(&hub, "a").await.unwrap().changed, "what changes nothing needs no store");
 
     tokio::time::sleep(RECOVER_INTERVAL).await;
+    assert!(!apply(&hub, "a").await.unwrap().changed, "what changes nothing needs no disk");
     apply(&hub, "d").await.unwrap();
     assert_eq!(jobs(&hub), ["a", "d"]);
     assert_eq!(store.load().unwrap().0, hub.state().revision());
@@ -62,6 +62,19 @@ async fn a_revision_that_reached_the_store_although_its_commit_failed_is_taken_o
     let seen = [revisions.recv().await.unwrap().revision, revisions.recv().await.unwrap().revision];
     assert_eq!(seen, [2, 3], "watchers miss none");
     assert_eq!(store.load().unwrap().0, 3);
+}
+
+#[tokio::test]
+async fn what_seems_to_change_nothing_is_not_answered_while_a_failed_commit_may_have_reached_the_store() {
+    let (hub, store) = hub();
+    apply(&hub, "a").await.unwrap();
+    store.next(Next::Fails { written: true });
+    hub.write(scheduler(), Event::DeleteJob("a".to_owned())).await.unwrap_err();
+    let error = apply(&hub, "a").await.unwrap_err();
+    assert!(matches!(error, WriteError::Store(_)), "the store may have deleted it: {error}");
+    tokio::time::sleep(RECOVER_INTERVAL).await;
+    assert!(apply(&hub, "a").await.unwrap().changed, "it had");
+    assert_eq!(jobs(&hub), ["a"]);
 }
 
 #[tokio::test]

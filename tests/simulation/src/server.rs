@@ -297,6 +297,11 @@ impl Server {
         let lease_runs = |node: &str| leases.runs(node, now);
         let mut surroundings =
             Surroundings { context: Context { wall, rng, is_watched: &is_watched }, lease_runs: &lease_runs };
+        if *failed {
+            // What is on the disk is not known yet.
+            batch.into_iter().for_each(|request| self.answer(request.then, Answer::Store, shared));
+            return self.write(shared);
+        }
         let events: Vec<_> = batch.iter().map(|request| (&request.event, &request.origin)).collect();
         let unwell = unwell(&events);
         let mut revisions = Vec::new();
