@@ -161,7 +161,7 @@ impl Writer {
     fn bring_about(&mut self, batch: &[Request]) -> Result<Vec<Outcome>, Arc<StoreError>> {
         let Writer { hub, state, rng, failed } = self;
         let events: Vec<_> = batch.iter().map(|request| (&request.event, &request.origin)).collect();
-        let is_watched = |pod: &_| hub.drains().is_watched(pod);
+        let is_watched = |pod: &_| hub.drains().is_watched(pod, hub.clock.now());
         let lease_runs = |node: &str| hub.leases().runs(node, hub.clock.now());
         let context = Context { wall: hub.clock.wall(), rng, is_watched: &is_watched };
         let mut surroundings = Surroundings { context, lease_runs: &lease_runs };

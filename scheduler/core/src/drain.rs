@@ -15,6 +15,9 @@ use crate::{
 /// How long a pod waits for load balancers before it is stopped.
 pub const DRAIN_MAX: Duration = Duration::from_secs(2);
 
+/// How long after a server's start its balancers may take to come back. Until then every pod may have one.
+pub const RETURN_MAX: Duration = Duration::from_secs(6);
+
 /// Names one subscription.
 pub type SubscriberId = u64;
 
@@ -24,6 +27,8 @@ pub struct Drains {
     next: SubscriberId,
     subscribers: BTreeMap<SubscriberId, Subscriber>,
     waiting: BTreeMap<PodId, Waiting>,
+    /// When the subscribers from before a restart are back.
+    all_back: Moment,
 }
 
 #[derive(Clone, Debug)]
@@ -42,10 +47,13 @@ struct Waiting {
 }
 
 impl Drains {
-    /// Those that terminate when a server starts wait for their deadline: their subscribers are not back yet.
+    /// Those that terminate when a server starts, or soon after, wait for their deadline: their subscribers are not back
+    /// yet.
     #[must_use]
     pub fn resume(state: &State, now: Moment) -> Drains {
-        let mut drains = Drains::default();
+        // Without pods there was nothing to send anybody.
+        let all_back = if state.pods().is_empty() { now } else { now + RETURN_MAX };
+        let mut drains = Drains { all_back, ..Drains::default() };
         for pod in state.pods().values().filter(|pod| waits(pod)) {
             drains.wait(pod, state.revision(), now, true);
         }
@@ -71,10 +79,10 @@ impl Drains {
         self.subscribers.remove(&id);
     }
 
-    /// Whether anybody would have to be told that `pod` terminates.
+    /// Whether anybody would have to be told that `pod` terminates, as far as is known.
     #[must_use]
-    pub fn is_watched(&self, pod: &Pod) -> bool {
-        self.subscribers.values().any(|subscriber| subscriber.selector.selects(pod))
+    pub fn is_watched(&self, pod: &Pod, now: Moment) -> bool {
+        now < self.all_back || self.subscribers.values().any(|subscriber| subscriber.selector.selects(pod))
     }
 
     /// Notes which pods a committed revision lets wait, and which no longer.
@@ -82,7 +90,9 @@ impl Drains {
         for change in &revision.changes {
             let Key::Pod(id) = &change.key else { continue };
             match &change.new {
-                Some(Value::Pod(pod)) if waits(pod) => self.wait(pod, revision.revision, now, false),
+                Some(Value::Pod(pod)) if waits(pod) => {
+                    self.wait(pod, revision.revision, now, now < self.all_back)
+                }
                 _ => drop(self.waiting.remove(id)),
             }
         }
@@ -160,6 +170,16 @@ mod tests {
         let drains = Drains::resume(&State::load(7, values), at(0));
         assert_eq!(drains.finished(at(1)), []);
         assert_eq!(drains.finished(at(0) + DRAIN_MAX), [id()]);
+    }
+
+    #[test]
+    fn soon_after_a_restart_every_pod_may_have_a_balancer_that_is_not_back() {
+        let values = [(Key::Pod(id()), Value::Pod(Arc::new(pod(true))))];
+        let mut drains = Drains::resume(&State::load(7, values), at(0));
+        assert!(drains.is_watched(&pod(false), at(5)));
+        drains.committed(&terminates(8, false), at(5));
+        assert_eq!((drains.finished(at(6)), drains.finished(at(7))), (vec![], vec![id()]));
+        assert!(!drains.is_watched(&pod(false), at(0) + RETURN_MAX));
     }
 
     fn selector(text: &str) -> Selector {

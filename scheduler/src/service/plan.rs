@@ -38,7 +38,7 @@ pub(super) async fn plan(
 fn on_a_copy(hub: &Hub, changer: String, jobs: &[Job]) -> Result<v1::PlanJobsResponse, Status> {
     let state = hub.state();
     let mut rng = StdRng::from_rng(&mut rand::rng());
-    let is_watched = |pod: &_| hub.drains().is_watched(pod);
+    let is_watched = |pod: &_| hub.drains().is_watched(pod, hub.clock.now());
     let mut context = Context { wall: hub.clock.wall(), rng: &mut rng, is_watched: &is_watched };
     let origin = Origin { changer, message: String::new() };
     let planned = plan::plan(&state, jobs, &origin, &mut context);

@@ -293,7 +293,7 @@ impl Server {
         let batch: Vec<Request> = process.queue.drain(..waiting).collect();
         let (now, wall) = (clock.moment(shared.now), clock.wall(shared.now));
         let Process { state, leases, drains, rng, failed, .. } = process;
-        let is_watched = |pod: &_| drains.is_watched(pod);
+        let is_watched = |pod: &_| drains.is_watched(pod, now);
         let lease_runs = |node: &str| leases.runs(node, now);
         let mut surroundings =
             Surroundings { context: Context { wall, rng, is_watched: &is_watched }, lease_runs: &lease_runs };
