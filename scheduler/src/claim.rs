@@ -12,7 +12,7 @@ pub(crate) fn claim(hub: &Hub, node: &str, by: Claimant<'_>) -> Result<(), Statu
     match taken {
         Ok(Taken::Again) => {}
         Ok(Taken::Anew) => {
-            info!(%node, machine = by.machine, "another machine, or another boot of it, speaks for the node");
+            info!(%node, machine = by.machine, "this machine speaks for the node from now on");
             hub.sessions.end(node);
             hub.lease_streams.end(node);
         }

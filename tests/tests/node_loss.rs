@@ -218,10 +218,8 @@ fn copied(testbed: &Testbed) -> Result<()> {
         testbed
             .run_in("n3", &["cp", "-a", &from.to_string_lossy(), &copy.dir().to_string_lossy()])
             .success()?;
-        let started = Instant::now();
         first.start_until_ready()?;
         wait_until(SOON, "n2 is attached", || shown(testbed, "n2").contains("(attached"))?;
-        ensure!(started.elapsed() < scaled(LEASE), "it took {:?}", started.elapsed());
         ensure!(!first.log().contains("served, at"), "{}", first.log());
         Ok(())
     })?;
