@@ -328,7 +328,7 @@ impl Agent {
     /// Whether what runs here was started by this agent without the server's word, and the server says that the node's
     /// pods run elsewhere.
     fn must_give_up(&self) -> bool {
-        self.is_alone && self.taken_for_copy.as_ref().is_some_and(Refused::is_sure)
+        self.is_alone && !self.is_held && self.taken_for_copy.as_ref().is_some_and(Refused::is_sure)
     }
 
     /// Ends the pods of a copy that has booted where it heard of no server.

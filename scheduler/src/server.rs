@@ -71,6 +71,7 @@ pub enum StoreChoice {
 pub(crate) struct Sockets {
     pub(crate) listeners: Vec<TcpListener>,
     pub(crate) socket: UnixListener,
+    pub(crate) socket_file: SocketFile,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) servers: Vec<String>,
 }
@@ -86,15 +87,23 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     check(&config)?;
     let clock = Clock::start();
-    let result = match &config.store {
+    match &config.store {
         StoreChoice::Local => alone(&config, clock, shutdown, ready).await,
         StoreChoice::Etcd(location) => {
             let sockets = listen(&config).await?;
             several::run(&config, location, clock, sockets, shutdown, ready).await
         }
-    };
-    let _ = fs::remove_file(&config.socket);
-    result
+    }
+}
+
+/// The file of the Unix socket, gone with the server that made it: another's is left alone.
+pub(crate) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // One that is left behind is replaced by the next start.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// The one server of its store.
@@ -106,7 +115,7 @@ async fn alone(
 ) -> anyhow::Result<()> {
     let opened = founding::open(&config.state_dir, config.pod_ipv4, clock).await?;
     tell_damage(opened.store.as_ref());
-    let Sockets { listeners, socket, addresses, servers } = listen(config).await?;
+    let Sockets { listeners, socket, socket_file: _kept, addresses, servers } = listen(config).await?;
     let audit = Arc::new(Audit::open(&config.state_dir, clock));
     let (_servers, all_servers) = watch::channel(servers);
     let (mut term, inlets) = Term::start(opened, &audit, config, clock, all_servers)?;
@@ -155,5 +164,6 @@ async fn listen(config: &ServerConfig) -> anyhow::Result<Sockets> {
     let socket = net::bind_unix(&config.socket)?;
     let servers =
         if config.advertise.is_empty() { net::advertised(&addresses) } else { config.advertise.clone() };
-    Ok(Sockets { listeners, socket, addresses, servers })
+    let socket_file = SocketFile(config.socket.clone());
+    Ok(Sockets { listeners, socket, socket_file, addresses, servers })
 }

@@ -78,7 +78,7 @@ pub(crate) async fn run(
     };
     let (mode, is_mode) = watch::channel(Mode::Nobody("the server starts".to_owned()));
     let (sorry, _sorry) = sorry::serve(&shared.pki(clock)?, is_mode)?;
-    let Sockets { listeners, socket, addresses, servers: own } = sockets;
+    let Sockets { listeners, socket, socket_file: _kept, addresses, servers: own } = sockets;
     let front = Front::start(listeners, socket, mode, &sorry);
     let (tell_servers, servers) = watch::channel(own.clone());
     let mut tasks = JoinSet::new();

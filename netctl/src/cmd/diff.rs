@@ -124,11 +124,19 @@ async fn side(client: &Client, at: &JobAt) -> anyhow::Result<Side> {
     })
 }
 
+/// Whether a viewer is not shown all of it.
+fn hides(job: &Job) -> bool {
+    let tasks = job.groups.values().flat_map(|group| group.tasks.values());
+    tasks.flat_map(|task| task.env.values()).any(|value| value == "(hidden)")
+}
+
 fn versions(old: Side, new: Side, format: Format) -> anyhow::Result<()> {
     if format == Format::Table {
         let lines = version_lines(&old, &new)?;
         if lines.is_empty() {
-            print::note(format!("{}@{} and {}@{} are equal", old.job, old.version, new.job, new.version));
+            let hidden = if hides(&old.text) { ", but for what is hidden from viewers" } else { "" };
+            let (job, version) = (&old.job, old.version);
+            print::note(format!("{job}@{version} and {}@{} are equal{hidden}", new.job, new.version));
         }
         return print::to_stdout(|out| Ok(print::lines(out, lines.iter().map(String::as_str))?));
     }

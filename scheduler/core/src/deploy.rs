@@ -52,6 +52,9 @@ pub struct Deploy {
     pub step: usize,
     /// How it is with that.
     pub stage: Stage,
+    /// The new pods of the step have shown that they do well, and others have stopped for them.
+    #[serde(default)]
+    pub proven: bool,
     /// How often the stage has changed: what was decided for another is late.
     pub moves: u64,
     /// How often a step has failed since somebody began or resumed it.
@@ -229,7 +232,7 @@ impl Deploy {
         let Some(step) = step else { return rollout };
         let rollout = Rollout { percent_next: step.percent, ..rollout };
         match step.form {
-            Form::Split if self.stage == Stage::Growing => {
+            Form::Split if !self.proven && self.stage != Stage::Waiting => {
                 let before = self.step.checked_sub(1).and_then(|step| steps.get(step));
                 let percent_previous = Some(100 - before.map_or(0, |before| before.percent));
                 Rollout { percent_previous, ..rollout }
@@ -244,8 +247,12 @@ impl Deploy {
     #[must_use]
     pub fn first_stage(&self, step: usize) -> Stage {
         let form = |step: usize| self.schedule.steps.get(step).map(|step| step.form);
-        let grows = form(step) == Some(Form::Split)
-            && step.checked_sub(1).and_then(form).is_none_or(|form| form == Form::Split);
+        let after_switch = step.checked_sub(1).and_then(form) == Some(Form::Switched);
+        let grows = match form(step) {
+            Some(Form::Split) => !after_switch,
+            Some(Form::Standby) => true,
+            Some(Form::Switched) | None => false,
+        };
         if grows { Stage::Growing } else { Stage::Watching }
     }
 

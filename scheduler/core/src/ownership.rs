@@ -61,8 +61,8 @@ const CLAIMS: &[(Owner, Claims)] = &[
             (
                 "deploy",
                 &[
-                    "id", "previous", "groups", "step", "stage", "moves", "failures", "faults", "reason",
-                    "begun", "ended",
+                    "id", "previous", "groups", "step", "stage", "proven", "moves", "failures", "faults",
+                    "reason", "begun", "ended",
                 ],
             ),
             ("counters", &["pods_made"]),

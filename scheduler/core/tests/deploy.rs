@@ -130,6 +130,33 @@ fn a_server_that_is_started_anew_goes_on_and_waits_anew() {
 }
 
 #[test]
+fn one_that_is_left_as_it_is_keeps_the_pods_that_were_there() {
+    let mut run = Run::new(4);
+    run.bad.insert(2, Some(Duration::from_secs(3)));
+    let before: Vec<_> = run.pods().map(|pod| pod.id.clone()).collect();
+    let hold =
+        Schedule { retries: 0, on_failure: OnFailure::Hold, ..schedule(Strategy::AllAtOnce, Pause::None) };
+    run.deploy(hold).unwrap();
+    run.until(Stage::Stuck, 60);
+    (0..200).for_each(|_| run.tick());
+    let old: Vec<_> = run.pods().filter(|pod| pod.job_version == 1).map(|pod| pod.id.clone()).collect();
+    assert_eq!(old, before);
+    // Its reason outlives the job.
+    run.world.event("user:alice", Event::DeleteJob("shop".to_owned())).unwrap();
+    assert_eq!(run.deploy_of().stage, Stage::GaveUp);
+}
+
+#[test]
+fn after_a_switch_also_an_order_to_go_back_at_once_switches() {
+    let mut run = Run::new(2);
+    run.deploy(schedule(Strategy::BlueGreen, Pause::Hold)).unwrap();
+    run.until(Stage::Held, 60);
+    run.order(Order::Abort { now: true }).unwrap();
+    assert_eq!(run.pods().filter(|pod| pod.serves() && pod.job_version == 1).count(), 2);
+    run.until(Stage::Aborted, 5);
+}
+
+#[test]
 fn a_failure_from_before_somebody_resumed_is_not_held_against_it() {
     let mut run = Run::new(2);
     run.bad.insert(2, Some(Duration::from_secs(2)));

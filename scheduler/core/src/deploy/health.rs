@@ -135,8 +135,10 @@ impl Side<'_> {
         if running < self.wanted {
             let (group, wanted) = (self.group, self.wanted);
             let late = self.new.iter().find(|pod| pod.phase != PodPhase::Running);
-            let late = late.map(|pod| format!("; {} is {}: {}", pod.id, pod.phase, pod.message));
-            let late = late.unwrap_or_default();
+            let late = late.map_or(String::new(), |pod| {
+                let why = if pod.message.is_empty() { String::new() } else { format!(": {}", pod.message) };
+                format!("; {} is {}{why}", pod.id, pod.phase)
+            });
             return Some(format!("{running} of {wanted} pods of {group} run in version {version}{late}"));
         }
         let surplus = self.others.saturating_sub(self.others_wanted) + self.new.len() - self.wanted;

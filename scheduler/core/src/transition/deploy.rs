@@ -44,6 +44,7 @@ pub(super) fn begin(
         groups,
         step: 0,
         stage: Stage::Watching,
+        proven: false,
         moves: 0,
         failures: 0,
         faults: Default::default(),
@@ -53,7 +54,7 @@ pub(super) fn begin(
         begun: context.wall,
         ended: None,
     };
-    let deploy = Deploy { stage: deploy.first_stage(0), ..deploy };
+    let deploy = at_step(deploy, 0);
     let in_force = deploy.text_in_force(&before);
     in_force.validate()?;
     forget_ended(draft, &text.job);
@@ -72,8 +73,15 @@ pub(super) fn check_free(draft: &Draft<'_>, job: &str) -> Result<(), DeployError
     })
 }
 
-/// With a job go its deploys, but for those that gave up and that nobody has looked at.
-pub(super) fn forget_job(draft: &mut Draft<'_>, job: &str) {
+/// With a job go its deploys, but for those that failed and that nobody has looked at.
+pub(super) fn forget_job(draft: &mut Draft<'_>, job: &str, context: &Context<'_>) {
+    let failed = |deploy: &Deploy| {
+        !deploy.aborted && matches!(deploy.stage, Stage::Waiting | Stage::Stuck | Stage::GoingBack)
+    };
+    let deploys: Vec<_> = deploy::of_job(draft.deploys(), job).cloned().collect();
+    for deploy in deploys.into_iter().filter(|deploy| failed(deploy)) {
+        end(draft, Deploy { stage: Stage::GaveUp, ..Deploy::clone(&deploy) }, context);
+    }
     forget(draft, job, |deploy| deploy.stage != Stage::GaveUp);
 }
 
@@ -148,7 +156,13 @@ fn resume(
 fn again(deploy: Deploy) -> Deploy {
     let left = deploy.stage == Stage::Waiting && deploy.schedule.steps[deploy.step].form == Form::Switched;
     let step = deploy.step - usize::from(left);
-    Deploy { step, stage: deploy.first_stage(step), reason: String::new(), ..deploy }
+    at_step(Deploy { reason: String::new(), ..deploy }, step)
+}
+
+/// The beginning of a step.
+fn at_step(deploy: Deploy, step: usize) -> Deploy {
+    let stage = deploy.first_stage(step);
+    Deploy { step, stage, proven: stage != Stage::Growing, ..deploy }
 }
 
 fn abort(
@@ -163,7 +177,9 @@ fn abort(
         Stage::GoingBack => deploy,
         _ => Deploy { aborted: true, reason: format!("{changer} aborted it"), ..deploy },
     };
-    if now {
+    // Pods that stand by are the fastest way back.
+    let form = back.schedule.steps[back.step].form;
+    if now && (back.stage == Stage::GoingBack || form == Form::Split) {
         return Ok(end_back(draft, back, changer, context));
     }
     let message = format!("deploy {} aborted", back.id);
@@ -172,9 +188,9 @@ fn abort(
 
 fn passed(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Context<'_>) -> Step {
     if deploy.stage == Stage::Growing {
-        let message =
-            format!("deploy {}: the new pods do well, others stop: {}", deploy.id, step_words(&deploy));
-        return enter(draft, Deploy { stage: Stage::Watching, ..deploy }, message, changer, context);
+        let message = format!("deploy {}: the new pods do well: {}", deploy.id, step_words(&deploy));
+        let proven = Deploy { stage: Stage::Watching, proven: true, ..deploy };
+        return enter(draft, proven, message, changer, context);
     }
     if deploy.schedule.steps[deploy.step].pause == Pause::Hold {
         let message = format!("deploy {} is held: {}", deploy.id, step_words(&deploy));
@@ -188,8 +204,8 @@ fn passed(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Co
 fn go_on(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Context<'_>) -> Step {
     let deploy = Deploy { reason: String::new(), ..deploy };
     if deploy.step + 1 < deploy.schedule.steps.len() {
-        let (step, stage) = (deploy.step + 1, deploy.first_stage(deploy.step + 1));
-        let next = Deploy { step, stage, ..deploy };
+        let step = deploy.step + 1;
+        let next = at_step(deploy, step);
         let message = format!("deploy {}: {}", next.id, step_words(&next));
         return enter(draft, next, message, changer, context);
     }
@@ -319,7 +335,9 @@ fn distinct(
     let mut steps: Vec<deploy::Step> = Vec::new();
     for step in &schedule.steps {
         let is_like = |last: &deploy::Step| {
-            last.pause == Pause::None && last.form == step.form && pods(last) == pods(step)
+            let waits_less =
+                last.pause == Pause::None || (last.pause == step.pause && step.pause != Pause::Hold);
+            waits_less && last.form == step.form && pods(last) == pods(step)
         };
         if steps.last().is_some_and(is_like) {
             steps.pop();

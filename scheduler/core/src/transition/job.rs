@@ -74,7 +74,7 @@ pub(super) fn delete(
     let (applied, changer) = (context.wall, changer.to_owned());
     draft.put_job(name, JobRecord { removed: true, applied, changer, ..record });
     job.groups.keys().for_each(|group| draft.put(Key::Failures(format!("{name}/{group}")), None));
-    deploy::forget_job(draft, name);
+    deploy::forget_job(draft, name, context);
     Ok(Step { message: format!("job {name} deleted"), replan: true })
 }
 
