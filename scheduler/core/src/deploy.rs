@@ -248,11 +248,7 @@ impl Deploy {
     pub fn first_stage(&self, step: usize) -> Stage {
         let form = |step: usize| self.schedule.steps.get(step).map(|step| step.form);
         let after_switch = step.checked_sub(1).and_then(form) == Some(Form::Switched);
-        let grows = match form(step) {
-            Some(Form::Split) => !after_switch,
-            Some(Form::Standby) => true,
-            Some(Form::Switched) | None => false,
-        };
+        let grows = form(step) == Some(Form::Split) && !after_switch;
         if grows { Stage::Growing } else { Stage::Watching }
     }
 

@@ -69,7 +69,7 @@ fn of(value: &Option<Value>) -> Option<&Deploy> {
     }
 }
 
-/// Unacknowledged a deploy goes with its job, or for the job's next one; one that gave up does not.
+/// Unacknowledged a deploy goes with its job, or for the job's next one; one that gave up, or had failed, does not.
 fn may_be_forgotten(after: &State, old: &Deploy) -> Result<(), String> {
     let job = &old.id.job;
     let is_removed = after.job_record(job).is_none_or(|record| record.removed);
@@ -77,6 +77,7 @@ fn may_be_forgotten(after: &State, old: &Deploy) -> Result<(), String> {
     let is_followed = others.any(|other| other.id > old.id && !other.stage.is_end());
     let is_right = match old.stage {
         Stage::GaveUp => false,
+        Stage::Waiting | Stage::Stuck | Stage::GoingBack if !old.aborted => false,
         stage => is_removed || stage.is_end() && is_followed,
     };
     if is_right { Ok(()) } else { Err(format!("deploy {}, which {}, vanishes", old.id, old.stage)) }
@@ -86,6 +87,11 @@ fn may_be_forgotten(after: &State, old: &Deploy) -> Result<(), String> {
 fn ends_as_it_says(after: &State, new: &Deploy) -> Result<(), String> {
     let id = &new.id;
     let record = after.job_record(&id.job).ok_or_else(|| format!("the job of deploy {id} is not there"))?;
+    if record.removed {
+        // It had failed when its job went, and is kept for that.
+        let is_kept = new.stage == Stage::GaveUp && !new.aborted && new.ended.is_some();
+        return if is_kept { Ok(()) } else { Err(format!("deploy {id} {}, and its job is gone", new.stage)) };
+    }
     let previous = new.before(record).map(AsRef::as_ref);
     let wanted = if new.stage == Stage::Promoted { Some(new.text.as_ref()) } else { previous };
     let is_told = new.stage == Stage::Promoted || record.equals == Some(new.previous);
