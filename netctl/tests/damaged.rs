@@ -100,6 +100,13 @@ fn hurt(file: &Path, text: &str) -> Vec<u8> {
     bytes
 }
 
+/// `netctl server restore` into a new folder.
+fn restore(backup: &Path, dir: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netctl"));
+    command.args(["server", "restore"]).arg(backup).arg("--state-dir").arg(dir.join("state"));
+    command.args(more).output().unwrap()
+}
+
 #[test]
 fn a_server_with_a_damaged_file_says_so_shows_what_is_true_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -149,14 +156,9 @@ fn a_server_with_a_damaged_file_says_so_shows_what_is_true_and_changes_nothing()
 
     // What there is makes a cluster again, when somebody says so.
     let other = tempfile::tempdir().unwrap();
-    let restore = |more: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_netctl"));
-        command.args(["server", "restore"]).arg(&backup).arg("--state-dir").arg(other.path().join("state"));
-        command.args(more).output().unwrap()
-    };
-    let refused = String::from_utf8(restore(&[]).stderr).unwrap();
+    let refused = String::from_utf8(restore(&backup, other.path(), &[]).stderr).unwrap();
     assert!(refused.contains("is not a whole backup") && refused.contains("--incomplete"), "{refused}");
-    let restored = restore(&["--incomplete"]);
+    let restored = restore(&backup, other.path(), &["--incomplete"]);
     assert!(restored.status.success(), "{restored:?}");
     assert!(String::from_utf8(restored.stdout).unwrap().contains("  missing: current: the page"));
     let server = Server::start(other.path());
@@ -195,13 +197,7 @@ fn what_even_the_history_does_not_know_is_said_to_be_unreadable() {
     server.end();
     assert!(fs::read(&file).unwrap() == bytes, "the file was changed");
     let other = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_netctl"))
-        .args(["server", "restore", "--incomplete"])
-        .arg(&backup)
-        .arg("--state-dir")
-        .arg(other.path().join("state"))
-        .output()
-        .unwrap();
+    let output = restore(&backup, other.path(), &["--incomplete"]);
     let refused = String::from_utf8(output.stderr).unwrap();
     assert!(refused.contains("lacks the record `cluster`"), "{refused}");
     assert!(!other.path().join("state/server.redb").exists());

@@ -40,6 +40,11 @@ impl TakenForCopy {
         let lease = lease_ms.map_or(LEASE_DEFAULT, Duration::from_millis).min(LEASE_MAX);
         (taken == hextet_api::TAKEN_MACHINE).then(|| TakenForCopy { why: status.message().to_owned(), lease })
     }
+
+    /// From when on a machine that is refused for the first time `now` is surely a copy.
+    fn sure(&self, now: Instant) -> Instant {
+        now + self.lease + SLACK
+    }
 }
 
 /// How often a stream is asked for while the server refuses it.
@@ -51,7 +56,7 @@ pub(crate) struct Pace {
 impl Pace {
     /// Was refused: so long until the next attempt.
     pub(crate) fn refused(&mut self, copy: &TakenForCopy, now: Instant) -> Duration {
-        let sure = *self.sure.get_or_insert(now + copy.lease + SLACK);
+        let sure = *self.sure.get_or_insert_with(|| copy.sure(now));
         if now < sure { RETRY } else { RETRY_OF_COPY }
     }
 
@@ -74,7 +79,7 @@ pub(crate) struct Refused {
 impl Refused {
     /// The first word or another.
     pub(crate) fn again(before: Option<Refused>, copy: TakenForCopy, now: Instant) -> Refused {
-        let sure = before.map_or(now + copy.lease + SLACK, |before| before.sure);
+        let sure = before.map_or_else(|| copy.sure(now), |before| before.sure);
         Refused { why: copy.why, sure, last: now }
     }
 

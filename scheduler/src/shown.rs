@@ -5,14 +5,11 @@
 use hextet_api::v1;
 use scheduler_core::{
     change::Key,
-    history::{Secrecy, secrecy},
+    history::{HIDDEN, Secrecy, secrecy},
     token::Level,
 };
 
 use crate::identity::Identity;
-
-/// What is seen in the place of a secret.
-const HIDDEN: &str = "(hidden)";
 
 /// How much a caller is shown.
 #[derive(Clone, Copy, Debug)]

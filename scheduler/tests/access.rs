@@ -260,20 +260,25 @@ async fn changes_and_refusals_are_in_the_audit_and_secrets_are_not() {
     assert!(lines[0]["revision"].as_u64().is_some());
 }
 
-#[tokio::test]
-async fn a_viewer_sees_which_environment_variables_there_are_and_not_what_they_hold() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path()).await;
+/// Job `j`, with a secret in the environment of its one task.
+async fn apply_with_password(server: &TestServer, group: &str) {
     let task = v1::Task {
         name: "t".to_owned(),
         exec: vec!["/bin/t".to_owned()],
         env: [("PASSWORD".to_owned(), "open sesame".to_owned())].into(),
         ..v1::Task::default()
     };
-    let group = v1::Group { name: "g".to_owned(), count: 1, tasks: vec![task], ..v1::Group::default() };
+    let group = v1::Group { name: group.to_owned(), count: 1, tasks: vec![task], ..v1::Group::default() };
     let job = v1::Job { name: "j".to_owned(), groups: vec![group], ..v1::Job::default() };
     let request = v1::ApplyJobRequest { job: Some(job), message: String::new() };
     server.local().await.apply_job(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_viewer_sees_which_environment_variables_there_are_and_not_what_they_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    apply_with_password(&server, "g").await;
     for (role, sees) in [(v1::TokenRole::Viewer, "(hidden)"), (v1::TokenRole::Operator, "open sesame")] {
         let credentials = enroll(&server.token(role, "bob", "").await, "", 0).await;
         let mut client = ClusterClient::new(connect::mutual_tls(&credentials).await.unwrap());
@@ -292,16 +297,7 @@ async fn a_viewer_sees_which_environment_variables_there_are_and_not_what_they_h
 async fn no_secret_is_in_the_history_that_one_reads_who_may_not_know_it() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start(dir.path()).await;
-    let task = v1::Task {
-        name: "t".to_owned(),
-        exec: vec!["/bin/t".to_owned()],
-        env: [("PASSWORD".to_owned(), "open sesame".to_owned())].into(),
-        ..v1::Task::default()
-    };
-    let group = v1::Group { name: "env".to_owned(), count: 1, tasks: vec![task], ..v1::Group::default() };
-    let job = v1::Job { name: "j".to_owned(), groups: vec![group], ..v1::Job::default() };
-    let request = v1::ApplyJobRequest { job: Some(job), message: String::new() };
-    server.local().await.apply_job(request).await.unwrap();
+    apply_with_password(&server, "env").await;
     let mut clients = vec![(true, server.local().await)];
     for (sees, role) in
         [(false, v1::TokenRole::Viewer), (true, v1::TokenRole::Operator), (true, v1::TokenRole::Admin)]

@@ -2,25 +2,11 @@
 
 mod support;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use hextet_api::v1::{self, watch_response::Response};
 use scheduler::backup::{self, Incomplete, NewFile};
-use support::{FakeNode, TestServer, Watch, config, subscribe};
-
-async fn back_up(server: &TestServer, path: &Path) {
-    let mut file = NewFile::create(path).unwrap();
-    let mut chunks = server.local().await.backup(v1::BackupRequest {}).await.unwrap().into_inner();
-    while let Some(chunk) = chunks.message().await.unwrap() {
-        file.append(&chunk.data).unwrap();
-    }
-    file.finish().unwrap();
-}
-
-async fn revisions(server: &TestServer) -> Vec<v1::Revision> {
-    let request = v1::ListRevisionsRequest { limit: 1000, ..Default::default() };
-    server.local().await.list_revisions(request).await.unwrap().into_inner().revisions
-}
+use support::{FakeNode, TestServer, Watch, subscribe};
 
 #[tokio::test]
 async fn a_restored_cluster_goes_on_with_its_nodes_and_clients_list_anew() {
@@ -31,9 +17,9 @@ async fn a_restored_cluster_goes_on_with_its_nodes_and_clients_list_anew() {
     server.apply("blog", 2, "two").await;
     server.running(2).await;
     let file = dir.path().join("backup");
-    back_up(&server, &file).await;
-    let (log, pods) = (revisions(&server).await, server.pods().await);
-    let status = server.local().await.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    server.back_up(&file).await;
+    let (log, pods) = (server.history("").await, server.pods().await);
+    let status = server.status().await;
     let address = server.ready.addresses[0];
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let again = NewFile::create(&file).err().unwrap().to_string();
@@ -48,10 +34,9 @@ async fn a_restored_cluster_goes_on_with_its_nodes_and_clients_list_anew() {
     let other = tempfile::tempdir().unwrap();
     let restored = backup::restore(&file, &other.path().join("state"), Incomplete::Refuse).unwrap();
     assert_eq!(restored.revision, status.revision);
-    let config = scheduler::server::ServerConfig { listen: vec![address], ..config(other.path()) };
-    let server = TestServer::start_with(config).await;
-    assert_eq!(revisions(&server).await[..], log[..], "the history is there");
-    let now = server.local().await.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
+    let server = TestServer::start_at(other.path(), address).await;
+    assert_eq!(server.history("").await[..], log[..], "the history is there");
+    let now = server.status().await;
     assert_ne!(now.epoch, status.epoch);
     let resume = v1::Subscribe { epoch: status.epoch, from_revision: status.revision, ..subscribe("blog") };
     let mut watch = Watch::start(server.watcher().await, resume).await;
@@ -73,7 +58,7 @@ async fn what_is_not_a_whole_backup_makes_nothing() {
     let server = TestServer::start(dir.path()).await;
     server.apply("blog", 1, "one").await;
     let file = dir.path().join("backup");
-    back_up(&server, &file).await;
+    server.back_up(&file).await;
     server.stop().await;
     let whole = fs::read(&file).unwrap();
     let state = dir.path().join("restored");

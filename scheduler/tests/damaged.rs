@@ -9,8 +9,8 @@ use hextet_api::{
     v1::{self, agent_client::AgentClient, watch_response::Response},
 };
 use redb::{Database, TableDefinition};
-use scheduler::backup::{self, Incomplete, NewFile};
-use support::{FakeNode, TestServer, Watch, code, config, is_running, subscribe, try_enroll};
+use scheduler::backup::{self, Incomplete};
+use support::{FakeNode, TestServer, Watch, code, is_running, subscribe, try_enroll};
 use tonic::Code;
 
 const CURRENT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("current");
@@ -29,24 +29,6 @@ fn spoil(dir: &Path, spoil: impl FnOnce(&redb::WriteTransaction)) -> Vec<u8> {
 
 fn file(dir: &Path) -> std::path::PathBuf {
     dir.join("state/server.redb")
-}
-
-async fn status(server: &TestServer) -> v1::GetStatusResponse {
-    server.local().await.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner()
-}
-
-async fn back_up(server: &TestServer, path: &Path) {
-    let mut file = NewFile::create(path).unwrap();
-    let mut chunks = server.local().await.backup(v1::BackupRequest {}).await.unwrap().into_inner();
-    while let Some(chunk) = chunks.message().await.unwrap() {
-        file.append(&chunk.data).unwrap();
-    }
-    file.finish().unwrap();
-}
-
-async fn history(server: &TestServer, key: &str) -> Vec<v1::Revision> {
-    let request = v1::ListRevisionsRequest { limit: 1000, key: key.to_owned(), ..Default::default() };
-    server.local().await.list_revisions(request).await.unwrap().into_inner().revisions
 }
 
 /// Every call that changes something is refused with the same words.
@@ -87,25 +69,24 @@ async fn a_gap_in_the_history_leaves_every_object_readable_and_nothing_changeabl
     let before =
         server.pods_when("three run", |pods| pods.iter().filter(|pod| is_running(pod)).count() == 3).await;
     let (revision, address) = (server.revision().await, server.ready.addresses[0]);
-    let lost = history(&server, "job/blog").await[0].revision;
+    let lost = server.history("job/blog").await[0].revision;
     let credentials = n1.kill().await;
     server.stop().await;
     let bytes = spoil(dir.path(), |txn| drop(txn.open_table(LOG).unwrap().remove(lost).unwrap()));
 
-    let config = scheduler::server::ServerConfig { listen: vec![address], ..config(dir.path()) };
-    let server = TestServer::start_with(config).await;
+    let server = TestServer::start_at(dir.path(), address).await;
     assert_eq!(server.ready.join_token, None);
-    let said = status(&server).await;
+    let said = server.status().await;
     assert_eq!(said.damage, [format!("log: revision {lost} is missing")]);
     assert_eq!(said.revision, revision);
     assert_eq!(server.pods().await, before);
     let jobs = server.local().await.list_jobs(v1::ListJobsRequest {}).await.unwrap().into_inner();
     assert_eq!((jobs.jobs.len(), jobs.unreadable.len()), (2, 0));
     let gaps: Vec<u64> =
-        history(&server, "").await.iter().map(|line| line.unreadable_from).filter(|from| *from > 0).collect();
+        server.history("").await.iter().map(|line| line.unreadable_from).filter(|from| *from > 0).collect();
     assert_eq!(gaps, [lost]);
     assert_eq!(
-        history(&server, "job/other").await.len(),
+        server.history("job/other").await.len(),
         2,
         "the job's own revision, and the one that may be about it"
     );
@@ -132,7 +113,7 @@ async fn a_gap_in_the_history_leaves_every_object_readable_and_nothing_changeabl
     }
 
     let backup = dir.path().join("backup");
-    back_up(&server, &backup).await;
+    server.back_up(&backup).await;
     server.stop().await;
     assert!(fs::read(file(dir.path())).unwrap() == bytes, "the file was changed");
 
@@ -144,8 +125,7 @@ async fn a_gap_in_the_history_leaves_every_object_readable_and_nothing_changeabl
     );
     let restored = backup::restore(&backup, &other.path().join("state"), Incomplete::Take).unwrap();
     assert_eq!((restored.revision, restored.missing), (revision, said.damage));
-    let config = scheduler::server::ServerConfig { listen: vec![address], ..support::config(other.path()) };
-    let server = TestServer::start_with(config).await;
+    let server = TestServer::start_at(other.path(), address).await;
     assert_eq!(server.pods().await.len(), 3);
     let _n1 = FakeNode::attach(credentials).await;
     server.apply("blog", 3, "on we go").await;
@@ -175,7 +155,7 @@ async fn what_cannot_be_read_has_a_line_in_every_list_and_is_never_not_there() {
         }
     });
     let server = TestServer::start(dir.path()).await;
-    assert_eq!(status(&server).await.damage.len(), 3);
+    assert_eq!(server.status().await.damage.len(), 3);
     let mut local = server.local().await;
     let listed = local.list_pods(v1::ListPodsRequest::default()).await.unwrap().into_inner();
     assert_eq!((listed.pods.len(), listed.unreadable[0].key.as_str()), (2, format!("pod/{lost}").as_str()));

@@ -127,7 +127,7 @@ async fn side(client: &Client, at: &JobAt) -> anyhow::Result<Side> {
 /// Whether a viewer is not shown all of it.
 fn hides(job: &Job) -> bool {
     let tasks = job.groups.values().flat_map(|group| group.tasks.values());
-    tasks.flat_map(|task| task.env.values()).any(|value| value == "(hidden)")
+    tasks.flat_map(|task| task.env.values()).any(|value| value == history::HIDDEN)
 }
 
 fn versions(old: Side, new: Side, format: Format) -> anyhow::Result<()> {

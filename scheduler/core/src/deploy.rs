@@ -228,9 +228,8 @@ impl Deploy {
             Stage::GoingBack => None,
             _ => steps.get(self.step),
         };
-        let rollout = Rollout { previous, next, percent_next: 0, percent_previous: None, standby: false };
-        let Some(step) = step else { return rollout };
-        let rollout = Rollout { percent_next: step.percent, ..rollout };
+        let Some(step) = step else { return Rollout::new(previous, next, 0) };
+        let rollout = Rollout::new(previous, next, step.percent);
         match step.form {
             Form::Split if !self.proven && self.stage != Stage::Waiting => {
                 let before = self.step.checked_sub(1).and_then(|step| steps.get(step));

@@ -95,6 +95,9 @@ pub fn fields(value: &Value) -> Option<Fields> {
     }
 }
 
+/// What is seen in the place of a secret.
+pub const HIDDEN: &str = "(hidden)";
+
 /// Who may know what is in a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrecy {

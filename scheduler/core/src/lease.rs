@@ -342,25 +342,14 @@ impl Leases {
     ) {
         let neighbours = (witnesses.neighbours)(about);
         let fresh = neighbours.into_iter().filter(|name| *name != about && self.is_fresh(name, now));
-        let mut fresh: Vec<String> = fresh.map(str::to_owned).collect();
+        let fresh: Vec<String> = fresh.map(str::to_owned).collect();
         let routed = fresh.is_empty();
-        let turn = usize::try_from(self.questions).unwrap_or(0);
-        let chosen = if routed {
-            let elsewhere = witnesses.elsewhere.get_or_insert_with(|| self.all_fresh(now));
-            // One that is asked about is silent, and not among them.
-            elsewhere
-                .iter()
-                .cycle()
-                .skip(turn % elsewhere.len().max(1))
-                .take(elsewhere.len().min(WITNESSES_MAX))
-                .cloned()
-                .collect()
-        } else {
-            let turn = turn % fresh.len();
-            fresh.rotate_left(turn);
-            fresh.truncate(WITNESSES_MAX);
-            fresh
-        };
+        // One that is asked about is silent, and not among those elsewhere.
+        let all =
+            if routed { witnesses.elsewhere.get_or_insert_with(|| self.all_fresh(now)) } else { &fresh };
+        let turn = usize::try_from(self.questions).unwrap_or(0) % all.len().max(1);
+        let chosen = all.iter().cycle().skip(turn).take(all.len().min(WITNESSES_MAX));
+        let chosen: Vec<String> = chosen.cloned().collect();
         self.questions += 1;
         let question =
             |witness: &String| Question { witness: witness.clone(), about: about.to_owned(), routed };

@@ -177,6 +177,29 @@ impl Hello {
 }
 
 impl Node {
+    /// One that has a certificate and has not attached yet.
+    #[must_use]
+    pub fn joined(name: &str, key: &str, prefix: NodePrefix, group_id: GroupId, now: WallTime) -> Node {
+        Node {
+            name: name.to_owned(),
+            key: key.to_owned(),
+            prefix,
+            group_id,
+            underlay: None,
+            underlay_v4: None,
+            labels: BTreeMap::new(),
+            capacity: Resources::default(),
+            countables: Countables::default(),
+            agent_version: String::new(),
+            machine: String::new(),
+            phase: NodePhase::Joined,
+            joined: now,
+            left: Vec::new(),
+            fenced: false,
+            term: 0,
+        }
+    }
+
     /// The value of a label; every node has the label `node`.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&str> {

@@ -39,6 +39,12 @@ pub struct Side {
 }
 
 impl Rollout {
+    /// From one version to another, so many hundredths of the way.
+    #[must_use]
+    pub fn new(previous: u32, next: u32, percent_next: u32) -> Rollout {
+        Rollout { previous, next, percent_next, percent_previous: None, standby: false }
+    }
+
     /// How many of `count` pods are of the next version: rounded up, as a percentage above zero that tries nothing
     /// would pass every check; but below 100 % one stays of the previous version if there are two or more.
     #[must_use]
@@ -73,7 +79,8 @@ impl Rollout {
     }
 }
 
-fn share(count: u32, percent: u32) -> u32 {
+/// So many hundredths of `count` pods, rounded as [`Rollout::next_of`] says.
+pub(crate) fn share(count: u32, percent: u32) -> u32 {
     if percent >= 100 {
         return count;
     }
@@ -157,8 +164,7 @@ mod tests {
             (0, 100, 0),
         ];
         for (count, percent_next, next) in cases {
-            let rollout =
-                Rollout { previous: 1, next: 2, percent_next, percent_previous: None, standby: false };
+            let rollout = Rollout::new(1, 2, percent_next);
             assert_eq!(rollout.next_of(count), next, "{percent_next} % of {count}");
         }
     }
@@ -166,10 +172,7 @@ mod tests {
     #[test]
     fn more_percent_are_never_fewer_pods() {
         for count in 0..50 {
-            let next = |percent_next| {
-                Rollout { previous: 1, next: 2, percent_next, percent_previous: None, standby: false }
-                    .next_of(count)
-            };
+            let next = |percent_next| Rollout::new(1, 2, percent_next).next_of(count);
             assert!((0..100).all(|percent| next(percent) <= next(percent + 1)), "{count}");
         }
     }
@@ -177,7 +180,7 @@ mod tests {
     #[test]
     fn the_previous_version_may_keep_more() {
         let both = |count, percent_next, percent_previous| {
-            let rollout = Rollout { previous: 1, next: 2, percent_next, percent_previous, standby: false };
+            let rollout = Rollout { percent_previous, ..Rollout::new(1, 2, percent_next) };
             (rollout.previous_of(count), rollout.next_of(count))
         };
         // As many as there were before this step, while the new ones have not shown that they do well.
@@ -186,7 +189,7 @@ mod tests {
         assert_eq!(both(3, 100, Some(20)), (1, 3));
         assert_eq!(both(1, 1, Some(100)), (1, 1));
         let check = |percent_next, percent_previous| {
-            Rollout { previous: 1, next: 2, percent_next, percent_previous, standby: false }.check()
+            Rollout { percent_previous, ..Rollout::new(1, 2, percent_next) }.check()
         };
         assert_eq!(check(40, Some(60)), Ok(()));
         assert_eq!(check(40, Some(59)), Err(JobProblem::FewerThanAll));
@@ -195,9 +198,7 @@ mod tests {
 
     #[test]
     fn a_rollout_has_two_versions_and_a_percentage() {
-        let check = |previous, next, percent_next| {
-            Rollout { previous, next, percent_next, percent_previous: None, standby: false }.check()
-        };
+        let check = |previous, next, percent_next| Rollout::new(previous, next, percent_next).check();
         assert_eq!(check(3, 4, 20), Ok(()));
         assert_eq!(check(4, 4, 20), Err(JobProblem::SameVersion(4)));
         assert_eq!(check(0, 4, 20), Err(JobProblem::Zero));

@@ -56,6 +56,13 @@ struct Step {
     replan: bool,
 }
 
+impl Step {
+    /// There was nothing to change.
+    fn nothing() -> Step {
+        Step { message: String::new(), replan: false }
+    }
+}
+
 /// Brings `event` about: the state is one revision further, or, when there is nothing to change, as it was.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ pub(crate) mod etcd;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -20,6 +21,7 @@ use hextet_api::{
     },
 };
 use scheduler::{
+    backup::NewFile,
     convert,
     server::{self, Ready, ServerConfig},
 };
@@ -72,6 +74,30 @@ impl TestServer {
             Ok(ready) => TestServer { ready, stop, task },
             Err(_) => panic!("the server did not start: {:?}", task.await),
         }
+    }
+
+    /// Another server where one was, with the state in `dir`.
+    pub(crate) async fn start_at(dir: &Path, address: SocketAddr) -> TestServer {
+        TestServer::start_with(ServerConfig { listen: vec![address], ..config(dir) }).await
+    }
+
+    pub(crate) async fn back_up(&self, path: &Path) {
+        let mut file = NewFile::create(path).unwrap();
+        let mut chunks = self.local().await.backup(v1::BackupRequest {}).await.unwrap().into_inner();
+        while let Some(chunk) = chunks.message().await.unwrap() {
+            file.append(&chunk.data).unwrap();
+        }
+        file.finish().unwrap();
+    }
+
+    /// What happened to an object, or to all of them; the newest first.
+    pub(crate) async fn history(&self, key: &str) -> Vec<v1::Revision> {
+        let request = v1::ListRevisionsRequest { limit: 1000, key: key.to_owned(), ..Default::default() };
+        self.local().await.list_revisions(request).await.unwrap().into_inner().revisions
+    }
+
+    pub(crate) async fn status(&self) -> v1::GetStatusResponse {
+        self.local().await.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner()
     }
 
     pub(crate) async fn stop(self) {

@@ -114,7 +114,7 @@ impl Operators {
 pub(crate) fn rolled(record: &JobRecord, percent_next: u32, number: u32) -> Option<Job> {
     let mut job = Job::clone(record.current()?);
     let (previous, next) = (record.version, record.version + 1);
-    let start = Rollout { previous, next, percent_next, percent_previous: None, standby: false };
+    let start = Rollout::new(previous, next, percent_next);
     // Of what there may only be one, two versions cannot be side by side.
     let is_single = |group: &Group| group.availability() == Availability::Singleton;
     for group in job.groups.values_mut().filter(|group| !is_single(group)) {

@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write as _,
-    io,
     time::{Duration, Instant},
 };
 
@@ -85,10 +84,10 @@ async fn ask(client: &Client, id: &str) -> Result<v1::Deploy, tonic::Status> {
     answer.into_inner().deploys.into_iter().next().ok_or_else(none)
 }
 
-fn show(deploy: &v1::Deploy, shown: &mut String) -> io::Result<()> {
+fn show(deploy: &v1::Deploy, shown: &mut String) -> anyhow::Result<()> {
     let line = line(deploy);
     if line != *shown {
-        print::to_stdout(|out| Ok(print::lines(out, line.lines())?)).map_err(io::Error::other)?;
+        print::to_stdout(|out| Ok(print::lines(out, line.lines())?))?;
         *shown = line;
     }
     Ok(())

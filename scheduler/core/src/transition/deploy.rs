@@ -1,6 +1,6 @@
 //! Begins deploys, brings about what their driver decides, and follows orders.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     change::{Key, Value},
@@ -11,7 +11,7 @@ use crate::{
     draft::Draft,
     event::Refusal,
     job::{Availability, Job},
-    rollout::Rollout,
+    rollout,
     transition::{Context, Step, job},
 };
 
@@ -95,7 +95,7 @@ pub(super) fn advance(
 ) -> Step {
     let deploy = draft.deploys().get(id).filter(|deploy| deploy.moves == moves && !deploy.stage.is_end());
     let Some(deploy) = deploy.map(|deploy| Deploy::clone(deploy)) else {
-        return Step { message: String::new(), replan: false };
+        return Step::nothing();
     };
     match (decided, deploy.stage) {
         (Move::Passed, Stage::Growing | Stage::Watching) => passed(draft, deploy, changer, context),
@@ -108,7 +108,7 @@ pub(super) fn advance(
             enter(draft, again, message, changer, context)
         }
         (Move::Back, Stage::GoingBack) => end_back(draft, deploy, changer, context),
-        _ => Step { message: String::new(), replan: false },
+        _ => Step::nothing(),
     }
 }
 
@@ -236,8 +236,7 @@ fn failed(
 
 /// The text of the previous version is in force again, as a new version that says so.
 fn end_back(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Context<'_>) -> Step {
-    let before = draft.job_record(&deploy.id.job).and_then(|record| deploy.before(record)).cloned();
-    if let Some(before) = before {
+    if let Some(before) = before(draft, &deploy) {
         job::bring_about(draft, &before, Some(deploy.previous), changer, context);
     }
     let stage = if deploy.aborted { Stage::Aborted } else { Stage::GaveUp };
@@ -255,16 +254,19 @@ fn enter(
     changer: &str,
     context: &mut Context<'_>,
 ) -> Step {
-    let job = deploy.id.job.clone();
-    let before = draft.job_record(&job).and_then(|record| deploy.before(record)).cloned();
-    let text = before.map(|before| deploy.text_in_force(&before));
-    let changed = text.filter(|text| draft.job(&job).is_none_or(|now| **now != *text));
+    let text = before(draft, &deploy).map(|before| deploy.text_in_force(&before));
+    let changed = text.filter(|text| draft.job(&deploy.id.job).is_none_or(|now| **now != *text));
     if let Some(text) = &changed {
         job::bring_about(draft, text, None, changer, context);
     }
     let faults = health::known_faults(draft, &deploy);
     put(draft, Deploy { moves: deploy.moves + 1, faults, ..deploy });
     Step { message, replan: changed.is_some() }
+}
+
+/// The text of the version that is left.
+fn before(draft: &Draft<'_>, deploy: &Deploy) -> Option<Arc<Job>> {
+    draft.job_record(&deploy.id.job).and_then(|record| deploy.before(record)).cloned()
 }
 
 fn end(draft: &mut Draft<'_>, deploy: Deploy, context: &Context<'_>) {
@@ -276,11 +278,7 @@ fn put(draft: &mut Draft<'_>, deploy: Deploy) {
     draft.put(Key::Deploy(deploy.id.clone()), Some(Value::Deploy(Arc::new(deploy))));
 }
 
-fn check_texts(
-    before: &Job,
-    text: &Job,
-    groups: &std::collections::BTreeSet<String>,
-) -> Result<(), DeployError> {
+fn check_texts(before: &Job, text: &Job, groups: &BTreeSet<String>) -> Result<(), DeployError> {
     let with_rollout = |job: &Job| -> Option<String> {
         job.groups.iter().find(|(_, group)| group.rollout.is_some()).map(|(name, _)| name.clone())
     };
@@ -317,20 +315,9 @@ fn forget(draft: &mut Draft<'_>, job: &str, which: impl Fn(&Deploy) -> bool) {
 }
 
 /// Steps that ask for something else than the next one, or that are watched for longer.
-fn distinct(
-    schedule: &Schedule,
-    text: &Job,
-    groups: &std::collections::BTreeSet<String>,
-) -> Vec<deploy::Step> {
+fn distinct(schedule: &Schedule, text: &Job, groups: &BTreeSet<String>) -> Vec<deploy::Step> {
     let pods = |step: &deploy::Step| -> Vec<u32> {
-        let rollout = Rollout {
-            previous: 1,
-            next: 2,
-            percent_next: step.percent,
-            percent_previous: None,
-            standby: false,
-        };
-        groups.iter().map(|name| rollout.next_of(text.groups[name].count)).collect()
+        groups.iter().map(|name| rollout::share(text.groups[name].count, step.percent)).collect()
     };
     let mut steps: Vec<deploy::Step> = Vec::new();
     for step in &schedule.steps {

@@ -1,18 +1,16 @@
 //! Tokens are made and used; nodes get their name and subnet.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use hextet_address::{ClusterPrefix, GroupId, NodePrefix};
 
 use crate::{
     change::{Key, Value},
     cluster::Cluster,
-    countable::Countables,
     draft::Draft,
     event::{Claim, Enroll, PrefixChoice, Refusal},
     name::{self, NODE_NAME_LEN_MAX, NameError},
-    node::{Node, NodePhase},
-    quantity::Resources,
+    node::Node,
     time::WallTime,
     token::{Role, TOKENS_MAX, Token, TokenError},
     transition::{Step, renew},
@@ -84,24 +82,7 @@ fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTi
     let cluster = draft.cluster().ok_or(Refusal::Claim)?;
     let prefix = prefix(cluster, claim)?;
     check_free(draft, cluster.prefix, prefix, claim.group_id)?;
-    draft.put_node(Node {
-        name: name.to_owned(),
-        key: key.to_owned(),
-        prefix,
-        group_id: claim.group_id,
-        underlay: None,
-        underlay_v4: None,
-        labels: BTreeMap::new(),
-        capacity: Resources::default(),
-        countables: Countables::default(),
-        agent_version: String::new(),
-        machine: String::new(),
-        phase: NodePhase::Joined,
-        left: Vec::new(),
-        fenced: false,
-        term: 0,
-        joined: now,
-    });
+    draft.put_node(Node::joined(name, key, prefix, claim.group_id, now));
     Ok(())
 }
 

@@ -19,7 +19,7 @@ pub(super) fn apply(
     job.validate()?;
     deploy::check_free(draft, &job.job)?;
     if draft.job(&job.job).is_some_and(|current| **current == *job) {
-        return Ok(Step { message: String::new(), replan: false });
+        return Ok(Step::nothing());
     }
     check_total(draft, job)?;
     rollout::check(draft, job, next_version(draft, &job.job))?;

@@ -23,7 +23,7 @@ pub(super) fn hello(
     check_underlay(draft, name, hello.underlay)?;
     let greeted = node.greeted(hello);
     if *node == greeted {
-        return Ok(Step { message: String::new(), replan: false });
+        return Ok(Step::nothing());
     }
     draft.put_node(greeted.clone());
     pods_return(draft, name);
@@ -49,7 +49,7 @@ pub(super) fn returned(
 ) -> Result<Step, Refusal> {
     let node = find(draft, name)?;
     if node.phase.reports() {
-        return Ok(Step { message: String::new(), replan: false });
+        return Ok(Step::nothing());
     }
     draft.put_node(node.returned());
     pods_return(draft, name);
@@ -222,7 +222,7 @@ pub(super) fn dead(draft: &mut Draft<'_>, name: &str) -> Result<Step, Refusal> {
     let node = find(draft, name)?;
     match node.phase {
         NodePhase::Ready => return Err(Refusal::NodeReports(name.to_owned())),
-        NodePhase::Dead => return Ok(Step { message: String::new(), replan: false }),
+        NodePhase::Dead => return Ok(Step::nothing()),
         NodePhase::CutOff => lose_node(draft, &node, NodePhase::Dead),
         NodePhase::Joined | NodePhase::Lost => {
             draft.put_node(Node { phase: NodePhase::Dead, ..Node::clone(&node) });

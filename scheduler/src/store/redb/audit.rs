@@ -143,7 +143,7 @@ impl Audit {
     fn tell_missing_tables(&mut self, tables: &[Table], holes: &[Hole]) {
         for name in TABLES {
             let is_there = tables.iter().any(|table| table.name == name);
-            if !is_there && !holes.iter().any(|hole| hole.table.as_deref() == Some(name)) {
+            if !is_there && !has_hole(holes, name) {
                 self.damage.add(format!("{name}: the table is not there"));
             }
         }
@@ -152,8 +152,7 @@ impl Audit {
     fn finish(mut self, tables: &[Table], holes: &[Hole]) -> Salvage {
         holes.iter().for_each(|hole| self.damage.add(hole_text(hole)));
         let of = |name: &str| tables.iter().find(|table| table.name == name);
-        let is_whole =
-            |name: &str| of(name).is_some() && !holes.iter().any(|hole| hole.table.as_deref() == Some(name));
+        let is_whole = |name: &str| of(name).is_some() && !has_hole(holes, name);
         let revision = self.last_revision(is_whole("log"));
         let is_current_whole = is_whole("current");
         let found = self.compare(is_current_whole);
@@ -297,6 +296,10 @@ impl Log {
             format!("log: revisions {from} to {to} are missing")
         });
     }
+}
+
+fn has_hole(holes: &[Hole], table: &str) -> bool {
+    holes.iter().any(|hole| hole.table.as_deref() == Some(table))
 }
 
 fn hole_text(hole: &Hole) -> String {
