@@ -221,8 +221,7 @@ impl PodState {
             return Some(report_of(status));
         }
         match self.hook_in_the_way() {
-            Some((name, Some(why))) => plain(Phase::Failed, format!("hook {name}: {why}")),
-            Some((name, None)) => plain(Phase::Starting, format!("its hook {name} runs")),
+            Some((phase, message)) => plain(phase, message),
             None => plain(
                 Phase::Starting,
                 self.run.error(FOLDERS).filter(|_| !self.run.is_done(FOLDERS)).unwrap_or("").to_owned(),
@@ -230,17 +229,28 @@ impl PodState {
         }
     }
 
-    /// The hook that the pod waits for, and why that has not succeeded.
-    fn hook_in_the_way(&self) -> Option<(String, Option<String>)> {
+    /// The hook that the pod waits for: one that has failed for good, else one that is tried again, else one that runs.
+    fn hook_in_the_way(&self) -> Option<(Phase, String)> {
+        let of_hook = |(name, why): (&str, &str)| {
+            let owner = self.run.graph().step(name).map(|step| step.owner);
+            (owner != Some(Owner::Node)).then(|| (Phase::Failed, format!("hook {name}: {why}")))
+        };
+        let failed = self.run.failed_for_good().find_map(of_hook);
         let graph = self.run.graph().clone();
         let needed = |step: &&hextet_lifecycle::Step| step.owner != Owner::Node && !step.optional;
-        let open = graph.steps().filter(needed).filter(|step| !self.run.is_done(&step.name));
-        let began =
-            open.filter(|step| self.run.is_under_way(&step.name) || self.run.error(&step.name).is_some());
-        let mut began: Vec<_> =
-            began.map(|step| (step.name.clone(), self.run.error(&step.name).map(str::to_owned))).collect();
-        began.sort_by_key(|(_, error)| error.is_none());
-        began.into_iter().next()
+        let open = || graph.steps().filter(needed).filter(|step| !self.run.is_done(&step.name));
+        let tried = || open().find_map(|step| self.is_tried_again(step));
+        let runs = || open().find(|step| self.run.is_under_way(&step.name));
+        let starting = || tried().or_else(|| runs().map(|step| format!("its hook {} runs", step.name)));
+        failed.or_else(|| starting().map(|message| (Phase::Starting, message)))
+    }
+
+    /// What is said of a hook from its first failed attempt until it succeeds or has none left.
+    fn is_tried_again(&self, step: &hextet_lifecycle::Step) -> Option<String> {
+        let failures = Some(self.run.failures(&step.name)).filter(|failures| *failures > 0)?;
+        let all = step.retry.attempts_max.map(|max| format!(" of {max}")).unwrap_or_default();
+        let why = self.run.error(&step.name).unwrap_or("it failed");
+        Some(format!("hook {} is tried again, attempt {failures}{all} has failed: {why}", step.name))
     }
 
     fn is_supervised(&self) -> bool {

@@ -55,9 +55,29 @@ fn why(testbed: &Testbed) -> Result<()> {
         ensure!(said.contains("published"), "{said}");
         Ok(())
     })?;
+    check("a deploy goes on over an attempt that failed, and its pod is starting meanwhile", || {
+        let text = job("[ -e once ] || { touch once; exit 4; }; sleep 3").replace("1000", "1001");
+        let deploy = |more: &[&str]| testbed.netctl_stdin(&[&["deploy", "-f", "-"], more].concat(), &text);
+        deploy(&["--healthy-for", "1s", "--detach"])?.success()?;
+        let again =
+            "is starting: hook migrate is tried again, attempt 1 of 2 has failed: exited with status 4";
+        wait_for(SOON, &format!("netctl pods says {again:?}"), || {
+            let said = testbed.netctl(&["pods", "mill"]).map_err(|error| format!("{error:#}"))?;
+            if said.stderr.contains(again) { Ok(()) } else { Err(said.to_string()) }
+        })?;
+        wait_for(SOON, "the deploy is promoted", || {
+            let said = testbed.netctl(&["deploys", "mill"]).map_err(|error| format!("{error:#}"))?;
+            if said.stdout.contains("promoted") { Ok(()) } else { Err(said.to_string()) }
+        })?;
+        let events = testbed.netctl(&["events"])?.success()?;
+        let failed = |line: &&str| line.contains("pod-failed") && line.contains("status 4");
+        ensure!(!events.lines().any(|line| failed(&line)), "{events}");
+        Ok(())
+    })?;
+    let pod = testbed.pods("mill")?.remove(0).id;
     check("events tell who did what, the node and the control plane", || {
         let said = testbed.netctl(&["events", "--pod", &pod])?.success()?;
-        for word in ["pod-created", "step-failed", "migrate: exited with status 3", "pod-running", "node:"] {
+        for word in ["pod-created", "step-failed", "migrate: exited with status 4", "pod-running", "node:"] {
             ensure!(said.contains(word), "{word} is missing: {said}");
         }
         let json = testbed.netctl(&["events", "--pod", &pod, "-o", "json"])?.success()?;

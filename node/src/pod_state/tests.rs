@@ -208,7 +208,11 @@ fn a_hook_before_running_runs_before_the_tasks_and_its_failure_keeps_them_back()
     assert_eq!(actions, [run()]);
     assert_eq!(pod.report().unwrap().message, "its hook migrate runs");
     assert_eq!(pod.step(hook(Err("exited with status 1")), NOW), []);
+    let again = "hook migrate is tried again, attempt 1 of 2 has failed: exited with status 1";
+    let starting = Some(Report { phase: Phase::Starting, message: again.to_owned(), restarts: 0 });
+    assert_eq!(pod.report(), starting, "one attempt is not all of them");
     assert_eq!(pod.step(Event::Tick, LATER), [run()]);
+    assert_eq!(pod.report(), starting, "nothing new is known while it runs again");
     assert_eq!(pod.step(hook(Err("exited with status 2")), LATER), []);
     let report = pod.report().unwrap();
     assert_eq!(
@@ -218,7 +222,24 @@ fn a_hook_before_running_runs_before_the_tasks_and_its_failure_keeps_them_back()
     // A corrected text.
     let fixed = MIGRATE.replace("/bin/m", "/bin/fixed");
     assert_eq!(pod.step(Event::Changed(graph(&fixed)), LATER), [run()]);
+    assert_eq!(pod.report().unwrap().message, "its hook migrate runs", "the text is another");
     assert_eq!(pod.step(hook(Ok(())), LATER), [Action::Supervise]);
+    assert_eq!(phase(&pod), Some(Phase::Starting));
+}
+
+#[test]
+fn a_hook_that_has_failed_for_good_is_named_before_one_that_is_tried_again() {
+    let two = r#"{"again": {"exec": ["/bin/a"], "before": ["running"], "attempts": 9},
+                  "for-good": {"exec": ["/bin/b"], "before": ["running"], "attempts": 1},
+                  "spare": {"exec": ["/bin/c"], "before": ["running"], "attempts": 1, "optional": true}}"#;
+    let told = |name: &str, why: &str| Event::Hook(name.into(), Err(why.into()));
+    let mut pod = with(graph(two), false, vec![ready(), told("spare", "no"), told("again", "not yet")]).0;
+    let report = pod.report().unwrap();
+    let again = "hook again is tried again, attempt 1 of 9 has failed: not yet";
+    assert_eq!((report.phase, report.message.as_str()), (Phase::Starting, again));
+    pod.step(told("for-good", "never"), NOW);
+    let report = pod.report().unwrap();
+    assert_eq!((report.phase, report.message.as_str()), (Phase::Failed, "hook for-good: never"));
 }
 
 #[test]
