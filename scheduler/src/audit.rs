@@ -229,7 +229,7 @@ fn note(write: impl FnOnce(&mut Writes)) {
 /// What an event is about, in a word or two. Names only, and never what it holds.
 fn subject(event: &Event) -> String {
     match event {
-        Event::ApplyJob(job) => format!("job/{}", cut(&job.job)),
+        Event::ApplyJob(job, _) => format!("job/{}", cut(&job.job)),
         Event::DeleteJob(name) => format!("job/{}", cut(name)),
         Event::Deploy(job, _) => format!("deploy of job/{}", cut(&job.job)),
         Event::DeployOrder(id, _) => format!("deploy/{}", cut(&id.to_string())),

@@ -1,9 +1,10 @@
 //! Reads of the log, from its end backwards.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
 use scheduler_core::{
     change::{JobRecord, Key, Revision, Value},
+    event::Texts,
     job::Job,
     state::State,
 };
@@ -138,6 +139,20 @@ pub(crate) fn version(
         _ => missing(record, name, version, earliest, ended),
     };
     found.or_else(kept).ok_or_else(lost)
+}
+
+/// The texts that the rollouts of `job` name and that its record does not keep. A version that is still to come has
+/// none: it may be that of `job` itself.
+///
+/// # Errors
+/// The text of an older version is lost.
+pub(crate) fn texts(store: &dyn Store, state: &State, job: &Job) -> Result<Texts, VersionError> {
+    let Some(record) = state.job_record(&job.job) else { return Ok(Texts::new()) };
+    let is_recalled = |number: &u32| *number <= record.version && !record.versions.contains_key(number);
+    let named: BTreeSet<u32> =
+        job.versions_named().filter(|number| *number != 0).filter(is_recalled).collect();
+    let text = |number: u32| Ok((number, version(store, state, &job.job, number)?.job));
+    named.into_iter().map(text).collect()
 }
 
 /// The record of a job whose version this revision made.

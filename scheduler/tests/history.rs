@@ -87,6 +87,53 @@ async fn every_version_is_listed_compared_and_brought_back() {
 }
 
 #[tokio::test]
+async fn a_rollout_names_any_version_of_the_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let n1 = FakeNode::join(&server, "n1", 1).await;
+    for argument in ["one", "two", "three"] {
+        server.apply("blog", 2, argument).await;
+    }
+    server.running(2).await;
+    // No pod runs version 1 any more, and version 3 is in force.
+    let rolled = |previous, next| {
+        let mut job = server.job("blog", 2, "four");
+        let rollout = v1::Rollout { previous, next, percent_next: 50, ..Default::default() };
+        job.groups[0].rollout = Some(rollout);
+        job
+    };
+    let plan = v1::PlanJobsRequest { jobs: vec![rolled(3, 1)] };
+    let plan = server.local().await.plan_jobs(plan).await.unwrap().into_inner();
+    assert_eq!(plan.jobs[0].to_version, 4);
+    assert_eq!(server.apply_job(rolled(3, 1)).await.unwrap().version, 4);
+    server.pods_when("one of each", |pods| versions(pods) == [1, 3]).await;
+    // The text with the rollout is a version that one goes back to, when the texts it names are no longer kept.
+    server.apply("blog", 2, "five").await;
+    server.pods_when("all new", |pods| versions(pods) == [5, 5]).await;
+    assert_eq!(rollback(&server, "blog", 4).await.unwrap().version, 6);
+    server.pods_when("one of each", |pods| versions(pods) == [1, 3]).await;
+
+    let (status, text) = code(server.apply_job(rolled(3, 9)).await);
+    assert_eq!(status, Code::FailedPrecondition);
+    assert!(text.contains("has no version 9 with this group; `netctl history job/blog`"), "{text}");
+    let last = v1::CompactHistoryRequest { keep_revisions: 1, since_unix_ms: 0 };
+    server.local().await.compact_history(last).await.unwrap();
+    let (status, text) = code(server.apply_job(rolled(3, 2)).await);
+    assert_eq!(status, Code::NotFound);
+    assert!(text.starts_with("version 2 of job `blog` was compacted"), "{text}");
+    // Those that the rollout in force names are kept whatever the history forgets.
+    assert_eq!(server.apply_job(rolled(1, 3)).await.unwrap().version, 7);
+    server.stop().await;
+    drop(n1);
+}
+
+fn versions(pods: &[v1::Pod]) -> Vec<u32> {
+    let mut versions: Vec<u32> = pods.iter().map(|pod| pod.job_version).collect();
+    versions.sort_unstable();
+    versions
+}
+
+#[tokio::test]
 async fn people_and_the_cluster_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start(dir.path()).await;

@@ -12,7 +12,7 @@ use scheduler_core::{
     change::Revision,
     cluster::Cluster,
     countable::Countables,
-    event::{Claim, Enroll, Event, PrefixChoice},
+    event::{Claim, Enroll, Event, PrefixChoice, Texts},
     job::{Group, Job, Spread, Task},
     node::Hello,
     quantity::{Cpu, Memory, Resources},
@@ -123,5 +123,6 @@ pub(crate) fn job(name: String, count: u32, cpu: u32, spread: Spread) -> Event {
         resources: Countables::default(),
         tasks: BTreeMap::from([("server".to_owned(), task)]),
     };
-    Event::ApplyJob(Job { job: name, groups: BTreeMap::from([("web".to_owned(), group)]), ..Job::default() })
+    let groups = BTreeMap::from([("web".to_owned(), group)]);
+    Event::ApplyJob(Job { job: name, groups, ..Job::default() }, Texts::new())
 }

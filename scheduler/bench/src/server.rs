@@ -161,7 +161,7 @@ async fn plan(mut cluster: ClusterClient<Channel>) -> anyhow::Result<Duration> {
 
 fn one(name: &str) -> v1::Job {
     match job(name.to_owned(), 1, 1_000, Spread::Node) {
-        Event::ApplyJob(job) => convert::job_to_message(&job),
+        Event::ApplyJob(job, _) => convert::job_to_message(&job),
         other => unreachable!("a job is applied, not {other:?}"),
     }
 }

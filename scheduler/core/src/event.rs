@@ -1,6 +1,6 @@
 //! What can happen to a cluster, and why an event may be refused.
 
-use std::{fmt, net::Ipv6Addr};
+use std::{collections::BTreeMap, fmt, net::Ipv6Addr, sync::Arc};
 
 use hextet_address::{ClusterPrefix, GroupId, NodePrefix, SubnetId};
 
@@ -16,15 +16,18 @@ use crate::{
     token::{Role, Token, TokenError, TokenId},
 };
 
+/// Older versions of a job that its text names, from the history: what is kept beside the job in force need not be there.
+pub type Texts = BTreeMap<u32, Arc<Job>>;
+
 /// What happened, or what somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The server starts for the first time.
     ClusterCreated(Cluster),
     /// Somebody wants a job to be so.
-    ApplyJob(Job),
+    ApplyJob(Job, Texts),
     /// Somebody wants a job to be as this older version of it was.
-    RollbackJob(Job, u32),
+    RollbackJob(Job, u32, Texts),
     /// Somebody wants a job to be gone.
     DeleteJob(String),
     /// Somebody wants a job to become so by steps.
@@ -170,8 +173,11 @@ pub enum Refusal {
     /// There is no such job.
     #[error("there is no job `{0}`; `netctl jobs` lists them")]
     NoJob(String),
-    /// A rollout names a version whose text is not kept, or that has not the group.
-    #[error("groups.{group}.rollout: job {job} has no version {version} with this group; it has {known}")]
+    /// A rollout names a version that there is not, or that has not the group.
+    #[error(
+        "groups.{group}.rollout: job {job} has no version {version} with this group; `netctl history job/{job}` lists \
+         versions, and this text will be {this}"
+    )]
     NoVersion {
         /// The job.
         job: String,
@@ -179,8 +185,8 @@ pub enum Refusal {
         group: String,
         /// What was named.
         version: u32,
-        /// Those that there are.
-        known: String,
+        /// What this text would be.
+        this: u32,
     },
     /// There is no such node.
     #[error("there is no node `{0}`; `netctl nodes` lists them")]

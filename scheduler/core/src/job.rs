@@ -204,6 +204,9 @@ pub enum JobProblem {
     /// A rollout that would leave pods out.
     #[error("`percent-previous` and `percent-next` are at least 100 together")]
     FewerThanAll,
+    /// A rollout names a version that there never is.
+    #[error("versions begin at 1; `netctl history` lists those of a job")]
+    VersionZero,
     /// None of a countable is asked for.
     #[error("it has to be at least 1: leave it out to ask for none")]
     Zero,
@@ -254,6 +257,18 @@ impl Job {
         rules
             .filter_map(|apart| apart.from.as_deref())
             .map(|from| from.split_once('/').map_or(from, |(job, _)| job))
+    }
+
+    /// The versions of the job that its rollouts name.
+    pub fn versions_named(&self) -> impl Iterator<Item = u32> {
+        let rollouts = self.groups.values().filter_map(|group| group.rollout);
+        rollouts.flat_map(|rollout| [rollout.previous, rollout.next])
+    }
+
+    /// Whether one of its rollouts names this version.
+    #[must_use]
+    pub fn names_version(&self, version: u32) -> bool {
+        self.versions_named().any(|named| named == version)
     }
 
     /// How many pods it asks for.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     change::{Change, Key, Value},
-    event::{Event, Refusal},
+    event::{Event, Refusal, Texts},
     job::Job,
     pod::{Pod, PodPhase},
     state::State,
@@ -65,17 +65,17 @@ pub enum PodFate {
 /// The refusal that an apply would get.
 pub fn plan(
     state: &State,
-    jobs: &[Job],
+    jobs: &[(Job, Texts)],
     origin: &Origin,
     context: &mut Context<'_>,
 ) -> Result<Vec<JobPlan>, Refusal> {
     let mut copy = state.clone();
-    jobs.iter().map(|job| plan_one(&mut copy, job, origin, context)).collect()
+    jobs.iter().map(|wanted| plan_one(&mut copy, wanted, origin, context)).collect()
 }
 
 fn plan_one(
     copy: &mut State,
-    job: &Job,
+    (job, texts): &(Job, Texts),
     origin: &Origin,
     context: &mut Context<'_>,
 ) -> Result<JobPlan, Refusal> {
@@ -84,7 +84,7 @@ fn plan_one(
         _ => 0,
     };
     let from = version(copy);
-    let revision = handle(copy, &Event::ApplyJob(job.clone()), origin, context)?;
+    let revision = handle(copy, &Event::ApplyJob(job.clone(), texts.clone()), origin, context)?;
     let changes = revision.map(|revision| revision.changes).unwrap_or_default();
     let pods = pair(changes.iter().filter_map(planned).collect());
     Ok(JobPlan { job: job.job.clone(), from, to: version(copy), pods })

@@ -69,7 +69,7 @@ impl Rollout {
             return Err(JobProblem::SameVersion(self.next));
         }
         if self.previous == 0 || self.next == 0 {
-            return Err(JobProblem::Zero);
+            return Err(JobProblem::VersionZero);
         }
         let previous = self.percent_previous.unwrap_or(100_u32.saturating_sub(self.percent_next));
         if let Some(given) = [self.percent_next, previous].into_iter().find(|percent| *percent > 100) {
@@ -113,15 +113,16 @@ pub fn sides(record: &JobRecord, group: &str, wanted: &Group) -> Option<[Side; 2
     Some([side(rollout.previous, previous, false)?, side(rollout.next, next, rollout.standby)?])
 }
 
-/// Whether `pod` is of the next side. One of another version than the two is, when its tasks are the same; all others
-/// are of the previous side, and are replaced as its own are.
+/// Which of the two sides `pod` is of: that of its version, or one that has the same tasks and resources; `None` is
+/// neither, and it is to be replaced.
 #[must_use]
-pub fn is_next(record: &JobRecord, [previous, next]: &[Side; 2], pod: &Pod) -> bool {
-    if pod.job_version == next.version || pod.job_version == previous.version {
-        return pod.job_version == next.version;
-    }
-    let now = record.versions.get(&pod.job_version).and_then(|job| job.groups.get(&pod.group));
-    now.is_some_and(|now| now.tasks == next.text.tasks && now.resources == next.text.resources)
+pub fn side_of(record: &JobRecord, sides: &[Side; 2], pod: &Pod) -> Option<usize> {
+    let by_version = sides.iter().position(|side| side.version == pod.job_version);
+    by_version.or_else(|| {
+        let now = record.versions.get(&pod.job_version)?.groups.get(&pod.group)?;
+        let is_same = |side: &Side| now.tasks == side.text.tasks && now.resources == side.text.resources;
+        sides.iter().rposition(is_same)
+    })
 }
 
 /// Which of the live pods of a group stop, when `surplus` of these `pods` are too many and `serving` pods of the whole
@@ -201,7 +202,7 @@ mod tests {
         let check = |previous, next, percent_next| Rollout::new(previous, next, percent_next).check();
         assert_eq!(check(3, 4, 20), Ok(()));
         assert_eq!(check(4, 4, 20), Err(JobProblem::SameVersion(4)));
-        assert_eq!(check(0, 4, 20), Err(JobProblem::Zero));
+        assert_eq!(check(0, 4, 20), Err(JobProblem::VersionZero));
         assert!(matches!(check(3, 4, 101), Err(JobProblem::TooMany { given: 101, max: 100, .. })));
     }
 }

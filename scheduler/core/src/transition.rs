@@ -96,8 +96,10 @@ fn dispatch(
 ) -> Result<Step, Refusal> {
     match event {
         Event::ClusterCreated(cluster) => create_cluster(draft, cluster),
-        Event::ApplyJob(job) => job::apply(draft, job, &origin.changer, context),
-        Event::RollbackJob(job, to) => job::rollback(draft, job, *to, &origin.changer, context),
+        Event::ApplyJob(job, texts) => job::apply(draft, (job, None), texts, &origin.changer, context),
+        Event::RollbackJob(job, to, texts) => {
+            job::apply(draft, (job, Some(*to)), texts, &origin.changer, context)
+        }
         Event::DeleteJob(name) => job::delete(draft, name, &origin.changer, context),
         Event::Deploy(job, schedule) => deploy::begin(draft, job, schedule, &origin.changer, context),
         Event::DeployMoved(id, moves, decided) => {

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
     deploy::{Deploy, Deploys, Form, OnFailure, Order, Pause, Schedule, Stage, Step, Strategy},
-    event::{Event, PodReport, Refusal},
+    event::{Event, PodReport, Refusal, Texts},
     job::Job,
     pod::{Pod, PodPhase},
     quantity::Resources,
@@ -296,7 +296,7 @@ impl Run {
             let claim = world.next_claim();
             world.join_with(name, capacity, BTreeMap::new(), claim).unwrap();
         }
-        world.event("user:alice", Event::ApplyJob(text("one", count))).unwrap();
+        world.event("user:alice", Event::ApplyJob(text("one", count), Texts::new())).unwrap();
         let now = Moment(Duration::from_secs(1));
         let mut run =
             Run { world, deploys: Deploys::default(), now, bad: BTreeMap::new(), started: BTreeMap::new() };

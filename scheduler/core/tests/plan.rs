@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
-    event::{Event, PodReport},
+    event::{Event, PodReport, Texts},
     job::Job,
     plan::{JobPlan, PodFate, plan},
     pod::{Pod, PodId, PodPhase},
@@ -44,9 +44,9 @@ fn check(world: &mut World, text: &str) -> Vec<String> {
     let origin = Origin { changer: "user:alice".to_owned(), message: String::new() };
     let mut rng = StdRng::seed_from_u64(99);
     let mut context = Context { wall: WallTime(0), rng: &mut rng, is_watched: &|_| false };
-    let plan = plan(&world.state, &[job(text)], &origin, &mut context).unwrap().remove(0);
+    let plan = plan(&world.state, &[(job(text), Texts::new())], &origin, &mut context).unwrap().remove(0);
     assert_eq!(world.state, before, "a plan changes nothing");
-    world.event("user:alice", Event::ApplyJob(job(text))).unwrap();
+    world.event("user:alice", Event::ApplyJob(job(text), Texts::new())).unwrap();
     let version = world.state.job_record(&plan.job).unwrap().version;
     assert_eq!(plan.to, version);
     compare(&plan, before.pods(), world);
@@ -124,6 +124,6 @@ fn a_plan_is_refused_as_the_apply_is() {
     let mut rng = StdRng::seed_from_u64(99);
     let mut context = Context { wall: WallTime(0), rng: &mut rng, is_watched: &|_| false };
     let bad = job("{job: a, groups: {web: {count: 2, tasks: {t: {exec: [x]}}}}}");
-    let refused = plan(&world.state, &[bad], &origin, &mut context).unwrap_err();
+    let refused = plan(&world.state, &[(bad, Texts::new())], &origin, &mut context).unwrap_err();
     assert!(refused.to_string().contains("absolute path"), "{refused}");
 }

@@ -12,7 +12,7 @@ use scheduler_core::{
     assignment,
     change::{Change, Key, Revision, Value},
     deploy::{self, DeployId, Move, OnFailure, Order, Pause, Schedule, Strategy},
-    event::{Conflict, Event, Mac, PodReport, PrefixChoice, Refusal},
+    event::{Conflict, Event, Mac, PodReport, PrefixChoice, Refusal, Texts},
     job::Job,
     node::Node,
     placement,
@@ -66,11 +66,11 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
         ["join", name, settings @ ..] => join(world, name, settings),
         ["apply"] => {
             let job: Job = serde_norway::from_str(body).unwrap();
-            told(world, "user:alice", Event::ApplyJob(job))
+            told(world, "user:alice", Event::ApplyJob(job, Texts::new()))
         }
         ["rollback", to] => {
             let job: Job = serde_norway::from_str(body).unwrap();
-            told(world, "user:alice", Event::RollbackJob(job, to.parse().unwrap()))
+            told(world, "user:alice", Event::RollbackJob(job, to.parse().unwrap(), Texts::new()))
         }
         ["deploy", strategy] => {
             let job: Job = serde_norway::from_str(body).unwrap();

@@ -69,7 +69,9 @@ impl Cluster for ClusterService {
         let job = job.ok_or_else(|| Status::invalid_argument("job is missing"))?;
         let job = convert::job_from_message(job).map_err(malformed)?;
         let name = job.job.clone();
-        let Committed { revision, changed } = self.write(changer, message, Event::ApplyJob(job)).await?;
+        let texts = history::texts(&self.0, &job).await?;
+        let Committed { revision, changed } =
+            self.write(changer, message, Event::ApplyJob(job, texts)).await?;
         let state = self.0.state();
         let version = state.job_record(&name).map_or(0, |record| record.version);
         Ok(Response::new(v1::ApplyJobResponse { revision, version, changed }))

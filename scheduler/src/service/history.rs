@@ -8,8 +8,9 @@ use std::{ops::ControlFlow, sync::Arc};
 use hextet_api::v1;
 use scheduler_core::{
     change::{Key, Revision},
-    event::Event,
+    event::{Event, Texts},
     history::{self as core, Fate, FieldChange, Filter, Net, ObjectChange},
+    job::Job,
     time::WallTime,
     transition::Origin,
 };
@@ -148,7 +149,8 @@ pub(super) async fn rollback(
     }
     // The text of a version never changes: what is found is right also when others write meanwhile.
     let Version { job, number, .. } = find(hub, request.name.clone(), request.to).await?;
-    let event = Event::RollbackJob(Arc::unwrap_or_clone(job), number);
+    let texts = texts(hub, &job).await?;
+    let event = Event::RollbackJob(Arc::unwrap_or_clone(job), number, texts);
     let committed = hub.write(origin, event).await.map_err(status)?;
     let version = hub.state().job_record(&request.name).map_or(0, |record| record.version);
     Ok(v1::RollbackJobResponse { revision: committed.revision, version })
@@ -182,12 +184,25 @@ async fn find(hub: &Arc<Hub>, name: String, number: u32) -> Result<Version, Stat
     let hub = hub.clone();
     let found =
         task::spawn_blocking(move || history::version(hub.store.as_ref(), &hub.state(), &name, number)).await;
-    let found = found.map_err(|error| Status::internal(error.to_string()))?;
-    found.map_err(|error| match error {
+    found.map_err(|error| Status::internal(error.to_string()))?.map_err(no_version)
+}
+
+/// The texts of older versions that the rollouts of `job` name.
+pub(super) async fn texts(hub: &Arc<Hub>, job: &Job) -> Result<Texts, Status> {
+    if job.versions_named().next().is_none() {
+        return Ok(Texts::new());
+    }
+    let (hub, job) = (hub.clone(), job.clone());
+    let found = task::spawn_blocking(move || history::texts(hub.store.as_ref(), &hub.state(), &job)).await;
+    found.map_err(|error| Status::internal(error.to_string()))?.map_err(no_version)
+}
+
+pub(super) fn no_version(error: VersionError) -> Status {
+    match error {
         VersionError::Store(error) => Status::unavailable(chain(&error)),
         error @ VersionError::Unreadable { .. } => Status::data_loss(error.to_string()),
         other => Status::not_found(other.to_string()),
-    })
+    }
 }
 
 async fn read<T: Send + 'static>(

@@ -12,8 +12,8 @@ use scheduler_core::{
 use tokio::task;
 use tonic::Status;
 
-use super::{malformed, status};
-use crate::{convert, hub::Hub};
+use super::{history::no_version, malformed, status};
+use crate::{convert, history, hub::Hub};
 
 /// Jobs in one call.
 const JOBS_MAX: usize = 100;
@@ -31,17 +31,19 @@ pub(super) async fn plan(
     let jobs = request.jobs.into_iter().map(convert::job_from_message);
     let jobs: Vec<Job> = jobs.collect::<Result<_, _>>().map_err(malformed)?;
     let hub = hub.clone();
-    let planned = task::spawn_blocking(move || on_a_copy(&hub, changer, &jobs)).await;
+    let planned = task::spawn_blocking(move || on_a_copy(&hub, changer, jobs)).await;
     planned.map_err(|error| Status::internal(error.to_string()))?
 }
 
-fn on_a_copy(hub: &Hub, changer: String, jobs: &[Job]) -> Result<v1::PlanJobsResponse, Status> {
+fn on_a_copy(hub: &Hub, changer: String, jobs: Vec<Job>) -> Result<v1::PlanJobsResponse, Status> {
     let state = hub.state();
     let mut rng = StdRng::from_rng(&mut rand::rng());
     let is_watched = |pod: &_| hub.drains().is_watched(pod, hub.clock.now());
     let mut context = Context { wall: hub.clock.wall(), rng: &mut rng, is_watched: &is_watched };
     let origin = Origin { changer, message: String::new() };
-    let planned = plan::plan(&state, jobs, &origin, &mut context);
+    let with_texts = |job: Job| Ok((job.clone(), history::texts(hub.store.as_ref(), &state, &job)?));
+    let jobs: Vec<_> = jobs.into_iter().map(with_texts).collect::<Result<_, _>>().map_err(no_version)?;
+    let planned = plan::plan(&state, &jobs, &origin, &mut context);
     let planned = planned.map_err(|refusal| status(refusal.into()))?;
     let jobs = planned.into_iter().map(job_message).collect();
     Ok(v1::PlanJobsResponse { jobs, revision: state.revision() })

@@ -8,7 +8,7 @@ use std::{
 use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
     change::Revision,
-    event::{Event, PodReport},
+    event::{Event, PodReport, Texts},
     job::Job,
     node::Hello,
     pod::{PodId, PodPhase},
@@ -69,7 +69,7 @@ impl World {
              'v{version}'], env: {{PORT: '80'}}, cpu: 100m, memory: 64Mi}}}}}}}}}}"
         );
         let job: Job = serde_norway::from_str(&text).unwrap();
-        self.event("user:alice", Event::ApplyJob(job));
+        self.event("user:alice", Event::ApplyJob(job, Texts::new()));
     }
 
     fn report(&mut self, node: u16, phase: PodPhase, message: &str) {

@@ -10,7 +10,7 @@ use hextet_address::{ClusterPrefix, GroupId, SubnetId};
 use scheduler_core::{
     change::{Key, Value},
     cluster::Cluster,
-    event::{Claim, Enroll, PrefixChoice},
+    event::{Claim, Enroll, PrefixChoice, Texts},
     job::{Group, Job, Task},
     lease::Leases,
     node::{Hello, NodePhase},
@@ -335,7 +335,8 @@ pub(crate) async fn apply(hub: &Hub, name: &str) -> Result<Committed, WriteError
         tasks: BTreeMap::from([("t".to_owned(), task)]),
     };
     let groups = BTreeMap::from([("g".to_owned(), group)]);
-    hub.write(scheduler(), Event::ApplyJob(Job { job: name.to_owned(), groups, ..Job::default() })).await
+    let job = Job { job: name.to_owned(), groups, ..Job::default() };
+    hub.write(scheduler(), Event::ApplyJob(job, Texts::new())).await
 }
 
 pub(crate) fn cluster() -> Cluster {

@@ -135,8 +135,11 @@ impl TestServer {
         count: u32,
         argument: &str,
     ) -> Result<v1::ApplyJobResponse, Status> {
-        let request =
-            v1::ApplyJobRequest { job: Some(self.job(job, count, argument)), message: "a test".to_owned() };
+        self.apply_job(self.job(job, count, argument)).await
+    }
+
+    pub(crate) async fn apply_job(&self, job: v1::Job) -> Result<v1::ApplyJobResponse, Status> {
+        let request = v1::ApplyJobRequest { job: Some(job), message: "a test".to_owned() };
         Ok(self.local().await.apply_job(request).await?.into_inner())
     }
 

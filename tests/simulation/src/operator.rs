@@ -9,7 +9,7 @@ use rand::{
 use scheduler_core::{
     change::JobRecord,
     countable::Countables,
-    event::Event,
+    event::{Event, Texts},
     job::{Apart, Availability, Constraint, Group, Job, Spread, Task},
     quantity::{Cpu, Memory},
     rollout::Rollout,
@@ -52,7 +52,8 @@ impl Operators {
             Some(record) => {
                 let percent_next = [0, 20, 50, 99, 100][shared.rng.random_range(0..5)];
                 let number = shared.rng.random_range(0..3);
-                Event::ApplyJob(rolled(record, percent_next, number).expect("a job that is there has a text"))
+                let job = rolled(record, percent_next, number).expect("a job that is there has a text");
+                Event::ApplyJob(job, Texts::new())
             }
             None => self.apply(name, shared),
         }
@@ -69,7 +70,7 @@ impl Operators {
     fn roll_back_to_version(&mut self, name: String, shown: &State, shared: &mut Shared) -> Event {
         let versions = shown.job_record(&name).map(|record| &record.versions);
         match versions.and_then(|versions| versions.iter().choose(&mut shared.rng)) {
-            Some((version, job)) => Event::RollbackJob(Job::clone(job), *version),
+            Some((version, job)) => Event::RollbackJob(Job::clone(job), *version, Texts::new()),
             None => self.apply(name, shared),
         }
     }
@@ -99,12 +100,12 @@ impl Operators {
             texts.remove(0);
         }
         texts.push(job.clone());
-        Event::ApplyJob(job)
+        Event::ApplyJob(job, Texts::new())
     }
 
     fn roll_back(&mut self, name: String, shared: &mut Shared) -> Event {
         match self.texts.get(&name).and_then(|texts| texts.choose(&mut shared.rng)) {
-            Some(job) => Event::ApplyJob(job.clone()),
+            Some(job) => Event::ApplyJob(job.clone(), Texts::new()),
             None => self.apply(name, shared),
         }
     }

@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use hextet_address::ClusterPrefix;
-use scheduler_core::{cluster::Cluster, deploy::Order, event::Event, time::WallTime};
+use scheduler_core::{
+    cluster::Cluster,
+    deploy::Order,
+    event::{Event, Texts},
+    time::WallTime,
+};
 
 use crate::{
     Options,
@@ -145,7 +150,7 @@ impl World {
             let Some(job) = rollout::chosen(self.server.disk.state(), percent_next) else { return Ok(()) };
             let floor = rollout::floor(&job, &self.machines);
             self.operators.asked += 1;
-            self.server.operate(self.operators.asked, Event::ApplyJob(job), &mut self.shared);
+            self.server.operate(self.operators.asked, Event::ApplyJob(job, Texts::new()), &mut self.shared);
             let end = self.shared.now + ROLLOUT;
             while self.shared.now < end {
                 self.step()?;

@@ -17,6 +17,8 @@ use crate::{
 
 /// The server is asked this often.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// A wait whose words alone change, such as those of how much room there is, is told again after this long.
+const WORDS_INTERVAL: Duration = Duration::from_secs(10);
 /// A server that does not answer is asked again for this long.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 
@@ -36,7 +38,7 @@ pub(super) async fn follow(
     mut deploy: v1::Deploy,
     format: Format,
 ) -> anyhow::Result<()> {
-    let (id, mut shown, mut heard) = (deploy.id.clone(), String::new(), Instant::now());
+    let (id, mut shown, mut heard) = (deploy.id.clone(), None, Instant::now());
     loop {
         if format == Format::Table {
             show(&deploy, &mut shown)?;
@@ -84,16 +86,28 @@ async fn ask(client: &Client, id: &str) -> Result<v1::Deploy, tonic::Status> {
     answer.into_inner().deploys.into_iter().next().ok_or_else(none)
 }
 
-fn show(deploy: &v1::Deploy, shown: &mut String) -> anyhow::Result<()> {
-    let line = line(deploy);
-    if line != *shown {
-        print::to_stdout(|out| Ok(print::lines(out, line.lines())?))?;
-        *shown = line;
+/// The last line that was printed.
+struct Shown {
+    state: String,
+    waits_for: String,
+    at: Instant,
+}
+
+fn show(deploy: &v1::Deploy, shown: &mut Option<Shown>) -> anyhow::Result<()> {
+    let (state, waits_for, at) = (line(deploy), deploy.waits_for.clone(), Instant::now());
+    let is_known = shown.as_ref().is_some_and(|shown| {
+        let is_recent = at - shown.at < WORDS_INTERVAL;
+        shown.state == state && (shown.waits_for == waits_for || is_recent)
+    });
+    if !is_known {
+        let wait = if waits_for.is_empty() { String::new() } else { format!("; {waits_for}") };
+        print::to_stdout(|out| Ok(print::lines(out, format!("{state}{wait}").lines())?))?;
+        *shown = Some(Shown { state, waits_for, at });
     }
     Ok(())
 }
 
-/// One line; what only time changes is not in it.
+/// One line without what it waits for; what only time changes is not in it.
 fn line(deploy: &v1::Deploy) -> String {
     let row = DeployRow::new(deploy.clone(), 0);
     let mut line = format!("  {}: {}", row.step, row.stage);
@@ -104,8 +118,8 @@ fn line(deploy: &v1::Deploy) -> String {
             deploy.new_running, deploy.new_wanted, deploy.others
         );
     }
-    for text in [&deploy.reason, &deploy.waits_for].into_iter().filter(|text| !text.is_empty()) {
-        let _ = write!(line, "; {text}");
+    if !deploy.reason.is_empty() {
+        let _ = write!(line, "; {}", deploy.reason);
     }
     if deploy.stage() == DeployStage::Held {
         let _ = write!(line, " (`netctl deploy resume {}`)", deploy.job);

@@ -116,11 +116,10 @@ fn side<'a>(state: &'a State, deploy: &Deploy, name: &'a str, group: &Group) -> 
     let Some((record, sides)) = sides else {
         return Side { group: name, wanted: group.count as usize, others_wanted: 0, new: live, others: 0 };
     };
-    let next_is_new = sides[1].version == deploy.id.version;
+    let new_is = usize::from(sides[1].version == deploy.id.version);
     let (new, others): (Vec<_>, Vec<_>) =
-        live.into_iter().partition(|pod| rollout::is_next(record, &sides, pod) == next_is_new);
-    let count = |is_next: bool| sides[usize::from(is_next)].text.count as usize;
-    let (wanted, others_wanted) = (count(next_is_new), count(!next_is_new));
+        live.into_iter().partition(|pod| rollout::side_of(record, &sides, pod) == Some(new_is));
+    let [wanted, others_wanted] = [new_is, 1 - new_is].map(|which| sides[which].text.count as usize);
     Side { group: name, wanted, others_wanted, new, others: others.len() }
 }
 

@@ -81,7 +81,7 @@ pub fn why_not(state: &State, pod: &Pod, now: WallTime) -> Explanation {
     let Some(wanted) = job.and_then(|job| job.groups.get(&pod.group)) else { return Explanation::default() };
     let side = state.job_record(&pod.job).and_then(|record| {
         let sides = rollout::sides(record, &pod.group, wanted)?;
-        Some(sides[usize::from(rollout::is_next(record, &sides, pod))].text.clone())
+        Some(sides[rollout::side_of(record, &sides, pod).unwrap_or(0)].text.clone())
     });
     let wanted = side.as_ref().unwrap_or(wanted);
     let survey = survey(state, (&pod.job, &pod.group), wanted, now);

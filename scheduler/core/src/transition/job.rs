@@ -5,42 +5,30 @@ use std::{collections::BTreeSet, sync::Arc};
 use crate::{
     change::{JobRecord, Key},
     draft::Draft,
-    event::Refusal,
+    event::{Refusal, Texts},
     job::Job,
     transition::{Context, PODS_MAX, Step, deploy, group, rollout},
 };
 
+/// A text that `equals` an older version always makes a version, also when it is in force: somebody wanted it.
 pub(super) fn apply(
     draft: &mut Draft<'_>,
-    job: &Job,
+    (job, equals): (&Job, Option<u32>),
+    texts: &Texts,
     changer: &str,
     context: &mut Context<'_>,
 ) -> Result<Step, Refusal> {
     job.validate()?;
     deploy::check_free(draft, &job.job)?;
-    if draft.job(&job.job).is_some_and(|current| **current == *job) {
+    if equals.is_none() && draft.job(&job.job).is_some_and(|current| **current == *job) {
         return Ok(Step::nothing());
     }
     check_total(draft, job)?;
+    rollout::recall(draft, job, texts);
     rollout::check(draft, job, next_version(draft, &job.job))?;
-    let version = bring_about(draft, job, None, changer, context);
-    Ok(Step { message: format!("job {} version {version} applied", job.job), replan: true })
-}
-
-/// Always makes a version, also of the text in force: it says that somebody wanted it.
-pub(super) fn rollback(
-    draft: &mut Draft<'_>,
-    job: &Job,
-    to: u32,
-    changer: &str,
-    context: &mut Context<'_>,
-) -> Result<Step, Refusal> {
-    job.validate()?;
-    deploy::check_free(draft, &job.job)?;
-    check_total(draft, job)?;
-    rollout::check(draft, job, next_version(draft, &job.job))?;
-    let version = bring_about(draft, job, Some(to), changer, context);
-    Ok(Step { message: format!("job {} version {version} = {to}", job.job), replan: true })
+    let version = bring_about(draft, job, equals, changer, context);
+    let how = equals.map_or("applied".to_owned(), |older| format!("= {older}"));
+    Ok(Step { message: format!("job {} version {version} {how}", job.job), replan: true })
 }
 
 /// Makes the text the next version, and its pods what it says.
@@ -100,7 +88,7 @@ fn put_version(
     let old = draft.job_record(&job.job).cloned();
     let version = next_version(draft, &job.job);
     let mut versions = old.map(|record| record.versions.clone()).unwrap_or_default();
-    versions.retain(|version, _| draft.runs_version(&job.job, *version) || rollout::names(job, *version));
+    versions.retain(|version, _| draft.runs_version(&job.job, *version) || job.names_version(*version));
     versions.insert(version, Arc::new(job.clone()));
     let (applied, changer) = (context.wall, changer.to_owned());
     draft.put_job(&job.job, JobRecord { version, versions, removed: false, applied, changer, equals });

@@ -12,7 +12,7 @@ use crate::{
     node::NodePhase,
     placement,
     pod::{Pod, PodPhase},
-    rollout::{Side, is_next},
+    rollout::{Side, side_of},
     transition::{Context, address, group, preempt, rollout},
 };
 
@@ -75,7 +75,7 @@ impl Turn {
     fn has(&self, draft: &Draft<'_>, pod: &Pod) -> bool {
         let Some((sides, which)) = &self.side else { return true };
         let record = draft.job_record(&self.job.job);
-        record.is_some_and(|record| is_next(record, sides, pod) == (*which == 1))
+        record.is_some_and(|record| side_of(record, sides, pod) == Some(*which))
     }
 
     pub(super) fn name(&self) -> (&str, &str) {

@@ -13,9 +13,7 @@ pub(super) fn text(state: &State, pod: &Pod) -> Option<Group> {
     let record = state.job_record(&pod.job)?;
     let wanted = record.current()?.groups.get(&pod.group)?;
     let Some(sides) = rollout::sides(record, &pod.group, wanted) else { return Some(wanted.clone()) };
-    let is_next = rollout::is_next(record, &sides, pod);
-    let [previous, next] = sides;
-    Some(if is_next { next.text } else { previous.text })
+    Some(sides[rollout::side_of(record, &sides, pod)?].text.clone())
 }
 
 /// Whether a node has room for one more pod like this.

@@ -115,13 +115,14 @@ fn rollouts_have_settled(state: &State) -> Result<(), String> {
         for (group, wanted) in &job.groups {
             let Some(sides) = rollout::sides(record, group, wanted) else { continue };
             let pods: Vec<_> = state.pods_of_group(name, group).collect();
-            let nexts = pods.iter().filter(|pod| rollout::is_next(record, &sides, pod)).count();
             let is_full = pods.iter().any(|pod| pod.phase == PodPhase::Pending);
+            let of = |which| pods.iter().filter(|pod| rollout::side_of(record, &sides, pod) == which).count();
+            let there = [of(Some(0)), of(Some(1)), of(None)];
             let [previous, next] = sides.each_ref().map(|side| side.text.count as usize);
-            if !is_full && (nexts != next || pods.len() != previous + next) {
+            if !is_full && there != [previous, next, 0] {
                 return Err(format!(
-                    "of {name}/{group} {nexts} of {} are of the next version, not {next}",
-                    pods.len()
+                    "{name}/{group} has {there:?} pods of the previous, next and other versions, not {:?}",
+                    [previous, next, 0]
                 ));
             }
         }
