@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use dataplane_core::Mac;
 use hextet_address::NodePrefix;
 use ipnetwork::{Ipv4Network, Ipv6Network};
 use netlink_packet_route::{AddressFamily, address::AddressFlags};
@@ -34,6 +35,8 @@ pub struct UplinkInfo {
     pub sources: BTreeMap<Ipv4Network, Ipv4Addr>,
     /// The /64s in which it has addresses.
     pub prefixes: BTreeSet<NodePrefix>,
+    /// Its Ethernet address; zero when it has none.
+    pub mac: Mac,
     /// Its MTU.
     pub mtu_bytes: u32,
 }
@@ -96,6 +99,7 @@ impl Dataplane {
             on_link,
             ipv4,
             sources,
+            mac: device.link.mac,
             mtu_bytes: device.link.mtu_bytes,
         })
     }

@@ -36,6 +36,8 @@ use crate::{
     desired::{Backends, Underlay, desired},
     events::Events,
     explain,
+    farewell::{LEAVE_MAX, TOLD, untold},
+    hardware::hardware,
     identity::Identity,
     keeper::News,
     lease::Hold,
@@ -55,8 +57,6 @@ use crate::{
 
 /// However quiet the kernel is, it is looked at this often.
 const AUDIT_PERIOD: Duration = Duration::from_secs(30);
-/// How long the server may take to write down that the node leaves.
-const LEAVE_MAX: Duration = Duration::from_secs(3);
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -698,6 +698,7 @@ impl Agent {
             self.hello.send_modify(|hello| {
                 (hello.underlay, hello.underlay_v4) = (Some(now.address), now.ipv4);
                 hello.device = Some(now.device.clone());
+                hello.rest.hardware = hardware(now.mac);
             });
             self.check_lan(&now);
             self.underlay = Some(now);
@@ -783,7 +784,7 @@ impl Agent {
 
     async fn down(&mut self, inbox: &mut Inbox) -> Result<Vec<String>> {
         info!("taking the node down");
-        let mut lines = vec![self.leave(inbox).await.to_owned()];
+        let mut lines = vec![self.leave(inbox).await];
         lines.extend(self.take_down(inbox).await?);
         Ok(lines)
     }
@@ -802,28 +803,33 @@ impl Agent {
     }
 
     /// Gives the lease back, so that others take the pods over now and not when it ends. Says how it went.
-    async fn leave(&mut self, inbox: &mut Inbox) -> &'static str {
-        const ALONE: &str = "the server was not told: it misses the node when the lease ends";
+    async fn leave(&mut self, inbox: &mut Inbox) -> String {
         // The server lets another node start them as soon as it knows.
-        if !self.end_singletons().await {
-            self.hello.send_modify(|hello| hello.underlay = None);
-            return ALONE;
-        }
-        let leave = async {
-            // It ends the stream, in order, when it has written that down.
-            self.reports.leave().await
-                && loop {
-                    match inbox.server.recv().await {
-                        Some(FromServer::Detached { orderly }) => break orderly,
-                        Some(_) => {}
-                        None => break false,
-                    }
-                }
+        let told = match self.end_singletons().await {
+            false => Err("a pod of which there may only be one has not ended".to_owned()),
+            true => match tokio::time::timeout(LEAVE_MAX, self.tell_server(inbox)).await {
+                Ok(told) => told.map_err(str::to_owned),
+                Err(_) => Err(format!("no answer in {} s", LEAVE_MAX.as_secs())),
+            },
         };
-        let left = tokio::time::timeout(LEAVE_MAX, leave).await == Ok(true);
         // Without an address there is no new stream, which would bring the node back.
         self.hello.send_modify(|hello| hello.underlay = None);
-        if left { "the server knows that the node is down" } else { ALONE }
+        told.map_or_else(|why| untold(&self.identity.name, &why), |()| TOLD.to_owned())
+    }
+
+    /// It ends the stream, in order, when it has written that down.
+    async fn tell_server(&self, inbox: &mut Inbox) -> Result<(), &'static str> {
+        let leaving = self.hello.borrow().leaving();
+        if !self.reports.leave(leaving).await {
+            return Err("this node is not attached to it");
+        }
+        loop {
+            match inbox.server.recv().await {
+                Some(FromServer::Detached { orderly: true }) => return Ok(()),
+                Some(FromServer::Detached { orderly: false }) | None => return Err("the stream to it broke"),
+                Some(_) => {}
+            }
+        }
     }
 
     /// Ends what may run on one node only, then gives the lease back. False when something of it may still run.
@@ -927,6 +933,7 @@ pub(crate) async fn underlay(dataplane: &Dataplane, choice: &UplinkChoice) -> Re
         prefixes: info.prefixes,
         global: info.global,
         on_link: info.on_link,
+        mac: info.mac,
     })
 }
 

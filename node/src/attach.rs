@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use hextet_api::{
     connect::mutual_tls,
     v1::{
-        Assignment, DescribePod, LeaseHolder, NodeCommand, NodeHello, NodeReport, ReadLogs,
+        Assignment, DescribePod, LeaseHolder, NodeCommand, NodeHello, NodeLeaving, NodeReport, ReadLogs,
         agent_client::AgentClient, node_command::Command, node_report::Report,
     },
 };
@@ -58,7 +58,7 @@ pub(crate) enum FromServer {
     /// Somebody wants to read a log.
     ReadLogs(ReadLogs),
     DescribePod(DescribePod),
-    /// The stream has ended: without an error, when the server had no more to say.
+    /// The stream has ended: in order, when the server had no more to say.
     Detached {
         orderly: bool,
     },
@@ -93,13 +93,14 @@ pub(crate) async fn run(
         }
         let mut served = false;
         let result = attach(&certificates, &mut hello, &events, &mut served).await;
+        let orderly = matches!(result, Ok(End::Server));
         let copy = result.as_ref().err().and_then(|error| error.downcast_ref::<TakenForCopy>()).cloned();
         if let Some(copy) = copy.clone()
             && events.send(FromServer::Refused(copy)).await.is_err()
         {
             return;
         }
-        if events.send(FromServer::Detached { orderly: result.is_ok() }).await.is_err() {
+        if events.send(FromServer::Detached { orderly }).await.is_err() {
             return;
         }
         if served {
@@ -125,13 +126,20 @@ pub(crate) async fn run(
     }
 }
 
+/// Who has ended a stream in which nothing was wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Server,
+    Agent,
+}
+
 /// One stream, from hello to its end.
 async fn attach(
     certificates: &Certificates,
     hello: &mut watch::Receiver<Hello>,
     events: &mpsc::Sender<FromServer>,
     served: &mut bool,
-) -> Result<()> {
+) -> Result<End> {
     let credentials = certificates.credentials();
     let mut channel = mutual_tls(&credentials).await?;
     if certificates.is_due() {
@@ -154,7 +162,7 @@ async fn attach(
     loop {
         tokio::select! {
             command = commands.message() => {
-                let Some(command) = command.map_err(refused)? else { return Ok(()) };
+                let Some(command) = command.map_err(refused)? else { return Ok(End::Server) };
                 know_servers(certificates, &command).await;
                 if let Some(event) = event(command) {
                     if !*served {
@@ -172,7 +180,7 @@ async fn attach(
             changed = is_another(hello, &said) => {
                 changed?;
                 info!("attaching anew: the node has something else to say of itself");
-                return Ok(());
+                return Ok(End::Agent);
             }
         }
     }
@@ -237,8 +245,13 @@ impl Hello {
 
     /// What a lease's stream begins with.
     pub(crate) fn lease_holder(&self) -> LeaseHolder {
-        let NodeHello { machine, underlay, .. } = self.message();
-        LeaseHolder { machine, underlay }
+        let NodeHello { machine, underlay, session, hardware, .. } = self.message();
+        LeaseHolder { machine, underlay, session, hardware }
+    }
+
+    /// The last word of this agent.
+    pub(crate) fn leaving(&self) -> NodeLeaving {
+        NodeLeaving { machine: self.rest.machine.clone(), session: self.rest.session }
     }
 
     /// The last revision changes all the time and needs no new stream.

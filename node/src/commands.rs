@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use dataplane::{Counter, Dataplane, MasqueradeBackend, Op, bpf::Bpf};
+use hextet_api::v1::NodeLeaving;
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     agent::{UplinkChoice, planned_teardown, underlay, view},
@@ -14,12 +16,16 @@ use crate::{
     config::NodePaths,
     desired::{Backends, Underlay, desired},
     events::NodeEvent,
+    farewell::{self, TOLD, untold},
     identity::Identity,
+    keeper::{self, Place},
+    lease_file,
     local::{self, Answer, Request},
     lock::NodeLock,
     port_log::{self, Holder},
     start::{open_dataplane, require_root},
     store::{Settings, Store},
+    supervisor::LEASE_LOOK,
     teardown,
     view::{FlowView, NodeView},
 };
@@ -151,12 +157,16 @@ async fn ask(paths: &NodePaths, request: Request) -> Result<Option<Answer>> {
 
 /// Works also when the store is damaged or gone: the kernel and the run folder say what is there.
 async fn down_without_agent(paths: &NodePaths) -> Result<Vec<String>> {
-    let _lock = if paths.state_dir.is_dir() { Some(NodeLock::take(&paths.state_dir).await?) } else { None };
-    let (planned, mut dataplane) = match Offline::open(paths).await {
-        Ok(mut offline) => (offline.planned_teardown().await, offline.dataplane),
-        Err(_) => (Vec::new(), open_dataplane(paths).await?),
+    let lock = if paths.state_dir.is_dir() { Some(NodeLock::take(&paths.state_dir).await?) } else { None };
+    let (mut lines, planned, mut dataplane) = match (Offline::open(paths).await, &lock) {
+        (Ok(mut offline), Some(lock)) => {
+            let told = offline.leave(paths, lock).await;
+            (vec![told], offline.planned_teardown().await, offline.dataplane)
+        }
+        _ => (Vec::new(), Vec::new(), open_dataplane(paths).await?),
     };
-    teardown::all(paths, &mut dataplane, planned).await
+    lines.extend(teardown::all(paths, &mut dataplane, planned).await?);
+    Ok(lines)
 }
 
 /// A node without its agent.
@@ -190,6 +200,35 @@ impl Offline {
         let desired = self.desired().context("the uplink is not there: nothing can be planned")?;
         let observed = self.dataplane.observe(&desired).await?;
         Ok(dataplane::plan(&desired, &observed).iter().map(Op::to_string).collect())
+    }
+
+    /// Tells the server that the node is taken down, when what only one node may run has ended. Says how it went.
+    async fn leave(&self, paths: &NodePaths, lock: &NodeLock) -> String {
+        let name = &self.identity.name;
+        if let Err(error) = self.end_singletons(paths).await {
+            return untold(name, &format!("a pod of which there may only be one has not ended: {error:#}"));
+        }
+        let told = async {
+            let machine = lock.machine().context("cannot tell which machine this is")?;
+            let leaving = NodeLeaving { machine, session: lease_file::session() };
+            farewell::tell(&self.identity, leaving).await
+        };
+        told.await.map_or_else(|error| untold(name, &format!("{error:#}")), |()| TOLD.to_owned())
+    }
+
+    /// They and their hooks end with the lease; a supervisor that does not look is ended.
+    async fn end_singletons(&self, paths: &NodePaths) -> Result<()> {
+        lease_file::remove(&paths.run_dir.join(lease_file::LEASE_FILE)).context("cannot end the lease")?;
+        let pods = self.assignment.pods.iter().filter(|(_, pod)| pod.singleton.is_some());
+        let places = pods.map(|(id, _)| Place::of(paths, id));
+        let ends: JoinSet<Result<()>> =
+            places.map(|place| async move { keeper::stop(&place).await }).collect();
+        let are_there = !ends.is_empty();
+        let ended = ends.join_all().await;
+        if are_there {
+            sleep(2 * LEASE_LOOK).await;
+        }
+        ended.into_iter().collect()
     }
 
     async fn planned_teardown(&mut self) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use dataplane_core::{Desired, Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend, Pod, Uplink};
+use dataplane_core::{Desired, Filtering, Ipv6Exit, Mac, MasqueradeBackend, NdpBackend, Pod, Uplink};
 use hextet_address::NodePrefix;
 use hextet_api::token::Fingerprint;
 use ipnetwork::{Ipv4Network, Ipv6Network};
@@ -36,6 +36,8 @@ pub(crate) struct Underlay {
     pub(crate) global: Option<Ipv6Addr>,
     /// Prefixes of global addresses on its link.
     pub(crate) on_link: BTreeSet<Ipv6Network>,
+    /// Its Ethernet address; zero when it has none.
+    pub(crate) mac: Mac,
 }
 
 /// The backends that were chosen.
@@ -196,6 +198,7 @@ mod tests {
             prefixes: BTreeSet::new(),
             global: None,
             on_link: BTreeSet::new(),
+            mac: Mac([0; 6]),
         };
         let backends = Backends {
             ndp: NdpBackend::Ebpf,

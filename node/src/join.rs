@@ -294,6 +294,7 @@ mod tests {
             ipv4: None,
             global: None,
             on_link: BTreeSet::new(),
+            mac: dataplane_core::Mac([0; 6]),
             sources: BTreeMap::new(),
             prefixes: ["fd00:a::/64", "2001:db8:1::/64"].map(|text| text.parse().unwrap()).into(),
         }

@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use crate::{
+    config::{NodePaths, supervisor_program},
     socket,
     supervisor::{
         READY_LINE,
@@ -56,6 +57,13 @@ pub(crate) struct Place {
     pub(crate) run_dir: PathBuf,
     /// What starts a supervisor.
     pub(crate) program: PathBuf,
+}
+
+impl Place {
+    /// That of the pod called `id`.
+    pub(crate) fn of(paths: &NodePaths, id: &str) -> Place {
+        Place { run_dir: paths.pod_run_dir(id), pod: id.to_owned(), program: supervisor_program() }
+    }
 }
 
 /// What a keeper is told, or told again so that it looks where its supervisor lives; only the last word counts, so that nobody ever waits to say it.

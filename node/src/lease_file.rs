@@ -18,6 +18,11 @@ pub(crate) fn boot_time() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from)
 }
 
+/// A number for an agent that starts now: greater than that of any before it in this boot.
+pub(crate) fn session() -> u64 {
+    u64::try_from(boot_time().as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Says that the lease runs until then.
 pub(crate) fn write(path: &Path, until: Duration) -> io::Result<()> {
     let temporary = path.with_extension("new");

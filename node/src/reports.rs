@@ -31,9 +31,9 @@ impl Reports {
     }
 
     /// The last word to the server: the node is taken down. False when there is no stream.
-    pub(crate) async fn leave(&self) -> bool {
+    pub(crate) async fn leave(&self, leaving: NodeLeaving) -> bool {
         let Some((stream, _)) = &self.0 else { return false };
-        stream.send(report(node_report::Report::Leaving(NodeLeaving {}))).await.is_ok()
+        stream.send(report(node_report::Report::Leaving(leaving))).await.is_ok()
     }
 
     /// Room in the stream, once there is any, if there is something to say; else waits for ever.

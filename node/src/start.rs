@@ -32,7 +32,7 @@ use crate::{
     identity::Identity,
     join,
     lease::{self, Hold},
-    local,
+    lease_file, local,
     lock::NodeLock,
     log_sender::LogSender,
     lost_peers::LostPeers,
@@ -284,6 +284,7 @@ fn hello(config: &NodeConfig, head: &Head, machine: &str) -> Hello {
             epoch: head.epoch.clone(),
             revision: head.revision,
             machine: machine.to_owned(),
+            session: lease_file::session(),
             ..NodeHello::default()
         },
         ..Hello::default()

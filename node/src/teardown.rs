@@ -5,7 +5,7 @@ use dataplane::Dataplane;
 use tokio::task::JoinSet;
 
 use crate::{
-    config::{NodePaths, supervisor_program},
+    config::NodePaths,
     files,
     keeper::{self, Place},
     pods::folders,
@@ -46,7 +46,7 @@ async fn stop_pods(paths: &NodePaths) -> Vec<String> {
         if stops.len() == STOPS_MAX {
             lines.extend(stops.join_next().await.and_then(Result::ok));
         }
-        let place = Place { run_dir: paths.pod_run_dir(&id), pod: id, program: supervisor_program() };
+        let place = Place::of(paths, &id);
         stops.spawn(async move {
             match keeper::stop(&place).await {
                 Ok(()) => format!("stop pod {}", place.pod),

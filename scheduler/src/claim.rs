@@ -28,7 +28,8 @@ pub(crate) fn claim(hub: &Hub, node: &str, by: Claimant<'_>) -> Result<(), Statu
 
 /// Whether the machine could speak for `node`.
 pub(crate) fn check(hub: &Hub, node: &str, machine: &str) -> Result<(), Status> {
-    let may = hub.leases().may_claim(node, Claimant { machine, underlay: None }, hub.clock.now());
+    let may =
+        hub.leases().may_claim(node, Claimant { machine, hardware: "", underlay: None }, hub.clock.now());
     may.map_err(|copy| refused(node, copy))
 }
 

@@ -259,6 +259,8 @@ pub fn hello(message: v1::NodeHello) -> Result<Hello, ConvertError> {
         countables,
         agent_version: message.agent_version,
         machine: message.machine,
+        hardware: message.hardware,
+        session: message.session,
     })
 }
 

@@ -129,7 +129,7 @@ impl Hub {
         self.check_writable()?;
         let (reply, answer) = oneshot::channel();
         let request = Request { event, origin, reply };
-        self.writer.send(Command::Write(request)).await.map_err(|_| WriteError::Closed)?;
+        self.writer.send(Command::Write(Box::new(request))).await.map_err(|_| WriteError::Closed)?;
         answer.await.map_err(|_| WriteError::Closed)?
     }
 

@@ -13,7 +13,10 @@ use hextet_api::{
         lease_renewal::Renewal,
     },
 };
-use scheduler_core::{claim::Claimant, event::Event};
+use scheduler_core::{
+    claim::Claimant,
+    event::{Event, Refusal},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -25,7 +28,9 @@ use tracing::debug;
 use crate::{
     claim,
     hub::Hub,
+    service,
     session::{self, HELLO_MAX},
+    writer::WriteError,
 };
 
 /// A node renews its lease this often in the time after which a silent one is asked about.
@@ -94,8 +99,16 @@ async fn greet(hub: &Hub, node: &str, renewals: &mut Streaming<LeaseRenewal>) ->
         Some(Renewal::Holder(holder)) => holder,
         _ => LeaseHolder::default(),
     };
-    let underlay = address::ipv6(&holder.underlay).ok();
-    claim::claim(hub, node, Claimant { machine: &holder.machine, underlay })
+    if is_over(hub, node, &holder.machine, holder.session) {
+        return Err(service::status(WriteError::Refused(Refusal::TakenDown(node.to_owned()))));
+    }
+    let LeaseHolder { machine, hardware, underlay, .. } = &holder;
+    claim::claim(hub, node, Claimant { machine, hardware, underlay: address::ipv6(underlay).ok() })
+}
+
+/// Whether this agent was taken down, and what it said before comes late.
+pub(crate) fn is_over(hub: &Hub, node: &str, machine: &str, session: u64) -> bool {
+    hub.state().nodes().get(node).is_some_and(|node| node.is_over(machine, session))
 }
 
 struct Holder {
@@ -124,19 +137,21 @@ impl Holder {
         let now = self.hub.clock.now();
         leases.renew(&self.node, now);
         let granted = leases.grant(&self.node, now);
-        let (lease, renew) = (leases.length(), leases.silence_max() / RENEWALS_PER_SILENCE);
+        let renew = leases.silence_max() / RENEWALS_PER_SILENCE;
         drop(leases);
-        if !granted {
-            return self.returns();
-        }
+        let Some(lease) = granted else { return self.returns() };
         let term = self.hub.state().nodes().get(&self.node).map_or(0, |node| node.term);
         let grant = LeaseGrant { number, lease_ms: ms(lease), renew_ms: ms(renew), term };
         // A node that does not read its grants holds no lease.
         let _ = self.out.try_send(Ok(LeaseAnswer { answer: Some(Answer::Grant(grant)) }));
     }
 
-    /// The state holds that the node does not report. Renewals go on being read while that is put right.
+    /// The state holds that the node does not report. Renewals go on being read while that is put right. A node that was
+    /// taken down comes back by a hello alone.
     fn returns(&mut self) {
+        if self.hub.state().nodes().get(&self.node).is_some_and(|node| node.taken_down.is_some()) {
+            return;
+        }
         if self.returning.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }

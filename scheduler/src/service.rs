@@ -53,6 +53,7 @@ fn refused(refusal: &Refusal) -> Status {
         | Refusal::Deploy(_)
         | Refusal::NodeCutOff(_)
         | Refusal::NotFenced(_)
+        | Refusal::TakenDown(_)
         | Refusal::NoVersion { .. }
         | Refusal::PodPrefix { .. } => Status::failed_precondition(text),
         Refusal::KeyReplaced => Status::unauthenticated(text),

@@ -14,7 +14,7 @@ use std::{
 use hextet_api::v1::{self, node_command::Command, node_report::Report};
 use scheduler_core::{
     claim::Claimant,
-    event::Event,
+    event::{Event, Refusal},
     pod::PodId,
     session::{Inbox as Waiting, InboxFull, Telling, Told as Known},
     transition::Origin,
@@ -26,7 +26,7 @@ use tokio::{
 use tonic::{Code, Status, Streaming};
 use tracing::{debug, info};
 
-use crate::{claim, convert, hub::Hub, service, writer::WriteError};
+use crate::{claim, convert, hub::Hub, lease_stream::is_over, service, writer::WriteError};
 
 /// How long a node may take to say hello.
 pub(crate) const HELLO_MAX: Duration = Duration::from_secs(10);
@@ -125,8 +125,10 @@ pub(crate) async fn run(hub: Arc<Hub>, node: String, reports: Streaming<v1::Node
 }
 
 async fn serve(hub: &Arc<Hub>, node: &str, mut reports: Streaming<v1::NodeReport>, out: &Out) -> Status {
-    if let Err(status) = greet(hub, node, &mut reports).await {
-        return status;
+    match greet(hub, node, &mut reports).await {
+        Ok(None) => {}
+        Ok(Some(leaving)) => return leave_without_agent(hub, node, &leaving).await,
+        Err(status) => return status,
     }
     let mut place = Place::take(hub, node);
     let inbox = Inbox::default();
@@ -142,14 +144,28 @@ async fn serve(hub: &Arc<Hub>, node: &str, mut reports: Streaming<v1::NodeReport
     end.await
 }
 
-async fn greet(hub: &Hub, node: &str, reports: &mut Streaming<v1::NodeReport>) -> Result<(), Status> {
+/// The first word. That the node leaves is said by somebody who takes it down while its agent does not run.
+async fn greet(
+    hub: &Hub,
+    node: &str,
+    reports: &mut Streaming<v1::NodeReport>,
+) -> Result<Option<v1::NodeLeaving>, Status> {
     let first = time::timeout(HELLO_MAX, reports.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded("the node did not say hello"))??;
-    let Some(Report::Hello(hello)) = first.and_then(|report| report.report) else {
-        return Err(Status::invalid_argument("a node says hello first"));
-    };
+    match first.and_then(|report| report.report) {
+        Some(Report::Hello(hello)) => hear_hello(hub, node, hello).await.map(|()| None),
+        Some(Report::Leaving(leaving)) => Ok(Some(leaving)),
+        _ => Err(Status::invalid_argument("a node says hello first")),
+    }
+}
+
+async fn hear_hello(hub: &Hub, node: &str, hello: v1::NodeHello) -> Result<(), Status> {
     let hello = convert::hello(hello).map_err(service::malformed)?;
-    claim::claim(hub, node, Claimant { machine: &hello.machine, underlay: Some(hello.underlay) })?;
+    if is_over(hub, node, &hello.machine, hello.session) {
+        return Err(service::status(WriteError::Refused(Refusal::TakenDown(node.to_owned()))));
+    }
+    let (machine, hardware) = (&hello.machine, &hello.hardware);
+    claim::claim(hub, node, Claimant { machine, hardware, underlay: Some(hello.underlay) })?;
     hub.leases().renew(node, hub.clock.now());
     let event = Event::NodeHello(node.to_owned(), hello);
     hub.write(origin(node), event).await.map_err(service::status)?;
@@ -195,8 +211,8 @@ async fn read_reports(
             Ok(None) => return Status::cancelled("the node has ended its stream"),
             Err(status) => return status,
         };
-        if matches!(report.report, Some(Report::Leaving(_))) {
-            return leave(hub, node, inbox).await;
+        if let Some(Report::Leaving(v1::NodeLeaving { session, .. })) = report.report {
+            return leave(hub, node, inbox, session).await;
         }
         if let Err(status) = take_report(hub, node, report, inbox) {
             return status;
@@ -205,13 +221,33 @@ async fn read_reports(
 }
 
 /// The stream's end, without an error, tells the node that its leaving is durable.
-async fn leave(hub: &Hub, node: &str, inbox: &Inbox) -> Status {
+async fn leave(hub: &Hub, node: &str, inbox: &Inbox, session: u64) -> Status {
     inbox.is_over.store(true, Ordering::Relaxed);
     let _handle = hub.sessions.let_go(node);
+    write_leaving(hub, node, session).await
+}
+
+async fn write_leaving(hub: &Hub, node: &str, session: u64) -> Status {
     hub.lease_streams.end(node);
-    match hub.write(origin(node), Event::NodeLeaving(node.to_owned())).await {
+    match hub.write(origin(node), Event::NodeLeaving(node.to_owned(), session)).await {
         Ok(_) => Status::ok("the node was taken down"),
         Err(error) => service::status(error),
+    }
+}
+
+/// A copy of the node's disk could say so, too: only the machine that the node was last served on is believed.
+async fn leave_without_agent(hub: &Hub, node: &str, leaving: &v1::NodeLeaving) -> Status {
+    let known = hub.state().nodes().get(node).map(|node| node.machine.clone());
+    match known {
+        Some(machine) if !machine.is_empty() && machine == leaving.machine => {
+            hub.sessions.end(node);
+            write_leaving(hub, node, leaving.session).await
+        }
+        Some(_) => Status::failed_precondition(format!(
+            "node {node} was last served on another machine, or in another boot of this one; if it is dead: \
+             `netctl node dead {node}`"
+        )),
+        None => Status::not_found(format!("there is no node {node}")),
     }
 }
 

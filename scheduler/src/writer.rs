@@ -48,7 +48,7 @@ pub(crate) struct Compact {
 
 /// What the writer is told.
 pub(crate) enum Command {
-    Write(Request),
+    Write(Box<Request>),
     /// A part of the log is to be forgotten.
     Compact(Compact),
     /// Everything before it is written, and nothing after it.
@@ -109,7 +109,7 @@ impl Writer {
         while let Some(first) = queue.blocking_recv() {
             let (mut batch, mut next) = (Vec::new(), Some(first));
             while let Some(Command::Write(request)) = next {
-                batch.push(request);
+                batch.push(*request);
                 next = if batch.len() < BATCH_MAX { queue.try_recv().ok() } else { None };
             }
             if !batch.is_empty() {

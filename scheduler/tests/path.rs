@@ -4,7 +4,10 @@ mod support;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use hextet_api::v1;
+use hextet_api::{
+    connect::{self, Credentials},
+    v1::{self, node_report::Report},
+};
 use scheduler::server::ServerConfig;
 use support::{FakeNode, LEASE, TestServer, Watch, code, config, subscribe};
 use tonic::Code;
@@ -135,6 +138,50 @@ async fn a_node_that_says_that_it_leaves_is_lost_at_once_and_may_come_back() {
     let _n1 = FakeNode::attach(credentials).await;
     assert_eq!(phase(server.nodes().await), v1::NodePhase::Ready);
     server.stop().await;
+}
+
+/// Somebody takes a node down whose agent does not run. A copy of its disk has the same certificate.
+#[tokio::test]
+async fn without_an_agent_the_machine_that_was_served_may_say_that_its_node_leaves_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = Duration::from_secs(3600);
+    let server = TestServer::start_with(ServerConfig { lease, ..config(dir.path()) }).await;
+    let token = server.token(v1::TokenRole::Node, "", "").await;
+    let credentials = support::enroll(&token, "n1", 1).await;
+    let agent = |session| v1::NodeHello { machine: "first".into(), session, ..support::hello_of("n1") };
+    let say = |report| first_word(&credentials, report);
+    let leaving =
+        |machine: &str, session| Report::Leaving(v1::NodeLeaving { machine: machine.into(), session });
+    say(Report::Hello(agent(7))).await.expect("it is told what to run");
+    let phase = |nodes: Vec<v1::Node>| nodes[0].phase();
+
+    let (refused, why) = support::code(say(leaving("copy", 9)).await);
+    assert_eq!(
+        (refused, phase(server.nodes().await)),
+        (Code::FailedPrecondition, v1::NodePhase::Ready),
+        "{why}"
+    );
+    assert!(why.contains("last served on another machine") && why.contains("netctl node dead n1"), "{why}");
+    say(leaving("first", 8)).await.expect("the stream ends in order");
+    assert_eq!(phase(server.nodes().await), v1::NodePhase::Lost);
+    let (refused, why) = support::code(say(Report::Hello(agent(7))).await);
+    assert_eq!(
+        (refused, phase(server.nodes().await)),
+        (Code::FailedPrecondition, v1::NodePhase::Lost),
+        "{why}"
+    );
+    say(Report::Hello(agent(9))).await.expect("another agent has started");
+    assert_eq!(phase(server.nodes().await), v1::NodePhase::Ready);
+    server.stop().await;
+}
+
+/// Begins a stream with this, and gives what comes first.
+async fn first_word(credentials: &Credentials, report: Report) -> Result<(), tonic::Status> {
+    let channel = connect::mutual_tls(credentials).await.unwrap();
+    let report = v1::NodeReport { report: Some(report) };
+    let said = tokio_stream::StreamExt::chain(tokio_stream::once(report), tokio_stream::pending());
+    let mut answers = v1::agent_client::AgentClient::new(channel).attach(said).await?.into_inner();
+    answers.message().await.map(drop)
 }
 
 #[tokio::test]

@@ -133,7 +133,8 @@ enum Command {
     Events(PathArgs),
     /// Stop every pod and leave the machine as it was found
     ///
-    /// The agent, if it runs, ends too. The node keeps its name and prefix: `netctl node` brings it back.
+    /// The server is told, so that load balancers leave the pods alone and others start elsewhere; the first line says so, or
+    /// why not. The agent, if it runs, ends too. The node keeps its name and prefix: `netctl node` brings it back.
     #[command(after_help = "Example:\n  netctl node down")]
     Down(PathArgs),
     /// Say to the server that a node is dead

@@ -91,6 +91,8 @@ impl Fleet {
             countables: Countables::default(),
             agent_version: "bench".to_owned(),
             machine: String::new(),
+            hardware: String::new(),
+            session: 0,
         };
         let events =
             [Event::CreateToken(name.clone(), token), Event::Enroll(enroll), Event::NodeHello(name, hello)];

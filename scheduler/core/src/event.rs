@@ -60,8 +60,8 @@ pub enum Event {
     Fenced(Vec<String>),
     /// An operator says that a node is dead.
     NodeDead(String),
-    /// A node is being taken down and gives its lease back.
-    NodeLeaving(String),
+    /// A node is being taken down and gives its lease back, in this session of its agent.
+    NodeLeaving(String, u64),
     /// Load balancers know that these pods terminate, or have had the time to.
     Drained(Vec<PodId>),
     /// A node will not come back.
@@ -200,6 +200,9 @@ pub enum Refusal {
          `netctl node dead {0}`"
     )]
     NodeCutOff(String),
+    /// What comes late from an agent that has ended.
+    #[error("node `{0}` was taken down: `netctl node` on it starts an agent that brings it back")]
+    TakenDown(String),
     /// There must never be two of its pods.
     #[error("node `{0}` may still run a pod of which there is only one; try again in a few seconds")]
     NotFenced(String),

@@ -51,6 +51,8 @@ struct Lease {
     inquiry: Option<Inquiry>,
     /// Which machine speaks for it.
     claim: Claim,
+    /// Until then a machine that spoke for it before may hold what it was granted: nothing is granted anew.
+    withheld: Moment,
 }
 
 /// What the neighbours of a silent node were asked.
@@ -161,10 +163,14 @@ impl Leases {
             has_ended: false,
             inquiry: None,
             claim: Claim::of(node, fenced),
+            withheld: Moment::default(),
         });
         // Whatever made it ready was a sign of life.
         if node.phase == NodePhase::Ready && lease.phase != NodePhase::Ready {
             lease.renewed = lease.renewed.max(now);
+        }
+        if node.fenced {
+            lease.fenced = lease.fenced.min(now);
         }
         if gives_up(node) && (lease.phase, lease.is_fenced) != (node.phase, node.fenced) {
             lease.claim.free();
@@ -177,8 +183,15 @@ impl Leases {
     /// # Errors
     /// Another does.
     pub fn claim(&mut self, node: &str, by: Claimant<'_>, now: Moment) -> Result<Taken, IsCopy> {
-        let until = self.fence_from(now);
-        self.nodes.get_mut(node).map_or(Ok(Taken::Again), |lease| lease.claim.take(by, now, until))
+        let (until, is_silent) = (self.fence_from(now), !self.runs(node, now));
+        let Some(lease) = self.nodes.get_mut(node) else { return Ok(Taken::Again) };
+        // That one is dead is an operator's word, and no proof that it has ended everything.
+        let had_another = !lease.claim.is_free() || lease.phase == NodePhase::Dead;
+        let taken = lease.claim.take(by, is_silent, now, until)?;
+        if taken == Taken::Anew && had_another {
+            lease.withheld = lease.fenced;
+        }
+        Ok(taken)
     }
 
     /// Whether a machine could speak for `node` now.
@@ -186,7 +199,8 @@ impl Leases {
     /// # Errors
     /// Another does.
     pub fn may_claim(&self, node: &str, by: Claimant<'_>, now: Moment) -> Result<(), IsCopy> {
-        self.nodes.get(node).map_or(Ok(()), |lease| lease.claim.check(by, now).map(drop))
+        let is_silent = !self.runs(node, now);
+        self.nodes.get(node).map_or(Ok(()), |lease| lease.claim.check(by, is_silent, now).map(drop))
     }
 
     /// What a machine is told that has a key from before, while another one may be alive.
@@ -205,13 +219,16 @@ impl Leases {
         }
     }
 
-    /// The node is told that its lease runs anew, as of when it asked. False when it may not be told: it is not ready.
-    pub fn grant(&mut self, node: &str, now: Moment) -> bool {
-        let fenced = self.fence_from(now);
-        let ready = |lease: &&mut Lease| lease.phase == NodePhase::Ready;
-        let Some(lease) = self.nodes.get_mut(node).filter(ready) else { return false };
+    /// The node is told for how long its lease runs, as of when it asked. None when it may not be told: it is not ready. No
+    /// time while the machine that spoke for it before may hold a lease.
+    pub fn grant(&mut self, node: &str, now: Moment) -> Option<Duration> {
+        let (fenced, length) = (self.fence_from(now), self.lease);
+        let lease = self.nodes.get_mut(node).filter(|lease| lease.phase == NodePhase::Ready)?;
+        if now < lease.withheld {
+            return Some(Duration::ZERO);
+        }
         lease.fenced = fenced.max(lease.fenced);
-        true
+        Some(length)
     }
 
     /// The node's stream has ended, by its own machine's word if that comes at once.

@@ -55,6 +55,9 @@ pub struct Node {
     /// Which machine it is, in its present boot; empty until one has said so. A copy of its disk is another.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub machine: String,
+    /// Which hardware that is, in its own words: a machine that has booted again is another on the same hardware.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hardware: String,
     /// When it got its certificate.
     pub joined: WallTime,
     /// While it is lost: the addresses of the pods that it had then, at most [`LEFT_MAX`], for LAN hosts to ask anew.
@@ -67,6 +70,9 @@ pub struct Node {
     /// hears first what was replaced.
     #[serde(default)]
     pub term: u64,
+    /// It was taken down, in this session: only a hello of a later one brings it back, and no other sign of life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_down: Option<u64>,
 }
 
 /// Whether a node can be used.
@@ -102,6 +108,10 @@ pub struct Hello {
     pub agent_version: String,
     /// Which machine it is, in its present boot; empty when the agent does not say.
     pub machine: String,
+    /// Which hardware it runs on; empty when it cannot tell.
+    pub hardware: String,
+    /// When the agent started: of two of one machine that with the greater number is the later. 0 when it does not say.
+    pub session: u64,
 }
 
 /// Why a node's word about itself is not taken.
@@ -130,7 +140,7 @@ pub enum HelloError {
         problem: job::JobProblem,
     },
     /// More words for the machine than fit.
-    #[error("the machine is named with {0} bytes, which is more than {MACHINE_LEN_MAX}")]
+    #[error("the machine or its hardware is named with {0} bytes, which is more than {MACHINE_LEN_MAX}")]
     Machine(usize),
     /// A label that is not the node's to set.
     #[error("the label `node` is the node's name and cannot be set")]
@@ -165,8 +175,9 @@ impl Hello {
                 problem,
             })?;
         }
-        if self.machine.len() > MACHINE_LEN_MAX {
-            return Err(HelloError::Machine(self.machine.len()));
+        let longest = self.machine.len().max(self.hardware.len());
+        if longest > MACHINE_LEN_MAX {
+            return Err(HelloError::Machine(longest));
         }
         let underlay = self.underlay;
         if underlay.is_unspecified() || underlay.is_multicast() || underlay.is_loopback() {
@@ -192,11 +203,13 @@ impl Node {
             countables: Countables::default(),
             agent_version: String::new(),
             machine: String::new(),
+            hardware: String::new(),
             phase: NodePhase::Joined,
             joined: now,
             left: Vec::new(),
             fenced: false,
             term: 0,
+            taken_down: None,
         }
     }
 
@@ -217,6 +230,8 @@ impl Node {
             countables: hello.countables.clone(),
             agent_version: hello.agent_version.chars().take(LABEL_LEN_MAX).collect(),
             machine: hello.machine.clone(),
+            hardware: hello.hardware.clone(),
+            taken_down: None,
             ..self.returned()
         }
     }
@@ -225,6 +240,13 @@ impl Node {
     #[must_use]
     pub fn returned(&self) -> Node {
         Node { phase: NodePhase::Ready, left: Vec::new(), fenced: false, ..self.clone() }
+    }
+
+    /// Whether what this agent of `machine` says was said before the node was taken down, and comes late.
+    #[must_use]
+    pub fn is_over(&self, machine: &str, session: u64) -> bool {
+        let is_known = session > 0 && self.machine == machine;
+        is_known && self.taken_down.is_some_and(|last| session <= last)
     }
 
     /// Whether both have underlay addresses of one /64, which is one link (RFC 4291 section 2.5.4).

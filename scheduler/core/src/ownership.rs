@@ -57,7 +57,7 @@ const CLAIMS: &[(Owner, Claims)] = &[
                     "stop",
                 ],
             ),
-            ("node", &["phase", "left", "fenced", "term"]),
+            ("node", &["phase", "left", "fenced", "term", "taken_down"]),
             (
                 "deploy",
                 &[
@@ -75,7 +75,16 @@ const CLAIMS: &[(Owner, Claims)] = &[
             ("pod", &["phase", "message", "restarts"]),
             (
                 "node",
-                &["underlay", "underlay_v4", "labels", "capacity", "countables", "agent_version", "machine"],
+                &[
+                    "underlay",
+                    "underlay_v4",
+                    "labels",
+                    "capacity",
+                    "countables",
+                    "agent_version",
+                    "machine",
+                    "hardware",
+                ],
             ),
         ],
     ),

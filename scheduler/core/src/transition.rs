@@ -118,7 +118,7 @@ fn dispatch(
         Event::CutOff(names) => Ok(node::cut_off(draft, names)),
         Event::Fenced(names) => Ok(node::fenced(draft, names)),
         Event::NodeDead(name) => node::dead(draft, name),
-        Event::NodeLeaving(name) => Ok(node::leaving(draft, name)),
+        Event::NodeLeaving(name, session) => Ok(node::leaving(draft, name, *session)),
         Event::Drained(pods) => Ok(group::drained(draft, pods)),
         Event::DeleteNode(name) => node::delete(draft, name, context),
     }

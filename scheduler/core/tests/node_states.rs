@@ -18,7 +18,7 @@ const DOCUMENT: &str = include_str!("../../../docs/node-states.md");
 const EVENTS: [fn(String) -> Event; 6] = [
     |name| Event::CutOff(vec![name]),
     |name| Event::LeaseEnded(vec![name]),
-    Event::NodeLeaving,
+    |name| Event::NodeLeaving(name, 0),
     |name| Event::Fenced(vec![name]),
     Event::NodeDead,
     Event::DeleteNode,
@@ -38,6 +38,38 @@ fn the_table_of_node_states_is_what_happens() {
             assert_eq!(after(row[0], event.clone()), expected(row[0], cell), "{} and {event:?}", row[0]);
         }
         assert_eq!(row.len(), EVENTS.len() + 2);
+    }
+}
+
+/// What is said of a node that was taken down by its agent of session 7, by the words of the second table.
+fn said(world: &mut World, word: &str) {
+    world.session = if word.contains("later") { 8 } else { 7 };
+    let (name, pods) = ("n1".to_owned(), Vec::new());
+    let event = match word {
+        "a report on a stream that is still open" => Event::PodReports(name, pods),
+        "a renewal of its lease" => Event::NodeReturned(name),
+        _ => {
+            let said = world.attach("n1", Resources::default(), BTreeMap::new());
+            let is_refused = matches!(said, Err(Refusal::TakenDown(_)));
+            return assert_eq!(is_refused, world.session == 7, "{word}: {said:?}");
+        }
+    };
+    world.event("node:n1", event).unwrap();
+}
+
+#[test]
+fn a_node_that_was_taken_down_comes_back_by_a_later_agents_hello_alone() {
+    let rows = DOCUMENT.lines().skip_while(|line| !line.starts_with("| a hello of that agent"));
+    let rows: Vec<Vec<&str>> = rows.map(cells).take_while(|row| !row.is_empty()).collect();
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        let mut world = in_state("ready");
+        world.event("node:n1", Event::NodeLeaving("n1".to_owned(), 7)).unwrap();
+        said(&mut world, row[0]);
+        assert_eq!(word(&world), row[1], "{}", row[0]);
+        if row[1] == "ready" {
+            assert_eq!(world.state.nodes()["n1"].taken_down, None);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use scheduler_core::{
     deploy::{self, DeployId, Move, OnFailure, Order, Pause, Schedule, Strategy},
     event::{Conflict, Event, Mac, PodReport, PrefixChoice, Refusal, Texts},
     job::Job,
-    node::Node,
+    node::{Hello, Node},
     placement,
     pod::{Pod, PodId, PodPhase},
     quantity::Resources,
@@ -102,7 +102,11 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
         ["cut-off", node] => told(world, "scheduler", Event::CutOff(vec![(*node).to_owned()])),
         ["fenced", node] => told(world, "scheduler", Event::Fenced(vec![(*node).to_owned()])),
         ["dead", node] => told(world, "user:alice", Event::NodeDead((*node).to_owned())),
-        ["leaving", node] => told(world, &format!("node:{node}"), Event::NodeLeaving((*node).to_owned())),
+        ["leaving", node] => told(world, &format!("node:{node}"), Event::NodeLeaving((*node).to_owned(), 0)),
+        ["hello", node] => {
+            let hello = hello(world, node);
+            told(world, &format!("node:{node}"), Event::NodeHello((*node).to_owned(), hello))
+        }
         ["returned", node] => told(world, &format!("node:{node}"), Event::NodeReturned((*node).to_owned())),
         ["drained"] => {
             let pods = world.state.pods().keys().cloned().collect();
@@ -121,6 +125,22 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
         ["nodes"] => world.state.nodes().values().map(|node| node_line(world, node)).collect(),
         ["assignment", node] => assignment_lines(world, node),
         _ => panic!("no such command: {line}"),
+    }
+}
+
+/// What the agent of a node that is there says when it starts again.
+fn hello(world: &World, node: &str) -> Hello {
+    let node = &world.state.nodes()[node];
+    Hello {
+        underlay: node.underlay.expect("it has attached before"),
+        underlay_v4: node.underlay_v4,
+        labels: node.labels.clone(),
+        capacity: node.capacity,
+        countables: node.countables.clone(),
+        agent_version: node.agent_version.clone(),
+        machine: node.machine.clone(),
+        hardware: node.hardware.clone(),
+        session: 0,
     }
 }
 

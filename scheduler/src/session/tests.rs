@@ -36,7 +36,7 @@ async fn a_stream_that_says_that_its_node_leaves_ends_in_its_own_way() {
     tokio::select! {
         biased;
         _ = &mut place.end => panic!("somebody else ended it"),
-        status = leave(&hub, "n1", &inbox) => assert_eq!(status.code(), tonic::Code::Ok),
+        status = leave(&hub, "n1", &inbox, 1) => assert_eq!(status.code(), tonic::Code::Ok),
     }
     assert_eq!(hub.state().nodes()["n1"].phase, NodePhase::Lost);
 }

@@ -59,6 +59,8 @@ impl World {
             capacity: Resources { cpu: Cpu(64_000), memory: Memory(1 << 36) },
             agent_version: "0.1.0".to_owned(),
             machine: String::new(),
+            hardware: String::new(),
+            session: 0,
         };
         self.event(&format!("node:{name}"), Event::NodeHello(name, hello));
     }

@@ -369,6 +369,8 @@ pub(crate) async fn join(hub: &Hub) {
         capacity: Resources { cpu: Cpu(1000), memory: Memory(1 << 30) },
         agent_version: String::new(),
         machine: String::new(),
+        hardware: String::new(),
+        session: 0,
     };
     hub.write(scheduler(), Event::NodeHello("n1".to_owned(), hello)).await.unwrap();
 }

@@ -284,7 +284,7 @@ impl FakeNode {
 
     /// Says that it is being taken down, and waits until the server has ended the stream.
     pub(crate) async fn leave(self) -> Credentials {
-        self.say(Report::Leaving(v1::NodeLeaving {})).await;
+        self.say(Report::Leaving(v1::NodeLeaving::default())).await;
         timeout(DEADLINE, self.task).await.expect("the stream ends").unwrap();
         assert!(self.told.lock().unwrap().ended.is_none(), "without an error");
         self.credentials

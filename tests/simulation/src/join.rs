@@ -91,6 +91,8 @@ fn hello(number: usize, id: u16, shared: &mut Shared) -> Hello {
         countables: Countables((number % 2 == 1).then(|| ("gpu".to_owned(), 2)).into_iter().collect()),
         agent_version: "simulated".to_owned(),
         machine: String::new(),
+        hardware: String::new(),
+        session: 0,
     }
 }
 

@@ -101,6 +101,8 @@ pub enum Broken {
     RecordsTheLastStep,
     /// A node that is taken down goes on renewing its lease, and the server reads it.
     RenewsAfterLeaving,
+    /// The server does not hear which agent says hello: one that was taken down, or another.
+    ForgetsSessions,
     /// A node that is taken down says so before what only one node may run has ended.
     LeavesTooEarly,
     /// Of several servers: their store takes every transaction, whatever it relies on.
@@ -113,7 +115,7 @@ pub enum Broken {
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Broken; 19] = [
+    pub const ALL: [Broken; 20] = [
         Broken::AnswersBeforeDurable,
         Broken::FollowsBeforeDurable,
         Broken::ForgetsToStop,
@@ -132,6 +134,7 @@ impl Broken {
         Broken::ForgetsWhoGaveUp,
         Broken::RecordsTheLastStep,
         Broken::RenewsAfterLeaving,
+        Broken::ForgetsSessions,
         Broken::LeavesTooEarly,
     ];
 

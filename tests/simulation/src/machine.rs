@@ -122,6 +122,7 @@ impl Machine {
             return;
         }
         self.life += 1;
+        self.hello.session = self.life;
         if !self.has_power {
             self.has_power = true;
             self.clock.restart(shared.now);
@@ -225,6 +226,7 @@ impl Machine {
             AgentDue::Keeper(pod, number) => self.keeper_due(&pod, number, shared),
             AgentDue::Step => self.step(shared),
             AgentDue::Leave => self.leave(shared),
+            AgentDue::Echo => self.echo(shared),
             AgentDue::Down => self.down(shared),
             AgentDue::Fail(pod) => self.fail_by_itself(&pod, shared),
         }

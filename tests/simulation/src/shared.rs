@@ -74,6 +74,8 @@ pub(crate) enum AgentDue {
     Step,
     /// The node is taken down: what only one node may run has ended, and the server is told.
     Leave,
+    /// What it has said before, on connections that are no more, arrives late.
+    Echo,
     /// It has heard from the server, or has not: everything of it ends.
     Down,
     /// A task of a version that fails ends.

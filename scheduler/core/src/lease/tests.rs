@@ -148,10 +148,10 @@ fn a_server_that_was_stopped_gives_all_nodes_time() {
 fn what_was_granted_is_over_a_quarter_of_a_lease_after_its_end() {
     let mut world = World::new(&["n1", "n2"]);
     world.run(1000, &["n1", "n2"]);
-    assert!(world.leases.grant("n1", world.now));
+    assert_eq!(world.leases.grant("n1", world.now), Some(LEASE));
     let granted = world.now;
     world.follow("n1", NodePhase::Lost);
-    assert!(!world.leases.grant("n1", world.now), "one that is lost gets nothing");
+    assert_eq!(world.leases.grant("n1", world.now), None, "one that is lost gets nothing");
     while world.run(50, &["n2"]) == NOTHING {}
     let waited = world.now - granted;
     assert!(waited >= LEASE * 5 / 4 && waited < LEASE * 5 / 4 + Duration::from_millis(100), "{waited:?}");
@@ -166,7 +166,7 @@ fn a_copy_is_refused_by_a_server_that_has_just_started_and_let_in_by_an_operator
     let first = Node { machine: "first".into(), ..node("n1", NodePhase::Ready) };
     let mut leases = Leases::new(LEASE, now);
     leases.follow(&first, now);
-    let copy = Claimant { machine: "copy", underlay: None };
+    let copy = Claimant { machine: "copy", hardware: "", underlay: None };
     assert!(leases.claim("n1", copy, now + LEASE).is_err());
     assert!(leases.may_claim("n1", Claimant { machine: "first", ..copy }, now).is_ok());
     leases.renew("n1", now + LEASE);
@@ -182,8 +182,8 @@ fn a_copy_is_refused_by_a_server_that_has_just_started_and_let_in_by_an_operator
 #[test]
 fn a_copy_elsewhere_is_refused_for_as_long_as_neighbours_reach_the_first() {
     let mut world = World::new(&["n1", "n2"]);
-    let first = Claimant { machine: "first", underlay: Some("2001:db8::1".parse().unwrap()) };
-    let copy = Claimant { machine: "copy", underlay: Some("2001:db8::2".parse().unwrap()) };
+    let first = Claimant { machine: "first", hardware: "", underlay: Some("2001:db8::1".parse().unwrap()) };
+    let copy = Claimant { machine: "copy", hardware: "", underlay: Some("2001:db8::2".parse().unwrap()) };
     world.leases.claim("n1", first, world.now).unwrap();
     for _ in 0..20 {
         world.run_until_asked(&["n2"]);
@@ -197,6 +197,29 @@ fn a_copy_elsewhere_is_refused_for_as_long_as_neighbours_reach_the_first() {
         world.leases.answered("n2", "n1", false);
     }
     assert_eq!(world.leases.claim("n1", copy, world.now), Ok(Taken::Anew));
+}
+
+/// A machine that boots is back after two seconds. It is served at once, and what only one node may run waits until the
+/// lease of the boot before is over for sure.
+#[test]
+fn the_next_boot_is_let_in_at_once_and_gets_no_lease_before_the_old_one_is_over() {
+    let mut world = World::new(&["n1", "n2"]);
+    let on = |machine| Claimant { machine, hardware: "board", underlay: None };
+    world.leases.claim("n1", on("first"), world.now).unwrap();
+    world.run(500, &["n1", "n2"]);
+    assert_eq!(world.leases.grant("n1", world.now), Some(LEASE));
+    let granted = world.now;
+    assert!(world.leases.claim("n1", on("second boot"), world.now).is_err(), "the first is heard");
+    world.run(2_000, &["n2"]);
+    let copy = Claimant { hardware: "another board", ..on("copy") };
+    assert!(world.leases.claim("n1", copy, world.now).is_err());
+    assert_eq!(world.leases.claim("n1", on("second boot"), world.now), Ok(Taken::Anew));
+    while world.now - granted < LEASE * 5 / 4 {
+        assert_eq!(world.leases.grant("n1", world.now), Some(Duration::ZERO), "{:?}", world.now - granted);
+        world.run(50, &["n1", "n2"]);
+    }
+    assert_eq!(world.leases.grant("n1", world.now), Some(LEASE));
+    assert!(world.leases.claim("n1", on("first"), world.now).is_err());
 }
 
 const NOTHING: [Finding; 0] = [];

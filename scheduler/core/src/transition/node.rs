@@ -20,6 +20,9 @@ pub(super) fn hello(
 ) -> Result<Step, Refusal> {
     hello.validate()?;
     let node = find(draft, name)?;
+    if node.is_over(&hello.machine, hello.session) {
+        return Err(Refusal::TakenDown(name.to_owned()));
+    }
     check_underlay(draft, name, hello.underlay)?;
     let greeted = node.greeted(hello);
     if *node == greeted {
@@ -48,7 +51,7 @@ pub(super) fn returned(
     context: &mut Context<'_>,
 ) -> Result<Step, Refusal> {
     let node = find(draft, name)?;
-    if node.phase.reports() {
+    if node.phase.reports() || node.taken_down.is_some() {
         return Ok(Step::nothing());
     }
     draft.put_node(node.returned());
@@ -161,11 +164,16 @@ fn lose_node(draft: &mut Draft<'_>, node: &Node, phase: NodePhase) {
     pods.into_iter().for_each(|pod| lose(draft, pod, &node.name));
 }
 
-/// The same, by the node's own word and at once: what only one node may run has ended there.
-pub(super) fn leaving(draft: &mut Draft<'_>, name: &str) -> Step {
+/// The same, by the node's own word and at once: what only one node may run has ended there. What was said in this session
+/// or before and comes later brings the node back no more.
+pub(super) fn leaving(draft: &mut Draft<'_>, name: &str, session: u64) -> Step {
     let names = [name.to_owned()];
     let step = lease_ended(draft, &names);
     fenced(draft, &names);
+    if let Some(node) = draft.nodes().get(name).filter(|node| node.phase != NodePhase::Joined).cloned() {
+        let taken_down = node.taken_down.max(Some(session));
+        draft.put_node(Node { taken_down, ..Node::clone(&node) });
+    }
     Step { message: format!("node {name} was taken down"), ..step }
 }
 

@@ -29,6 +29,9 @@ pub(crate) struct World {
     /// What the next node that joins has a number of.
     pub(crate) countables: Countables,
     nodes_made: u16,
+    /// What agents say of when they started.
+    #[allow(dead_code, reason = "each test binary has a copy of this module")]
+    pub session: u64,
 }
 
 impl World {
@@ -39,7 +42,8 @@ impl World {
         let pod_prefix = Some(LAN.parse().unwrap());
         let cluster = Cluster { prefix, pod_prefix, pod_ipv4, id_key: seed, created: WallTime(0) };
         let (state, countables) = (State::default(), Countables::default());
-        let mut world = World { state, rng, wall: WallTime(0), watched: false, countables, nodes_made: 0 };
+        let mut world =
+            World { state, rng, wall: WallTime(0), watched: false, countables, nodes_made: 0, session: 0 };
         world.event("scheduler", Event::ClusterCreated(cluster)).unwrap();
         world
     }
@@ -98,9 +102,18 @@ impl World {
         let underlay = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number);
         let agent_version = "test".to_owned();
         let countables = std::mem::take(&mut self.countables);
-        let machine = String::new();
-        let hello =
-            Hello { underlay, underlay_v4: None, labels, capacity, countables, agent_version, machine };
+        let (machine, hardware, session) = (String::new(), String::new(), self.session);
+        let hello = Hello {
+            underlay,
+            underlay_v4: None,
+            labels,
+            capacity,
+            countables,
+            agent_version,
+            machine,
+            hardware,
+            session,
+        };
         self.event(&format!("node:{name}"), Event::NodeHello(name.to_owned(), hello))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hextet_api::v1::{NodeLeaving, NodeReport, node_report::Report};
+use hextet_api::v1::{NodeLeaving, NodeReport, lease_renewal::Renewal, node_report::Report};
 
 use super::Machine;
 use crate::{
@@ -31,7 +31,7 @@ impl Machine {
     /// What an agent still does that takes its node down.
     pub(super) fn is_of_leaving(due: &AgentDue, shared: &Shared) -> bool {
         match due {
-            AgentDue::Leave | AgentDue::Down => true,
+            AgentDue::Leave | AgentDue::Echo | AgentDue::Down => true,
             // Another thread renews the lease until it is given back.
             AgentDue::Renew(_) | AgentDue::Testify(..) => true,
             AgentDue::ConnectLease => shared.is_broken(Broken::RenewsAfterLeaving),
@@ -49,10 +49,34 @@ impl Machine {
             self.agent_mut().lease.give_back();
         }
         if let Some(stream) = self.agent_mut().stream {
-            let report = NodeReport { report: Some(Report::Leaving(NodeLeaving {})) };
+            let report = NodeReport {
+                report: Some(Report::Leaving(NodeLeaving {
+                    session: self.hello.session,
+                    ..NodeLeaving::default()
+                })),
+            };
             shared.send(stream, End::Server, Packet::Report(report));
         }
+        if shared.chance(0.5) {
+            let wait = shared.between(0, 3_000);
+            self.plan(shared, wait, AgentDue::Echo);
+        }
         self.plan(shared, LEAVE_MAX, AgentDue::Down);
+    }
+
+    /// A hello and a renewal from before: order is kept within a connection, and this agent may have had others.
+    pub(super) fn echo(&mut self, shared: &mut Shared) {
+        if shared.network.is_cut_off(self.host()) {
+            return;
+        }
+        shared.note(format!("{}: what it said before arrives late", self.name));
+        let [attached, held] = [(); 2].map(|()| shared.network.open(self.host()));
+        shared.send(attached, End::Server, Packet::Hello(self.name.clone(), self.hello.clone()));
+        shared.send(held, End::Server, Packet::Hold(self.name.clone()));
+        shared.send(held, End::Server, Packet::Renewal(Renewal::Number(1)));
+        for stream in [attached, held] {
+            shared.drop_stream(stream, End::Client, true);
+        }
     }
 
     /// The stream's end says that the server has written it down.

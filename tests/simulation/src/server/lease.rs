@@ -72,11 +72,11 @@ impl Server {
         let now = self.clock.moment(shared.now);
         let process = self.process_mut();
         process.leases.renew(node, now);
-        if !process.leases.grant(node, now) {
+        let Some(lease) = process.leases.grant(node, now) else {
             return self.returns(stream, node, shared);
-        }
+        };
         let term = process.shown.nodes().get(node).map_or(0, |node| node.term);
-        let lease_ms = process.leases.length().as_millis() as u32;
+        let lease_ms = lease.as_millis() as u32;
         let renew_ms = (process.leases.silence_max() / RENEWALS_PER_SILENCE).as_millis() as u32;
         if shared.network.has_room(stream, End::Client) {
             let grant = LeaseGrant { number, lease_ms, renew_ms, term };
@@ -84,7 +84,12 @@ impl Server {
         }
     }
 
+    /// A node that was taken down comes back by a hello alone.
     fn returns(&mut self, stream: StreamId, node: &str, shared: &mut Shared) {
+        let shown = &self.process_mut().shown;
+        if shown.nodes().get(node).is_some_and(|node| node.taken_down.is_some()) {
+            return;
+        }
         let Some(holder) = self.process_mut().holders.get_mut(&stream) else { return };
         if !std::mem::replace(&mut holder.is_returning, true) {
             let origin = Origin { changer: format!("node:{node}"), message: String::new() };

@@ -96,7 +96,7 @@ impl Server {
             Some(Report::Conflict(conflict)) => {
                 session.inbox.conflict(convert::conflict(conflict).expect("a conflict is well formed"))
             }
-            Some(Report::Leaving(_)) => return self.hear_leaving(stream, shared),
+            Some(Report::Leaving(leaving)) => return self.hear_leaving(stream, leaving.session, shared),
             other => return shared.wrong(format!("the server was told {other:?}")),
         };
         if let Err(full) = taken {
@@ -109,14 +109,14 @@ impl Server {
     }
 
     /// The node is taken down. What it has said before counts no more: it would bring the node back.
-    fn hear_leaving(&mut self, stream: StreamId, shared: &mut Shared) {
+    fn hear_leaving(&mut self, stream: StreamId, left: u64, shared: &mut Shared) {
         let Some(session) = self.process_mut().sessions.get_mut(&stream) else { return };
         session.inbox.take();
         session.is_leaving = true;
         let node = session.node.clone();
         self.process_mut().places.remove(&node);
         self.give_back(&node, shared);
-        let event = Event::NodeLeaving(node.clone());
+        let event = Event::NodeLeaving(node.clone(), left);
         self.ask(Request { event, origin: origin(&node), then: Then::Left(stream) }, shared);
     }
 
@@ -231,6 +231,9 @@ fn misheard(hello: Hello, shared: &Shared) -> Hello {
     let mut hello = hello;
     if shared.is_broken(Broken::OverCommits) {
         hello.capacity.cpu.0 *= 2;
+    }
+    if shared.is_broken(Broken::ForgetsSessions) {
+        hello.session = 0;
     }
     if shared.is_broken(Broken::ForgetsLabels) {
         hello.labels.clear();
