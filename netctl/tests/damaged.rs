@@ -162,7 +162,7 @@ fn a_server_with_a_damaged_file_says_so_shows_what_is_true_and_changes_nothing()
     assert!(restored.status.success(), "{restored:?}");
     assert!(String::from_utf8(restored.stdout).unwrap().contains("  missing: current: the page"));
     let server = Server::start(other.path());
-    assert!(server.shown(&["server", "status"]).ends_with("store     good\n"));
+    assert!(server.shown(&["server", "status"]).contains("store     good\nrestored  from a backup"));
     assert_eq!(list(&server, "pods").as_array().unwrap().len(), 3);
     applied(&server, "blog", 3);
     assert_eq!(list(&server, "pods").as_array().unwrap().len(), 4);

@@ -15,16 +15,25 @@ use std::{
     io::{self, BufRead, BufReader, Read},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
-use scheduler_core::change::Key;
+use scheduler_core::{
+    batch::{self, Surroundings},
+    change::Key,
+    event::Event,
+    restore::Restored as Mark,
+    state::State,
+    transition::{Context, Origin},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Clock,
     founding,
     pki::{Authority, Pki},
+    remains,
     store::{Damage, Item, RedbStore, Store, StoreError, codec},
 };
 
@@ -43,6 +52,9 @@ enum Record {
     Begin {
         epoch: String,
         authority: Authority,
+        /// How long leases are that the server grants; 0 in backups from before there was this.
+        #[serde(default)]
+        lease_ms: u64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         damage: Option<Damage>,
     },
@@ -55,7 +67,7 @@ enum Record {
 /// What was restored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Restored {
-    /// The revision that the cluster goes on from.
+    /// The last revision of the backup; the cluster goes on from the next, which says that it was restored.
     pub revision: u64,
     /// How many values, addresses and revisions came back.
     pub items: u64,
@@ -77,21 +89,24 @@ pub enum Incomplete {
 /// What a backup says of itself.
 struct Begun {
     authority: Authority,
+    lease_ms: u64,
     damage: Option<Damage>,
 }
 
-/// Gives the bytes of a backup in order, while commits go on.
+/// Gives the bytes of a backup in order, while commits go on. `lease` is how long leases are that the server grants.
 ///
 /// # Errors
 /// The store cannot be read, or `sink` has failed.
 pub(crate) fn write(
     store: &dyn Store,
     authority: Authority,
+    lease: Duration,
     sink: &mut dyn FnMut(Vec<u8>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let damage = store.damage().map(|damage| damage.as_ref().clone());
     sink(if damage.is_some() { FORMAT_INCOMPLETE } else { FORMAT }.to_vec())?;
-    sink(framed(&Record::Begin { epoch: store.epoch().to_owned(), authority, damage }))?;
+    let (epoch, lease_ms) = (store.epoch().to_owned(), u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
+    sink(framed(&Record::Begin { epoch, authority, lease_ms, damage }))?;
     let mut items = 0;
     store.dump(&mut |item| {
         items += 1;
@@ -115,7 +130,7 @@ fn framed(record: &Record) -> Vec<u8> {
 pub fn restore(file: &Path, dir: &Path, incomplete: Incomplete) -> anyhow::Result<Restored> {
     founding::make(dir)?;
     let (path, pki) = (dir.join(founding::FILE), dir.join("pki"));
-    let unfinished = dir.join("server.redb.restoring");
+    let unfinished = dir.join(remains::UNFINISHED);
     ensure!(
         !path.exists(),
         "there is a cluster in {} already: move the directory away, or restore into another with --state-dir",
@@ -135,7 +150,7 @@ pub fn restore(file: &Path, dir: &Path, incomplete: Incomplete) -> anyhow::Resul
     let store = RedbStore::open(&unfinished)?;
     let mut waiting = Vec::new();
     let mut items = 0;
-    let Begun { authority, .. } = read(file, |item| {
+    let Begun { authority, lease_ms, .. } = read(file, |item| {
         // A log with gaps would be a damaged one.
         if !missing.is_empty() && matches!(item, Item::Entry(_)) {
             return Ok(());
@@ -148,13 +163,30 @@ pub fn restore(file: &Path, dir: &Path, incomplete: Incomplete) -> anyhow::Resul
         Ok(())
     })?;
     store.fill(&waiting)?;
-    let (revision, _) = store.load()?;
+    let clock = Clock::start();
+    let revision = go_on(&store, lease_ms, clock)?;
     let epoch = store.epoch().to_owned();
     drop(store);
-    Pki::open_shared(&pki, &epoch, &authority, Clock::start().wall())?;
+    Pki::open_shared(&pki, &epoch, &authority, clock.wall())?;
     fs::rename(&unfinished, &path).with_context(|| format!("cannot make {}", path.display()))?;
     fs::File::open(dir).and_then(|dir| dir.sync_all()).context("cannot sync the state directory")?;
     Ok(Restored { revision, items, epoch, missing })
+}
+
+/// The state is that of the backup, and nobody knows what came after it: the first revision of the restored store says
+/// what follows from that. Gives the last one of the backup.
+fn go_on(store: &dyn Store, lease_ms: u64, clock: Clock) -> anyhow::Result<u64> {
+    let (revision, values) = store.load()?;
+    let mut state = State::load(revision, values);
+    let (time, mut rng) = (clock.wall(), rand::rng());
+    let event = Event::Restored(Mark { revision, time, lease_ms });
+    let origin = Origin { changer: "user:root".to_owned(), message: String::new() };
+    let context = Context { wall: time, rng: &mut rng, is_watched: &|_| false };
+    let mut surroundings = Surroundings { context, lease_runs: &|_| false };
+    let events = [(&event, &origin)];
+    let outcomes = batch::write(&mut state, &events, &mut surroundings, |revisions| store.commit(revisions))?;
+    outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))?;
+    Ok(revision)
 }
 
 /// What the backup of a damaged store lacks, if it may be taken.
@@ -187,7 +219,7 @@ fn read(file: &Path, mut each: impl FnMut(Item) -> anyhow::Result<()>) -> anyhow
         .with_context(damaged)?;
     let known = format == FORMAT || format == FORMAT_INCOMPLETE;
     ensure!(known, "{}: it does not begin as a backup of this version does", damaged());
-    let Record::Begin { authority, damage, .. } = record(&mut reader).with_context(damaged)? else {
+    let Record::Begin { authority, lease_ms, damage, .. } = record(&mut reader).with_context(damaged)? else {
         bail!("{}: it does not say whose it is", damaged());
     };
     let mut count = 0;
@@ -200,7 +232,7 @@ fn read(file: &Path, mut each: impl FnMut(Item) -> anyhow::Result<()>) -> anyhow
         count += 1;
     }
     ensure!(reader.read(&mut [0])? == 0, "{}: there is more behind its end", damaged());
-    Ok(Begun { authority, damage })
+    Ok(Begun { authority, lease_ms, damage })
 }
 
 fn record(reader: &mut impl Read) -> io::Result<Record> {

@@ -25,6 +25,7 @@ use crate::{
     clock::Clock,
     etcd::{self, Etcd},
     pki::{self, Authority, Pki},
+    remains,
     server::StoreChoice,
     several,
     store::{RedbStore, Store},
@@ -69,6 +70,7 @@ pub async fn init(dir: &Path, store: &StoreChoice, founding: Founding) -> anyhow
 
 fn init_local(dir: &Path, founding: Founding) -> anyhow::Result<Arc<Cluster>> {
     let clock = Clock::start();
+    remains::check(dir)?;
     make(dir)?;
     let (store, state) = load(Arc::new(RedbStore::open(&dir.join(FILE))?))?;
     if state.cluster().is_none() {
@@ -78,8 +80,9 @@ fn init_local(dir: &Path, founding: Founding) -> anyhow::Result<Arc<Cluster>> {
 }
 
 /// Opens or makes the store, the certificates and the cluster, in this order, so that a crash in between
-/// leaves nothing that the next start does not finish.
+/// leaves nothing that the next start does not finish. What is only a part of a cluster is left as it is.
 pub(crate) async fn open(dir: &Path, pod_ipv4: Option<Ipv4Network>, clock: Clock) -> anyhow::Result<Opened> {
+    remains::check(dir)?;
     make(dir)?;
     let pki_dir = dir.join("pki");
     let store = RedbStore::open_when_free(&dir.join(FILE), &pki::epoch(&pki_dir)).await?;

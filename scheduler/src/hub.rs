@@ -3,11 +3,14 @@
 //! Readers never wait for the disk: the state is a copy of the writer's, which shares with it and with older ones what
 //! they have in common, and leases are renewed in memory, past the writer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use scheduler_core::{
     change::Revision, cluster::Cluster, deploy::Deploys, drain::Drains, event::Event, lease::Leases,
-    state::State, transition::Origin,
+    state::State, time::Moment, transition::Origin,
 };
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
@@ -44,6 +47,8 @@ pub(crate) struct Hub {
     pub(crate) relays: Relays,
     pub(crate) questions: Questions,
     pub(crate) happenings: Happenings,
+    /// When no lease of the server before a restore can run any more, if there was one and this is not settled.
+    restore_settles: Option<Moment>,
     /// Told when a drain may have come to its end.
     pub(crate) drains_changed: Notify,
     state: watch::Sender<Arc<State>>,
@@ -71,7 +76,10 @@ pub(crate) struct Parts {
 
 impl Hub {
     pub(crate) fn new(parts: Parts) -> Hub {
-        let drains = Drains::resume(&parts.state, parts.clock.now());
+        let now = parts.clock.now();
+        let drains = Drains::resume(&parts.state, now);
+        let mark = parts.state.restored();
+        let restore_settles = mark.map(|mark| now + mark.wait(parts.leases.length()));
         Hub {
             clock: parts.clock,
             store: parts.store,
@@ -84,6 +92,7 @@ impl Hub {
             relays: Relays::default(),
             questions: Questions::default(),
             happenings: Happenings::default(),
+            restore_settles,
             drains_changed: Notify::new(),
             state: watch::Sender::new(Arc::new(parts.state)),
             revisions: broadcast::Sender::new(REVISIONS_KEPT),
@@ -98,6 +107,12 @@ impl Hub {
     /// The newest state.
     pub(crate) fn state(&self) -> Arc<State> {
         self.state.borrow().clone()
+    }
+
+    /// For how long leases of the server before a restore may still run; none when that is settled.
+    pub(crate) fn restore_wait(&self) -> Option<Duration> {
+        self.state().restored()?;
+        Some(self.restore_settles? - self.clock.now())
     }
 
     /// Revisions from now on. To miss none, subscribe first and take the state after.

@@ -27,6 +27,7 @@ mod net;
 pub mod pki;
 mod questions;
 mod read_only;
+mod remains;
 pub mod server;
 mod service;
 mod session;

@@ -92,7 +92,7 @@ pub enum PkiError {
     /// The certificates and the store do not belong together.
     #[error(
         "the certificates in {path} are of cluster {found}, the store is of cluster {expected}: put back the one \
-         that is missing, or move the whole state directory away to begin a new cluster"
+         that is missing, or move the whole state directory away and restore a backup with `netctl server restore`"
     )]
     AnotherCluster {
         /// The folder.
@@ -104,7 +104,7 @@ pub enum PkiError {
     },
     /// The store is there and the folder is not.
     #[error(
-        "the certificates in {0} are missing and the store is there: put the folder back; without its CA no node can reach the server"
+        "the certificates in {0} are missing and the store is there: put the folder back, or move the state directory away and restore a backup with `netctl server restore`; without its CA no node can reach the server"
     )]
     Missing(PathBuf),
     /// Making or signing failed.

@@ -88,6 +88,8 @@ impl Term {
             timers.spawn(timers::look_at_leases(hub.clone()));
             timers.spawn(timers::finish_drains(hub.clone()));
             timers.spawn(timers::drive_deploys(hub.clone()));
+            timers.spawn(timers::settle_restore(hub.clone()));
+            tell_restored(&hub);
             timers.spawn(timers::trim_history(hub.clone()));
         }
         Ok((Term { hub, writer, writer_ended, servers, timers, stop }, inlets))
@@ -132,6 +134,18 @@ impl Term {
                 None
             }
         }
+    }
+}
+
+/// Says why singletons have no place yet.
+fn tell_restored(hub: &Hub) {
+    let (state, wait) = (hub.state(), hub.restore_wait());
+    if let Some((mark, wait)) = state.restored().zip(wait) {
+        let (revision, seconds) = (mark.revision, wait.as_secs_f32());
+        warn!(
+            revision,
+            "the cluster was restored from a backup: singletons wait {seconds:.1} s, in which leases of the server before may still run"
+        );
     }
 }
 

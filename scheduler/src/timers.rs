@@ -1,4 +1,4 @@
-//! What happens because time passes: leases end, drains are over, and the log is trimmed.
+//! What happens because time passes: leases end, drains are over, a restore is settled, and the log is trimmed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -86,6 +86,19 @@ pub(crate) async fn drive_deploys(hub: Arc<Hub>) {
             tell(&hub, hub::deploy(), Event::DeployMoved(id, moves, decided)).await;
         }
     }
+}
+
+/// After a restore: tells the writer when no lease of the server before can run any more.
+pub(crate) async fn settle_restore(hub: Arc<Hub>) {
+    while let Some(wait) = hub.restore_wait() {
+        if wait.is_zero() {
+            tell(&hub, hub::scheduler(), Event::RestoreSettled).await;
+        } else {
+            time::sleep(wait).await;
+        }
+    }
+    // A timer lasts as long as the server.
+    std::future::pending().await
 }
 
 /// Keeps the log at its size.

@@ -30,8 +30,9 @@ pub(super) struct BackupArgs {
 /// Make the state directory of a server of a backup, for `netctl server` to go on with
 ///
 /// The directory must hold no cluster. Nodes and people connect with the certificates that they have; load balancers list
-/// anew. What was changed after the backup is gone: pods that were placed since then are stopped. A file that could
-/// only hold a part of a damaged store is refused with what it lacks, unless --incomplete takes what there is.
+/// anew. What was changed after the backup is gone: pods that were placed since then are stopped. Pods that there may only
+/// be one of (`availability: singleton`) wait until no lease of the old server can run; end that server first. A file that
+/// could only hold a part of a damaged store is refused with what it lacks, unless --incomplete takes what there is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  netctl server restore /root/hextet-2026-11-22.backup\n  netctl server")]
 pub(super) struct RestoreArgs {

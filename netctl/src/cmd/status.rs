@@ -4,6 +4,7 @@ use std::fmt;
 
 use hextet_api::v1;
 use ipnetwork::IpNetwork;
+use scheduler_core::time::WallTime;
 use serde::Serialize;
 
 use crate::{
@@ -29,8 +30,20 @@ struct ServerStatus {
     epoch: String,
     revision: u64,
     version: String,
+    /// It goes on from a backup, and leases from before may still run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restored: Option<Restored>,
     /// What is wrong with the store, a line each.
     damage: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Restored {
+    /// The last one of the backup.
+    revision: u64,
+    unix_ms: u64,
+    /// Singletons get a place then.
+    wait_ms: u32,
 }
 
 /// The store is damaged; what is wrong is printed already.
@@ -49,6 +62,13 @@ impl fmt::Display for ServerStatus {
         writeln!(f, "revision  {}", self.revision)?;
         writeln!(f, "version   {}", self.version)?;
         writeln!(f, "store     {store}")?;
+        if let Some(Restored { revision, unix_ms, wait_ms }) = &self.restored {
+            let (time, seconds) = (WallTime(*unix_ms), f64::from(*wait_ms) / 1000.0);
+            writeln!(
+                f,
+                "restored  from a backup of revision {revision}, {time}: singletons wait {seconds:.1} s, in which leases from before may run"
+            )?;
+        }
         self.damage.iter().try_for_each(|line| writeln!(f, "  {line}"))
     }
 }
@@ -62,10 +82,16 @@ pub(super) async fn run(args: StatusArgs, format: Format) -> anyhow::Result<()> 
         epoch: answer.epoch,
         revision: answer.revision,
         version: answer.server_version,
+        restored: answer.restored.map(restored),
         damage: answer.damage,
     };
     print::to_stdout(|out| print::one(out, format, &status))?;
     if status.damage.is_empty() { Ok(()) } else { Err(Damaged.into()) }
+}
+
+fn restored(message: v1::RestoredStatus) -> Restored {
+    let v1::RestoredStatus { revision, unix_ms, wait_ms } = message;
+    Restored { revision, unix_ms, wait_ms }
 }
 
 #[cfg(test)]
@@ -79,6 +105,7 @@ mod tests {
             epoch: "e".into(),
             revision: 7,
             version: "1".into(),
+            restored: None,
             damage: vec!["log: revision 3 is missing".into()],
         };
         expect_test::expect![[r"
@@ -92,5 +119,20 @@ mod tests {
         .assert_eq(&status.to_string());
         status.damage.clear();
         assert!(status.to_string().ends_with("store     good\n"));
+    }
+
+    #[test]
+    fn a_cluster_that_was_restored_says_for_how_long_singletons_wait() {
+        let status = ServerStatus {
+            prefix: Some("fd00:1:2::/48".parse().unwrap()),
+            epoch: "e".into(),
+            revision: 8,
+            version: "1".into(),
+            restored: Some(Restored { revision: 7, unix_ms: 0, wait_ms: 4_200 }),
+            damage: vec![],
+        };
+        let text = status.to_string();
+        let line = "restored  from a backup of revision 7, 1970-01-01T00:00:00Z: singletons wait 4.2 s";
+        assert!(text.lines().last().unwrap().starts_with(line), "{text}");
     }
 }

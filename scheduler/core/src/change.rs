@@ -12,6 +12,7 @@ use crate::{
     node::Node,
     pod::{Pod, PodId},
     renewal::Renewal,
+    restore::Restored,
     time::WallTime,
     token::{Token, TokenId},
 };
@@ -37,6 +38,8 @@ pub enum Key {
     Token(TokenId),
     /// A key of a certificate that another takes the place of, by its hash.
     Renewal(String),
+    /// While leases may run that the server before a restore has granted.
+    Restored,
 }
 
 /// One thing that is stored.
@@ -61,6 +64,8 @@ pub enum Value {
     Token(Arc<Token>),
     /// At [`Key::Renewal`].
     Renewal(Arc<Renewal>),
+    /// At [`Key::Restored`].
+    Restored(Arc<Restored>),
 }
 
 /// A job as it is stored.
@@ -127,6 +132,7 @@ impl Value {
             Value::Failures(_) => matches!(key, Key::Failures(_)),
             Value::Token(_) => matches!(key, Key::Token(_)),
             Value::Renewal(_) => matches!(key, Key::Renewal(_)),
+            Value::Restored(_) => *key == Key::Restored,
         }
     }
 }
@@ -151,6 +157,7 @@ impl FromStr for Key {
         match text.split_once('/') {
             None if text == "cluster" => Ok(Key::Cluster),
             None if text == "counters" => Ok(Key::Counters),
+            None if text == "restored" => Ok(Key::Restored),
             Some(("job", name)) => Ok(Key::Job(name.to_owned())),
             Some(("node", name)) => Ok(Key::Node(name.to_owned())),
             Some(("pod", id)) => Ok(Key::Pod(PodId(id.to_owned()))),
@@ -175,6 +182,7 @@ impl fmt::Display for Key {
             Key::Deploy(id) => write!(f, "deploy/{id}"),
             Key::Token(id) => write!(f, "token/{id}"),
             Key::Renewal(key) => write!(f, "renewal/{key}"),
+            Key::Restored => f.write_str("restored"),
         }
     }
 }
@@ -207,6 +215,7 @@ mod tests {
             "deploy/a@4",
             "token/ff",
             "renewal/ff",
+            "restored",
         ];
         for text in keys {
             assert_eq!(text.parse::<Key>().unwrap().to_string(), text);

@@ -35,4 +35,12 @@ impl Cluster {
 pub struct Counters {
     /// Pods that were ever made; the next one's serial number.
     pub pods_made: u64,
+    /// Pods with smaller serial numbers were made before the last restore from a backup: after them others may have been
+    /// made that nobody here knows of.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restored_from: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

@@ -48,8 +48,9 @@ impl<'a> Draft<'a> {
 
     /// A serial number that no pod has had.
     pub(crate) fn next_serial(&mut self) -> u64 {
-        let serial = self.state.counters().pods_made;
-        self.put(Key::Counters, Some(Value::Counters(Counters { pods_made: serial + 1 })));
+        let counters = self.state.counters();
+        let serial = counters.pods_made;
+        self.put(Key::Counters, Some(Value::Counters(Counters { pods_made: serial + 1, ..counters })));
         serial
     }
 

@@ -12,6 +12,7 @@ use crate::{
     name::NameError,
     node::{Hello, HelloError},
     pod::{PodId, PodPhase},
+    restore::Restored,
     time::WallTime,
     token::{Role, Token, TokenError, TokenId},
 };
@@ -66,6 +67,10 @@ pub enum Event {
     Drained(Vec<PodId>),
     /// A node will not come back.
     DeleteNode(String),
+    /// The state is that of a backup, and goes on from there.
+    Restored(Restored),
+    /// Since a restore as much time has gone by as a lease can take that the server before has granted.
+    RestoreSettled,
 }
 
 /// Somebody shows a token and wants to be known by a key.

@@ -92,6 +92,7 @@ pub fn fields(value: &Value) -> Option<Fields> {
         Value::Pod(pod) => Some(flat(pod)),
         Value::Token(token) => Some(flat(token)),
         Value::Renewal(renewal) => Some(flat(renewal)),
+        Value::Restored(mark) => Some(flat(mark)),
     }
 }
 

@@ -29,6 +29,7 @@ pub mod plan;
 pub mod pod;
 pub mod quantity;
 pub mod renewal;
+pub mod restore;
 pub mod rollout;
 pub mod session;
 pub mod state;

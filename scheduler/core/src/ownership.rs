@@ -65,7 +65,8 @@ const CLAIMS: &[(Owner, Claims)] = &[
                     "reason", "begun", "ended",
                 ],
             ),
-            ("counters", &["pods_made"]),
+            ("counters", &["pods_made", "restored_from"]),
+            ("restored", &["revision", "time", "lease_ms"]),
         ],
     ),
     (
@@ -239,6 +240,7 @@ mod tests {
             ("token", "Token", include_str!("token.rs")),
             ("cluster", "Cluster", include_str!("cluster.rs")),
             ("counters", "Counters", include_str!("cluster.rs")),
+            ("restored", "Restored", include_str!("restore.rs")),
         ];
         let there: BTreeSet<(String, String)> = sources
             .iter()

@@ -19,6 +19,7 @@ use crate::{
     node::Node,
     pod::{Pod, PodId},
     renewal::Renewal,
+    restore::Restored,
     token::{Token, TokenId},
 };
 
@@ -45,6 +46,7 @@ pub struct State {
     deploys: Map<DeployId, Arc<Deploy>>,
     tokens: Map<TokenId, Arc<Token>>,
     renewals: Map<String, Arc<Renewal>>,
+    restored: Option<Arc<Restored>>,
     index: Index,
 }
 
@@ -136,6 +138,13 @@ impl State {
     #[must_use]
     pub fn renewals(&self) -> &Map<String, Arc<Renewal>> {
         &self.renewals
+    }
+
+    /// While leases may run that the server before a restore has granted: nothing that there may only be one of has a
+    /// place.
+    #[must_use]
+    pub fn restored(&self) -> Option<&Arc<Restored>> {
+        self.restored.as_ref()
     }
 
     /// Whether another key has taken the place of this one of a person or load balancer.
@@ -246,6 +255,7 @@ impl State {
             Key::Deploy(id) => self.deploys.get(id).cloned().map(Value::Deploy),
             Key::Token(id) => self.tokens.get(id).cloned().map(Value::Token),
             Key::Renewal(key) => self.renewals.get(key).cloned().map(Value::Renewal),
+            Key::Restored => self.restored.clone().map(Value::Restored),
         }
     }
 
@@ -266,6 +276,7 @@ impl State {
             self.tokens.iter().map(|(id, token)| (Key::Token(id.clone()), Value::Token(token.clone())));
         let renewals =
             self.renewals.iter().map(|(key, next)| (Key::Renewal(key.clone()), Value::Renewal(next.clone())));
+        let restored = self.restored.iter().map(|mark| (Key::Restored, Value::Restored(mark.clone())));
         cluster
             .chain(counters)
             .chain(jobs)
@@ -275,6 +286,7 @@ impl State {
             .chain(deploys)
             .chain(tokens)
             .chain(renewals)
+            .chain(restored)
     }
 
     /// Takes over a revision that is one more than this state's.
@@ -332,6 +344,8 @@ impl State {
                 drop(self.renewals.insert(key.clone(), next));
             }
             (Key::Renewal(key), _) => drop(self.renewals.remove(key)),
+            (Key::Restored, Some(Value::Restored(mark))) => self.restored = Some(mark),
+            (Key::Restored, _) => self.restored = None,
         }
     }
 

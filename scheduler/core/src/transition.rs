@@ -24,6 +24,7 @@ mod node;
 mod place;
 mod preempt;
 mod renew;
+mod restore;
 mod rollout;
 
 /// The most pods of all jobs together.
@@ -121,6 +122,8 @@ fn dispatch(
         Event::NodeLeaving(name, session) => Ok(node::leaving(draft, name, *session)),
         Event::Drained(pods) => Ok(group::drained(draft, pods)),
         Event::DeleteNode(name) => node::delete(draft, name, context),
+        Event::Restored(mark) => Ok(restore::restored(draft, mark, context)),
+        Event::RestoreSettled => Ok(restore::settled(draft)),
     }
 }
 

@@ -18,6 +18,8 @@ use scheduler_core::{
     placement,
     pod::{Pod, PodId, PodPhase},
     quantity::Resources,
+    restore::Restored,
+    token::{Role, Token},
 };
 use support::World;
 
@@ -111,6 +113,16 @@ fn command(world: &mut World, line: &str, body: &str) -> String {
         ["drained"] => {
             let pods = world.state.pods().keys().cloned().collect();
             told(world, "scheduler", Event::Drained(pods))
+        }
+        ["restored"] => {
+            let mark = Restored { revision: world.state.revision(), time: world.wall, lease_ms: 0 };
+            told(world, "user:root", Event::Restored(mark))
+        }
+        ["settled"] => told(world, "scheduler", Event::RestoreSettled),
+        ["token"] => {
+            let expires = world.wall + std::time::Duration::from_secs(3600);
+            let token = Token { role: Role::Node, name: None, expires, used_by: None };
+            told(world, "user:alice", Event::CreateToken("ff".to_owned(), token))
         }
         ["watch", on] => {
             world.watched = *on == "on";

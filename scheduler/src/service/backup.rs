@@ -20,12 +20,13 @@ type Out = mpsc::Sender<Result<v1::BackupChunk, Status>>;
 
 pub(super) fn start(hub: &Arc<Hub>) -> Result<ReceiverStream<Result<v1::BackupChunk, Status>>, Status> {
     let authority = hub.pki.authority().map_err(|error| Status::internal(chain(&error)))?;
+    let lease = hub.leases().length();
     let (out, chunks) = mpsc::channel(OUT_MAX);
     let (hub, runtime) = (hub.clone(), tokio::runtime::Handle::current());
     task::spawn_blocking(move || {
         let mut waiting = Vec::new();
         let send = |bytes: Vec<u8>| runtime.block_on(send(&out, Ok(v1::BackupChunk { data: bytes })));
-        let written = backup::write(hub.store.as_ref(), authority, &mut |bytes| {
+        let written = backup::write(hub.store.as_ref(), authority, lease, &mut |bytes| {
             waiting.extend(bytes);
             if waiting.len() < CHUNK_BYTES { Ok(()) } else { send(std::mem::take(&mut waiting)) }
         });

@@ -56,6 +56,7 @@ impl Cluster for ClusterService {
             revision: self.0.state().revision(),
             pod_prefix: cluster.and_then(|cluster| cluster.pod_prefix).map(|prefix| prefix.network().into()),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            restored: self.restored(),
             damage: damage.map(|damage| damage.lines().collect()).unwrap_or_default(),
         }))
     }
@@ -312,6 +313,14 @@ impl Cluster for ClusterService {
 }
 
 impl ClusterService {
+    /// What a restore makes wait, and for how long.
+    fn restored(&self) -> Option<v1::RestoredStatus> {
+        let (state, wait) = (self.0.state(), self.0.restore_wait()?);
+        let mark = state.restored()?;
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+        Some(v1::RestoredStatus { revision: mark.revision, unix_ms: mark.time.0, wait_ms })
+    }
+
     async fn write(&self, changer: String, message: String, event: Event) -> Result<Committed, Status> {
         self.0.write(origin(changer, message)?, event).await.map_err(status)
     }

@@ -6,8 +6,10 @@ use hextet_api::v1;
 use hextet_lifecycle::pod::{ASSIGNED, FOLDERS, LINK, PLACED, PUBLISHED, RUNNING};
 use scheduler_core::{
     change::{Change, Key, Revision, Value},
+    job::Availability,
     placement::why_not,
     pod::{Pod, PodId, PodPhase},
+    state::State,
     time::Moment,
 };
 use tokio::{
@@ -66,6 +68,12 @@ pub(super) async fn explain(hub: &Arc<Hub>, id: String) -> Result<v1::ExplainPod
 
 /// Why no node takes the pod, node by node, the smallest change first.
 fn reasons(hub: &Hub, pod: &Pod) -> Vec<String> {
+    if let Some(wait) = hub.restore_wait().filter(|_| is_singleton(&hub.state(), pod)) {
+        let seconds = wait.as_secs_f32();
+        return vec![format!(
+            "the last lease from before the restore is over in {seconds:.1} s at the latest"
+        )];
+    }
     let explanation = why_not(&hub.state(), pod, hub.clock.wall());
     let smallest = explanation.smallest_change().map(|change| format!("the smallest change is to {change}"));
     let verdicts = explanation.nodes.iter();
@@ -74,6 +82,11 @@ fn reasons(hub: &Hub, pod: &Pod) -> Vec<String> {
     let shown = smallest.into_iter().chain(each.take(REASONS_MAX));
     let rest = explanation.nodes.len().saturating_sub(REASONS_MAX);
     shown.chain((rest > 0).then(|| format!("and {rest} more nodes"))).collect()
+}
+
+fn is_singleton(state: &State, pod: &Pod) -> bool {
+    let group = state.job(&pod.job).and_then(|job| job.groups.get(&pod.group));
+    group.is_some_and(|group| group.availability() == Availability::Singleton)
 }
 
 /// The steps of the control plane.

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     fn revision(message: &str) -> Revision {
-        let value = |pods_made| Some(Value::Counters(Counters { pods_made }));
+        let value = |pods_made| Some(Value::Counters(Counters { pods_made, restored_from: 0 }));
         let change = Change { key: Key::Counters, old: value(1), new: value(2) };
         let (changer, message) = ("user:root".to_owned(), message.to_owned());
         Revision { revision: 7, time: WallTime(1_795_265_640_999), changer, message, changes: vec![change] }

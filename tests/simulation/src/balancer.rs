@@ -15,7 +15,7 @@ pub(crate) struct Balancer {
     number: usize,
     pub(crate) selector: Selector,
     pub(crate) life: u64,
-    epoch: String,
+    pub(crate) epoch: String,
     pub(crate) revision: u64,
     pub(crate) known: Selection,
     pub(crate) stream: Option<StreamId>,
@@ -84,7 +84,10 @@ impl Balancer {
         }
         match packet {
             Packet::Watched(epoch, message) => {
-                self.epoch = epoch;
+                if self.epoch != epoch {
+                    // What it knows of another store says nothing of this one.
+                    (self.epoch, self.revision) = (epoch, 0);
+                }
                 self.apply(message, shared);
                 shared.figures.watched += 1;
                 if !shared.fault(0.05) {

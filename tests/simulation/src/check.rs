@@ -18,10 +18,12 @@ use scheduler_core::{
     state::State,
 };
 
+use self::numbers::Numbers;
 use crate::{balancer::Balancer, machine::Machine, server::Server, shared::Shared};
 
 mod change;
 mod deploy;
+mod numbers;
 mod room;
 mod state;
 
@@ -31,8 +33,11 @@ pub(crate) struct Checks {
     /// Which pod had an address first.
     given: BTreeMap<Ipv6Addr, PodId>,
     made: BTreeSet<PodId>,
-    /// What each selector selected, by the revision that changed it.
-    selected: BTreeMap<Selector, BTreeMap<u64, Selection>>,
+    /// What each selector selected, by the epoch and the revision that changed it.
+    selected: BTreeMap<Selector, BTreeMap<(u64, u64), Selection>>,
+    /// How often a backup was restored.
+    epoch: u64,
+    numbers: Numbers,
     acknowledged: usize,
     /// Nodes that said that they are taken down, and that nobody has brought back.
     left: BTreeSet<String>,
@@ -42,12 +47,14 @@ pub(crate) struct Checks {
 
 impl Checks {
     pub(crate) fn new(selectors: &[Selector]) -> Checks {
-        let of = |selector: &Selector| (selector.clone(), BTreeMap::from([(0, Selection::new())]));
+        let of = |selector: &Selector| (selector.clone(), BTreeMap::from([((0, 0), Selection::new())]));
         Checks {
             state: State::default(),
             given: BTreeMap::new(),
             made: BTreeSet::new(),
             selected: selectors.iter().map(of).collect(),
+            epoch: 0,
+            numbers: Numbers::default(),
             acknowledged: 0,
             left: BTreeSet::new(),
             deploys: [0, 0],
@@ -60,6 +67,9 @@ impl Checks {
         machines: &[Machine],
         shared: &Shared,
     ) -> Result<(), String> {
+        if self.epoch != server.epoch {
+            self.restored(server)?;
+        }
         while self.state.revision() < server.disk.revision() {
             self.next_revision(server, machines, shared)?;
         }
@@ -71,7 +81,22 @@ impl Checks {
             return Err("the server shows what is not durable".to_owned());
         }
         machines.iter().try_for_each(has_what_it_runs)?;
+        self.numbers.tokens_grow(machines)?;
         runs_once(machines)
+    }
+
+    /// The state is that of the backup, and what came after it is no more.
+    fn restored(&mut self, server: &Server) -> Result<(), String> {
+        let backup = server.backup.as_ref().ok_or("something is restored, and there was no backup")?;
+        self.epoch = server.epoch;
+        self.state = backup.state().clone();
+        self.acknowledged = 0;
+        self.left.clear();
+        for (selector, selected) in &mut self.selected {
+            let now = endpoint::select(&self.state, selector);
+            selected.insert((self.epoch, self.state.revision()), now);
+        }
+        Ok(())
     }
 
     fn next_revision(
@@ -97,21 +122,30 @@ impl Checks {
         for (selector, selected) in &mut self.selected {
             let now = endpoint::select(&self.state, selector);
             if selected.last_key_value().is_none_or(|(_, last)| *last != now) {
-                selected.insert(number, now);
+                selected.insert((self.epoch, number), now);
             }
         }
         let machine = |node: &str| machines.iter().find(|machine| machine.name == node);
         state::holds(&self.state, &|node| machine(node).map(|machine| &machine.hello))?;
         for pod in self.state.pods().values() {
-            self.made.insert(pod.id.clone());
             let Some(address) = pod.address else { continue };
             let owner = self.given.entry(address).or_insert_with(|| pod.id.clone());
             if *owner != pod.id {
                 return Err(format!("{address} was {owner}'s and is given to {}", pod.id));
             }
         }
-        if self.made.len() as u64 != self.state.counters().pods_made {
-            return Err("two pods have had one id".to_owned());
+        self.names_are_new(revision)?;
+        self.numbers.terms_grow(revision)
+    }
+
+    /// No two pods have one id, also when one of them was made after the backup that the other's cluster was made of.
+    fn names_are_new(&mut self, revision: &Revision) -> Result<(), String> {
+        for change in &revision.changes {
+            if let (None, Some(Value::Pod(pod))) = (&change.old, &change.new)
+                && !self.made.insert(pod.id.clone())
+            {
+                return Err(format!("two pods have had the id {}", pod.id));
+            }
         }
         Ok(())
     }
@@ -149,10 +183,11 @@ impl Checks {
     /// A balancer knows exactly what the cluster was at its revision.
     pub(crate) fn knows(&self, balancer: &Balancer) -> Result<(), String> {
         let history = &self.selected[&balancer.selector];
-        let Some((_, then)) = history.range(..=balancer.revision).next_back() else {
+        let epoch: u64 = balancer.epoch[1..].parse().expect("the store's name");
+        let Some((_, then)) = history.range((epoch, 0)..=(epoch, balancer.revision)).next_back() else {
             return Err("it knows a revision from before the first".to_owned());
         };
-        if balancer.revision > self.state.revision() {
+        if epoch == self.epoch && balancer.revision > self.state.revision() {
             return Err(format!("it knows revision {}, which is not durable", balancer.revision));
         }
         if *then == balancer.known {
@@ -172,6 +207,9 @@ impl Checks {
         let process = server.process.as_ref().ok_or("the server is down")?;
         if process.shown.revision() != server.disk.revision() {
             return Err("the server does not show what is on its disk".to_owned());
+        }
+        if self.state.restored().is_some() {
+            return Err("singletons still wait for leases from before a restore".to_owned());
         }
         state::has_settled(&self.state)?;
         deploy::pods_are_of_the_text(&self.state)?;

@@ -68,6 +68,11 @@ impl fmt::Display for Time {
     }
 }
 
+/// What a wall clock shows that is right.
+pub(crate) fn right(now: Time) -> WallTime {
+    WallTime(BEGIN_MS.unsigned_abs() + now.0 / 1000)
+}
+
 pub(crate) fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }

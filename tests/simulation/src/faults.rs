@@ -1,10 +1,13 @@
 //! Everything that can go wrong, one fault at a time and often several at once.
 
-use rand::{Rng as _, seq::IndexedRandom as _};
+use rand::{
+    Rng as _,
+    seq::{IndexedRandom as _, IteratorRandom as _},
+};
 
 use crate::{
     clock::Time,
-    machine::Witness,
+    machine::{Machine, Witness},
     network::{End, Host},
     shared::{Shared, What},
     world::World,
@@ -21,7 +24,7 @@ pub(crate) enum Healing {
 impl World {
     pub(crate) fn fail(&mut self) {
         self.shared.figures.faults += 1;
-        match self.shared.rng.random_range(0..104) {
+        match self.shared.rng.random_range(0..109) {
             0..=4 => self.server.crash(false, &mut self.shared),
             5..=6 => self.server.crash(true, &mut self.shared),
             7..=9 => self.freeze_server(),
@@ -36,11 +39,13 @@ impl World {
             82..=89 => self.conflict(),
             90..=93 => self.compact(),
             94..=99 => self.mislead(),
-            _ => self.with_machine(|machine, shared| machine.take_down(shared)),
+            100..=103 => self.with_machine(|machine, shared| machine.take_down(shared)),
+            104..=105 => self.server.back_up(&mut self.shared),
+            _ => self.restore(),
         }
     }
 
-    fn with_machine(&mut self, fault: impl FnOnce(&mut crate::machine::Machine, &mut Shared)) {
+    fn with_machine(&mut self, fault: impl FnOnce(&mut Machine, &mut Shared)) {
         let number = self.shared.rng.random_range(0..self.machines.len());
         fault(&mut self.machines[number], &mut self.shared);
     }
@@ -57,6 +62,10 @@ impl World {
     /// One direction or both, for a moment or for many leases.
     fn cut(&mut self) {
         let host = self.any_host();
+        self.cut_off(host);
+    }
+
+    fn cut_off(&mut self, host: Host) {
         let ends = [vec![End::Server], vec![End::Client], vec![End::Server, End::Client]];
         let ends = ends.choose(&mut self.shared.rng).cloned().unwrap_or_default();
         let wait = if self.shared.chance(0.5) {
@@ -170,6 +179,19 @@ impl World {
             let (begin, wait) = (self.shared.between(0, 2_000), self.shared.between(1_500, 3_000));
             self.shared.plan(begin, What::Cut(Host::Node(number), End::Server));
             self.shared.plan(begin + wait, What::Heal(Healing::Direction(Host::Node(number), End::Server)));
+        }
+    }
+
+    /// Somebody restores the last backup. A machine that runs what there may only be one of may hear of that late.
+    fn restore(&mut self) {
+        self.server.restore(&mut self.shared);
+        let wait = self.shared.between(50, 2_000);
+        self.shared.plan(wait, What::StartServer);
+        let runs_single =
+            |machine: &&Machine| machine.processes.values().any(|process| process.is_single && process.lives);
+        let machine = self.machines.iter().filter(runs_single).choose(&mut self.shared.rng);
+        if let Some(number) = machine.map(|machine| machine.number) {
+            self.cut_off(Host::Node(number));
         }
     }
 

@@ -105,6 +105,10 @@ pub enum Broken {
     ForgetsSessions,
     /// A node that is taken down says so before what only one node may run has ended.
     LeavesTooEarly,
+    /// A server that goes on from a backup does not wait for leases of the one before.
+    DoesNotWaitForLeases,
+    /// A restored cluster goes on with the numbers of its backup.
+    KeepsTheNumbers,
     /// Of several servers: their store takes every transaction, whatever it relies on.
     StoreTakesAll,
     /// Of several servers: one that takes the lead does not read what is there.
@@ -115,7 +119,7 @@ pub enum Broken {
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Broken; 20] = [
+    pub const ALL: [Broken; 22] = [
         Broken::AnswersBeforeDurable,
         Broken::FollowsBeforeDurable,
         Broken::ForgetsToStop,
@@ -136,6 +140,8 @@ impl Broken {
         Broken::RenewsAfterLeaving,
         Broken::ForgetsSessions,
         Broken::LeavesTooEarly,
+        Broken::DoesNotWaitForLeases,
+        Broken::KeepsTheNumbers,
     ];
 
     /// Those that several servers make.
@@ -177,6 +183,8 @@ pub struct Figures {
     pub lagged: u64,
     /// Times that a node was taken down.
     pub left: u64,
+    /// Times that an operator restored a backup.
+    pub restored: u64,
     /// Deploys that were promoted, and that went back.
     pub deploys: [u64; 2],
     /// Messages that load balancers applied.

@@ -9,7 +9,10 @@ use std::{
 };
 
 use hextet_api::v1;
-use scheduler_core::{node::Hello, time::Moment};
+use scheduler_core::{
+    node::{Hello, Node},
+    time::Moment,
+};
 
 use crate::{
     Broken,
@@ -48,6 +51,8 @@ pub(crate) struct Machine {
     pub(crate) has_power: bool,
     /// Its node was deleted: it is not of the cluster until it has joined again.
     pub(crate) is_outcast: bool,
+    /// The cluster was restored from before it joined: its key is not known.
+    pub(crate) is_stranger: bool,
     /// It was taken down, and nobody has brought it back.
     pub(crate) is_down: bool,
     /// What a crash leaves.
@@ -92,6 +97,7 @@ impl Machine {
             frozen_until: Time::default(),
             has_power: true,
             is_outcast: false,
+            is_stranger: false,
             is_down: false,
             disk: Assignment::default(),
             processes: BTreeMap::new(),
@@ -101,6 +107,11 @@ impl Machine {
             witness: Witness::Honest,
             agent: None,
         }
+    }
+
+    /// Whether a node of this name is this machine.
+    pub(crate) fn is(&self, node: &Node) -> bool {
+        (node.prefix, node.group_id) == (self.identity.prefix, self.identity.group)
     }
 
     fn host(&self) -> Host {
@@ -203,7 +214,7 @@ impl Machine {
     /// It is of the cluster again, as if it had never been.
     pub(crate) fn reborn(&mut self, identity: Identity, shared: &mut Shared) {
         shared.note(format!("{} has joined again", self.name));
-        (self.identity, self.is_outcast) = (identity, false);
+        (self.identity, self.is_outcast, self.is_stranger) = (identity, false, false);
         self.start(shared);
     }
 
@@ -236,7 +247,7 @@ impl Machine {
         if self.agent_mut().stream.is_some() {
             return;
         }
-        if !server_listens || shared.network.is_cut_off(self.host()) {
+        if !server_listens || self.is_stranger || shared.network.is_cut_off(self.host()) {
             return self.connect_later(shared);
         }
         let stream = shared.network.open(self.host());

@@ -34,6 +34,7 @@ use crate::{
 mod deploys;
 mod lease;
 mod reader;
+mod restore;
 mod session;
 
 use lease::Holder;
@@ -53,6 +54,10 @@ pub(crate) struct Server {
     pub(crate) life: u64,
     pub(crate) process: Option<Process>,
     pub(crate) frozen_until: Time,
+    /// What an operator has copied of the disk.
+    pub(crate) backup: Option<Disk>,
+    /// How often a backup was restored: the store's name.
+    pub(crate) epoch: u64,
     /// Revisions that were acknowledged, with the operator's number.
     pub(crate) acknowledged: Vec<(u64, u64)>,
 }
@@ -100,6 +105,7 @@ enum Then {
     Left(StreamId),
     DrainsTold,
     DeployMoved,
+    RestoreSettled,
     Operator(u64),
 }
 
@@ -127,6 +133,8 @@ impl Server {
             life: 0,
             process: None,
             frozen_until: Time::default(),
+            backup: None,
+            epoch: 0,
             acknowledged: vec![],
         };
         server.found(Event::ClusterCreated(cluster), shared);
@@ -181,6 +189,7 @@ impl Server {
         self.plan(shared, ms(0), ServerDue::LookAtLeases);
         self.plan(shared, ms(0), ServerDue::LookAtDeploys);
         self.look_at_drains(shared);
+        self.wait_for_leases(shared);
     }
 
     /// The process is killed, or the power fails. What was not on the disk is lost.
@@ -216,6 +225,7 @@ impl Server {
                 self.look_at_drains(shared);
             }
             ServerDue::LookAtDeploys => self.look_at_deploys(shared),
+            ServerDue::SettleRestore => self.settle_restore(shared),
             ServerDue::TellDeploysOn => self.tell_deploys(shared),
             ServerDue::TellLeasesAgain => self.process_mut().telling_leases -= 1,
             ServerDue::TellDrainsAgain => {
@@ -428,6 +438,8 @@ impl Server {
             }
             (Then::DeployMoved, Answer::Store) => self.plan(shared, RETRY, ServerDue::TellDeploysOn),
             (Then::DeployMoved, _) => self.tell_deploys(shared),
+            (Then::RestoreSettled, Answer::Store) => self.plan(shared, RETRY, ServerDue::SettleRestore),
+            (Then::RestoreSettled, _) => {}
             (Then::Operator(number), Answer::Done(revision, true)) => {
                 shared.figures.acknowledged += 1;
                 self.acknowledged.push((revision, number));

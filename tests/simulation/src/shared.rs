@@ -49,6 +49,8 @@ pub(crate) enum ServerDue {
     LookAtLeases,
     LookAtDrains,
     LookAtDeploys,
+    /// Leases of the server before a restore are over.
+    SettleRestore,
     TellLeasesAgain,
     TellDrainsAgain,
     TellDeploysOn,

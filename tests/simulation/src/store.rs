@@ -10,7 +10,7 @@ use scheduler_core::{
 };
 
 /// The log, what it adds up to, and every address that was ever given.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
     log: BTreeMap<u64, Revision>,
     state: State,

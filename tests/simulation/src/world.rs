@@ -313,10 +313,15 @@ impl World {
         self.shared.plan(wait, What::Operate);
     }
 
-    /// Machines whose node was deleted end, and come back from an empty disk.
+    /// Machines whose node was deleted, or that a restored cluster does not know, end and come back from an empty disk.
     fn cast_out(&mut self) {
         let nodes = self.server.disk.state().nodes();
-        for machine in self.machines.iter_mut().filter(|machine| !nodes.contains_key(&machine.name)) {
+        for machine in &mut self.machines {
+            let node = nodes.get(&machine.name);
+            machine.is_stranger = node.is_some_and(|node| !machine.is(node));
+            if node.is_some() && !machine.is_stranger {
+                continue;
+            }
             if !std::mem::replace(&mut machine.is_outcast, true) {
                 let wait = self.shared.between(10, 20_000);
                 self.shared.plan(wait, What::Rejoin(machine.number));

@@ -9,7 +9,7 @@ const SEEDS_PER_MISTAKE: u64 = 200;
 #[test]
 fn what_must_hold_holds_after_every_step_and_everything_converges() {
     println!("seeds 0 to {}: each again with `cargo xtask simulate --seeds 1 --seed N`", SEEDS - 1);
-    let (mut left, mut deploys) = (0, [0, 0]);
+    let (mut left, mut restored, mut deploys) = (0, 0, [0, 0]);
     for seed in 0..SEEDS {
         let outcome = play(seed, &Options::default());
         println!("seed {seed}: {:016x} {:?}", outcome.hash, outcome.figures);
@@ -17,9 +17,11 @@ fn what_must_hold_holds_after_every_step_and_everything_converges() {
         let figures = outcome.figures;
         assert!(figures.revisions > 50 && figures.acknowledged > 10 && figures.faults > 20, "{figures:?}");
         left += figures.left;
+        restored += figures.restored;
         deploys = [deploys[0] + figures.deploys[0], deploys[1] + figures.deploys[1]];
     }
     assert!(left > 10 && deploys[0] > 10 && deploys[1] > 10, "{left} were taken down, deploys {deploys:?}");
+    assert!(restored > 5, "{restored} backups were restored");
 }
 
 #[test]

@@ -60,6 +60,9 @@ fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
         return Fate::IsReplaced(format!("its node no longer fits: {reason}"));
     }
     let now = draft.job_of(pod).and_then(|job| job.groups.get(&pod.group));
+    if wanted.availability() == Availability::Singleton && is_from_before(draft, pod) {
+        return Fate::IsReplaced("pods from before the restore may be later ones than it".to_owned());
+    }
     let same = |now: &Group| {
         now.tasks == wanted.tasks && now.resources == wanted.resources && now.hooks == wanted.hooks
     };
@@ -75,6 +78,12 @@ fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
         _ if now.is_some_and(|now| same_programs(now, wanted)) => Fate::Goes(On::Unharmed),
         _ => Fate::Goes(On::Restarted),
     }
+}
+
+/// Whether this is not surely later than all of its group that a restored cluster does not know of, or one of these may
+/// still live.
+fn is_from_before(draft: &Draft<'_>, pod: &Pod) -> bool {
+    pod.serial < draft.counters().restored_from || (draft.restored().is_some() && pod.node.is_some())
 }
 
 /// Whether both run the same programs in the same environment.

@@ -268,7 +268,11 @@ pub(super) fn delete(draft: &mut Draft<'_>, name: &str, context: &mut Context<'_
     Ok(Step { message: format!("node {name} deleted"), replan: true })
 }
 
-fn reconcile_groups(draft: &mut Draft<'_>, groups: BTreeSet<(String, String)>, context: &mut Context<'_>) {
+pub(super) fn reconcile_groups(
+    draft: &mut Draft<'_>,
+    groups: BTreeSet<(String, String)>,
+    context: &mut Context<'_>,
+) {
     for (job, name) in groups {
         let Some(text) = draft.job(&job).cloned() else { continue };
         group::reconcile(draft, &job, &name, text.groups.get(&name), context);

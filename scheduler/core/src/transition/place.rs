@@ -22,6 +22,10 @@ const REASONS_CHANGED_MAX: usize = 256;
 /// How many nodes are asked for their reason in one revision; groups beyond it keep an older one for now.
 const LOOKS_MAX: usize = 200_000;
 
+/// What is in the way of what there may only be one of, after a restore.
+const WAITS_FOR_LEASES: &str = "the cluster was restored from a backup: waits until no lease from before can run \
+     (`netctl server status` says how long)";
+
 /// A group that has pods without a place.
 pub(super) struct Turn {
     pub(super) job: Arc<Job>,
@@ -89,10 +93,13 @@ impl Turn {
         pods.filter(|pod| is_replaceable(draft, group, pod) && self.has(draft, pod)).cloned().collect()
     }
 
-    /// Of a group that may only have one pod that lives, the one that may, in words.
+    /// Of a group that may only have one pod that lives, what may live beside another, in words.
     pub(super) fn in_the_way(&self, draft: &Draft<'_>) -> Option<String> {
         if self.text()?.availability() != Availability::Singleton {
             return None;
+        }
+        if draft.restored().is_some() {
+            return Some(WAITS_FOR_LEASES.to_owned());
         }
         let mut pods = draft.pods_of_group(&self.job.job, &self.group);
         let other = pods.find(|pod| group::may_live(draft, pod))?;

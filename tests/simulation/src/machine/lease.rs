@@ -61,7 +61,7 @@ impl Machine {
         if self.agent_mut().lease.stream.is_some() {
             return;
         }
-        if !server_listens || shared.network.is_cut_off(self.host()) {
+        if !server_listens || self.is_stranger || shared.network.is_cut_off(self.host()) {
             return self.plan(shared, RETRY, AgentDue::ConnectLease);
         }
         let stream = shared.network.open(self.host());

@@ -24,6 +24,8 @@ pub(crate) struct Process {
     pub(crate) group: String,
     /// There must never be two of it that live: it lives while the machine's lease runs.
     pub(crate) is_single: bool,
+    /// What the tasks of such a pod show to what they write to.
+    pub(crate) token: u64,
     pub(crate) lives: bool,
 }
 
@@ -138,6 +140,7 @@ impl Machine {
             restarts: 0,
             group: format!("{}/{}", record.job, record.group),
             is_single,
+            token: record.singleton.unwrap_or_default(),
             lives: !is_single || self.lease_runs(shared.now),
         };
         let restarts = match self.processes.get(pod) {

@@ -9,7 +9,7 @@ use scheduler_core::{
     watch::{self, Begin, Message, Reader, Resume},
 };
 
-use super::{REVISIONS_KEPT, Server, session::EPOCH};
+use super::{REVISIONS_KEPT, Server};
 use crate::{
     Broken,
     clock::ms,
@@ -40,13 +40,14 @@ impl Server {
         shared: &mut Shared,
     ) {
         let from = if shared.is_broken(Broken::RepeatsEvents) { from.saturating_sub(1) } else { from };
+        let own = self.epoch();
         let (oldest, disk) = (self.disk.oldest(), &self.disk);
         let process = self.process.as_mut().expect("the server runs");
         let subscriber = process.drains.subscribe(selector.clone(), 0);
         let mut reader = Reader::new(selector);
-        let resume = Some(Resume { same_store: epoch == EPOCH, from }).filter(|_| !epoch.is_empty());
+        let resume = Some(Resume { same_store: epoch == own, from }).filter(|_| !epoch.is_empty());
         let mut waiting = VecDeque::new();
-        let watched = |message| Packet::Watched(EPOCH.to_owned(), message);
+        let watched = |message| Packet::Watched(own.clone(), message);
         match watch::begin(resume, oldest, process.shown.revision()) {
             Begin::Snapshot => waiting.push_back(watched(reader.snapshot(&process.shown))),
             Begin::Compacted => {
@@ -104,6 +105,7 @@ impl Server {
         if !shared.network.has_room(stream, End::Client) {
             return self.plan(shared, ms(20), ServerDue::TellReader(stream));
         }
+        let epoch = self.epoch();
         let process = self.process_mut();
         let shown = process.shown.clone();
         let Some(session) = process.readers.get_mut(&stream) else { return };
@@ -115,7 +117,7 @@ impl Server {
                 let revision = session.backlog.pop_front();
                 revision.and_then(|revision| session.reader.committed(&revision, || shown.clone()))
             };
-            message.map(|message| Packet::Watched(EPOCH.to_owned(), message))
+            message.map(|message| Packet::Watched(epoch, message))
         });
         let more = !(session.backlog.is_empty() && session.waiting.is_empty());
         if let Some(packet) = packet {
@@ -132,10 +134,11 @@ impl Server {
 
     /// A reader to whom nothing was said for a while hears how far it is.
     pub(super) fn bookmark(&mut self, stream: StreamId, shared: &mut Shared) {
+        let epoch = self.epoch();
         let Some(session) = self.process_mut().readers.get_mut(&stream) else { return };
         let is_done = session.waiting.is_empty() && session.backlog.is_empty() && !session.has_lagged;
         if std::mem::replace(&mut session.is_quiet, true) && is_done {
-            let bookmark = Packet::Watched(EPOCH.to_owned(), session.reader.bookmark());
+            let bookmark = Packet::Watched(epoch, session.reader.bookmark());
             shared.send(stream, End::Client, bookmark);
         }
         self.plan(shared, BOOKMARK_INTERVAL, ServerDue::Bookmark(stream));

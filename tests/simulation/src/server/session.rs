@@ -20,9 +20,6 @@ use crate::{
     shared::{ServerDue, Shared},
 };
 
-/// The store's name, which never changes.
-pub(crate) const EPOCH: &str = "e";
-
 pub(super) struct Session {
     pub(super) node: String,
     inbox: Inbox,
@@ -195,6 +192,7 @@ impl Server {
         if !shared.network.has_room(stream, End::Client) {
             return self.plan(shared, ms(20), ServerDue::Tell(stream));
         }
+        let epoch = self.epoch();
         let process = self.process_mut();
         let shown = process.shown.clone();
         let Some(session) = process.sessions.get_mut(&stream) else { return };
@@ -213,7 +211,7 @@ impl Server {
             if shared.is_broken(Broken::ForgetsToStop) && !telling.full {
                 telling.diff.removed_pods.clear();
             }
-            let message = convert::assignment(telling.diff, telling.revision, EPOCH, telling.full);
+            let message = convert::assignment(telling.diff, telling.revision, &epoch, telling.full);
             shared.send(stream, End::Client, Packet::Assignment(message));
         }
         if more {
