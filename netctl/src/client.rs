@@ -180,8 +180,12 @@ fn explain(server: &str, status: &Status) -> anyhow::Error {
     };
     let hint = match status.code() {
         Code::Unauthenticated | Code::PermissionDenied => {
-            "use the socket as root on the server's machine, or log in: there, `netctl token --for operator \
-             --name NAME` (or viewer, admin) makes a token, and here `netctl login TOKEN` takes it"
+            let role = role_needed(&message);
+            let hint = format!(
+                "use the socket as root on the server's machine, or log in: there, `netctl token --for {role} --name NAME` \
+                 makes a token, and here `netctl login TOKEN` takes it"
+            );
+            return Hinted { message, hint }.into();
         }
         // What the transport says has a source, what the server answered has none.
         Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded
@@ -194,6 +198,13 @@ fn explain(server: &str, status: &Status) -> anyhow::Error {
         _ => return anyhow::Error::msg(message),
     };
     Hinted { message, hint: hint.into() }.into()
+}
+
+/// The least role of a person that the server's refusal names.
+fn role_needed(refusal: &str) -> &'static str {
+    let named = refusal.split_once("needs the role ").map_or("", |(_, named)| named);
+    let is_named = |role: &&&str| named.starts_with(**role);
+    ["viewer", "operator", "admin"].iter().find(is_named).copied().unwrap_or("operator")
 }
 
 fn unreachable(error: ConnectError) -> anyhow::Error {
@@ -268,6 +279,12 @@ mod tests {
         let hinted = error.downcast_ref::<Hinted>().expect("it has a hint");
         assert_eq!(hinted.message, "not for you");
         assert!(hinted.hint.contains("netctl login TOKEN"));
+        for role in ["viewer", "operator", "admin"] {
+            let refusal = format!("this needs the role {role}; hextet:node/n1 has the role node");
+            let error = explain("/x.sock", &Status::permission_denied(refusal));
+            let hint = &error.downcast_ref::<Hinted>().expect("it has a hint").hint;
+            assert!(hint.contains(&format!("`netctl token --for {role} --name NAME`")), "{hint}");
+        }
         assert_eq!(explain("/x.sock", &Status::not_found("no job `a`")).to_string(), "no job `a`");
     }
 }

@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use dataplane::{Counter, Dataplane, MasqueradeBackend, Op, bpf::Bpf};
 use hextet_api::v1::NodeLeaving;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
     agent::{UplinkChoice, planned_teardown, underlay, view},
@@ -24,7 +27,7 @@ use crate::{
     lock::NodeLock,
     port_log::{self, Holder},
     start::{open_dataplane, require_root},
-    store::{Settings, Store},
+    store::{READ_MAX, RETRY, Settings, Store, StoreError},
     supervisor::LEASE_LOOK,
     teardown,
     view::{FlowView, NodeView},
@@ -37,10 +40,10 @@ use crate::{
 pub async fn plan(paths: &NodePaths) -> Result<Vec<String>> {
     require_root("plan")?;
     let paths = paths.absolute()?;
-    match ask(&paths, Request::Plan).await? {
-        Some(Answer::Lines(lines)) => Ok(lines),
-        Some(_) => bail!("the agent answered something else: is it of this version?"),
-        None => Offline::open(&paths).await?.plan().await,
+    match agent_or_store(&paths, Request::Plan).await? {
+        Asked::Agent(Answer::Lines(lines)) => Ok(lines),
+        Asked::Agent(_) => bail!("the agent answered something else: is it of this version?"),
+        Asked::Store(offline) => offline.plan().await,
     }
 }
 
@@ -51,10 +54,10 @@ pub async fn plan(paths: &NodePaths) -> Result<Vec<String>> {
 pub async fn show(paths: &NodePaths) -> Result<NodeView> {
     require_root("look at a node")?;
     let paths = paths.absolute()?;
-    match ask(&paths, Request::Show).await? {
-        Some(Answer::View(view)) => Ok(*view),
-        Some(_) => bail!("the agent answered something else: is it of this version?"),
-        None => Ok(Offline::open(&paths).await?.view()),
+    match agent_or_store(&paths, Request::Show).await? {
+        Asked::Agent(Answer::View(view)) => Ok(*view),
+        Asked::Agent(_) => bail!("the agent answered something else: is it of this version?"),
+        Asked::Store(offline) => Ok(offline.view()),
     }
 }
 
@@ -155,6 +158,36 @@ async fn ask(paths: &NodePaths, request: Request) -> Result<Option<Answer>> {
     }
 }
 
+/// Who answers for the node.
+enum Asked {
+    Agent(Answer),
+    Store(Box<Offline>),
+}
+
+/// The agent's answer, or the node without an agent. One that has just started has the store and answers soon.
+async fn agent_or_store(paths: &NodePaths, request: Request) -> Result<Asked> {
+    let end = Instant::now() + READ_MAX;
+    loop {
+        if let Some(answer) = ask(paths, request).await? {
+            return Ok(Asked::Agent(answer));
+        }
+        let is_patient = Instant::now() < end;
+        // The store is the agent's: many who look would keep it from one that starts.
+        if is_patient && NodeLock::is_held(&paths.state_dir) {
+            sleep(RETRY).await;
+            continue;
+        }
+        match Offline::open(paths).await {
+            Err(error) if is_patient && is_in_use(&error) => sleep(RETRY).await,
+            opened => return opened.map(|offline| Asked::Store(Box::new(offline))),
+        }
+    }
+}
+
+fn is_in_use(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StoreError::InUse { .. }))
+}
+
 /// Works also when the store is damaged or gone: the kernel and the run folder say what is there.
 async fn down_without_agent(paths: &NodePaths) -> Result<Vec<String>> {
     let lock = if paths.state_dir.is_dir() { Some(NodeLock::take(&paths.state_dir).await?) } else { None };
@@ -186,10 +219,13 @@ impl Offline {
         let store = Store::open(&paths.store())?;
         let identity = store.identity()?.context("this machine has not joined a cluster yet")?;
         let settings = store.settings()?.context("the agent has never started here: run `netctl node`")?;
+        let assignment = store.assignment()?;
+        // An agent may start now.
+        drop(store);
         let dataplane = open_dataplane(paths).await?;
         Ok(Offline {
             identity,
-            assignment: store.assignment()?,
+            assignment,
             backends: backends(&settings),
             underlay: underlay(&dataplane, &UplinkChoice::of(&settings)).await.ok(),
             dataplane,

@@ -92,8 +92,15 @@ async fn answer(stream: UnixStream, calls: &mpsc::Sender<Call>) -> io::Result<()
     writer.write_all(&text).await
 }
 
+const NO_ANSWER: &str = "it does not answer. If it is stopped (`ps -o pid,stat` shows T), continue it with `kill -CONT PID`; or \
+                         end it with `kill -9 PID` and ask again: pods and traffic go on without it";
+
 /// Asks the agent that listens in `run_dir`; none when there is none.
 pub(crate) async fn ask(run_dir: &Path, request: Request) -> io::Result<Option<Answer>> {
+    ask_within(run_dir, request, answer_max(request)).await
+}
+
+async fn ask_within(run_dir: &Path, request: Request, max: Duration) -> io::Result<Option<Answer>> {
     let stream = match socket::connect(run_dir, SOCKET_FILE) {
         Ok(stream) => stream,
         Err(error) if is_nobody(&error) => return Ok(None),
@@ -108,7 +115,10 @@ pub(crate) async fn ask(run_dir: &Path, request: Request) -> io::Result<Option<A
         writer.write_all(&line).await?;
         BufReader::new(reader.take(ANSWER_BYTES_MAX)).read_line(&mut text).await
     };
-    match answered.await {
+    let Ok(answered) = timeout(max, answered).await else {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, NO_ANSWER));
+    };
+    match answered {
         // The socket of an agent that was killed takes connections until the last process that it had just made, and
         // that has it still, is another program.
         Err(error) if is_gone(&error) => return Ok(None),
@@ -118,6 +128,14 @@ pub(crate) async fn ask(run_dir: &Path, request: Request) -> io::Result<Option<A
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the agent ended before it answered"));
     }
     serde_json::from_str(&text).map(Some).map_err(io::Error::other)
+}
+
+/// How long an agent may take: to take a node down it ends every pod.
+fn answer_max(request: Request) -> Duration {
+    match request {
+        Request::Down => Duration::from_secs(300),
+        Request::Plan | Request::Show | Request::Events => Duration::from_secs(15),
+    }
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -131,6 +149,16 @@ fn is_nobody(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `netctl node show` waited for ever for an agent that somebody had stopped with SIGSTOP.
+    #[tokio::test]
+    async fn an_agent_that_is_stopped_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET_FILE)).unwrap();
+        let error = ask_within(dir.path(), Request::Show, Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().contains("kill -CONT"), "{error}");
+    }
 
     /// `netctl node down` just after the agent was killed failed with the kernel's "connection reset".
     #[tokio::test]

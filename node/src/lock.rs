@@ -58,6 +58,12 @@ impl NodeLock {
         }
     }
 
+    /// Whether somebody acts for the node in `state_dir`, as far as can be told.
+    pub(crate) fn is_held(state_dir: &Path) -> bool {
+        let Ok(file) = File::open(state_dir.join(LOCK_FILE)) else { return false };
+        matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
+    }
+
     /// Names this machine in its present boot: the kernel's boot id, and the file of which there is one in a boot that
     /// only one process can lock. A copy of the state folder has another, on another machine and on this one.
     pub(crate) fn machine(&self) -> io::Result<String> {
@@ -107,7 +113,9 @@ mod tests {
         let first = NodeLock::try_take(folder.path()).unwrap();
         let text = NodeLock::try_take(folder.path()).unwrap_err().to_string();
         assert!(text.starts_with(&format!("process {} runs the node", std::process::id())), "{text}");
+        assert!(NodeLock::is_held(folder.path()));
         drop(first);
+        assert!(!NodeLock::is_held(folder.path()));
         NodeLock::try_take(folder.path()).unwrap();
     }
 }

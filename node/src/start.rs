@@ -40,7 +40,7 @@ use crate::{
     port_log::PortLog,
     reports::Reports,
     roster::Roster,
-    store::{Settings, Store},
+    store::{READ_MAX, Settings, Store},
 };
 
 /// What waits for the agent; who has more to say waits too.
@@ -59,7 +59,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let lock = NodeLock::take(&paths.state_dir).await?;
     let machine = lock.machine().context("cannot tell which machine this is")?;
     raise_open_files();
-    let store = Arc::new(Store::open(&paths.store())?);
+    let store = Arc::new(Store::open_within(&paths.store(), READ_MAX).await?);
     let known = store.identity()?.is_some();
     let had_pins = std::fs::read_dir(&paths.bpf_dir).is_ok_and(|mut pins| pins.next().is_some());
     let dataplane = open_dataplane(&paths).await?;

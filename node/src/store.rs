@@ -10,12 +10,14 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use dataplane_core::{Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     assignment::{Assignment, Head, Peer, PodRecord},
@@ -35,6 +37,11 @@ const HEAD: &str = "head";
 
 /// The store is small; redb's own default is a share of the machine's memory.
 const CACHE_BYTES: usize = 1024 * 1024;
+
+/// How long one may read who shows a node without an agent: the agent that starts then waits for so long.
+pub(crate) const READ_MAX: Duration = Duration::from_secs(5);
+/// Between two looks whether it is free.
+pub(crate) const RETRY: Duration = Duration::from_millis(20);
 
 /// What is kept while the node joins: with the same key it may enroll again when it was interrupted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +133,17 @@ fn open_database(path: &Path) -> Result<Database, StoreError> {
 }
 
 impl Store {
+    /// Opens the store, or makes an empty one; one that another process reads is waited for.
+    pub(crate) async fn open_within(path: &Path, max: Duration) -> Result<Store, StoreError> {
+        let end = Instant::now() + max;
+        loop {
+            match Store::open(path) {
+                Err(StoreError::InUse { .. }) if Instant::now() < end => sleep(RETRY).await,
+                opened => return opened,
+            }
+        }
+    }
+
     /// Opens the store, or makes an empty one.
     pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
         let store = Store { database: Mutex::new(Some(open_database(path)?)), path: path.to_owned() };
@@ -390,6 +408,28 @@ mod tests {
         let path = folder.path().join("node.redb");
         let _store = Store::open(&path).unwrap();
         let error = Store::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    }
+
+    /// `netctl node show` read the store when the agent started, which then ended with "in use".
+    #[tokio::test]
+    async fn an_agent_that_starts_waits_for_one_who_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        let reader = Store::open(&path).unwrap();
+        let agent = tokio::spawn(async move { Store::open_within(&path, READ_MAX).await.map(drop) });
+        sleep(RETRY * 3).await;
+        assert!(!agent.is_finished());
+        drop(reader);
+        agent.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_never_free_is_waited_for_a_bounded_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.redb");
+        let _reader = Store::open(&path).unwrap();
+        let error = Store::open_within(&path, 2 * RETRY).await.unwrap_err();
         assert!(matches!(error, StoreError::InUse { .. }), "{error}");
     }
 

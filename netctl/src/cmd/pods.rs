@@ -25,7 +25,8 @@ const REASONS_MAX: usize = 5;
 
 /// List pods with their addresses
 ///
-/// With --ipv6 and a standard output that is no terminal: one bare address per line, running pods first.
+/// With --ipv6 and a standard output that is no terminal: one bare address per line, running pods first. Pods that stand by
+/// for a rollout are left out there, as no load balancer is to send them anything; -o json has them, with `standby`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  netctl pods hello/web\n  ping -6 $(netctl pods --ipv6 | head -1)")]
 pub(super) struct Args {
@@ -136,6 +137,13 @@ pub(super) async fn run(args: Args, format: Option<Format>) -> anyhow::Result<()
             if lost.is_empty() && rows.iter().all(|row| row.address.is_none()) {
                 print::note("no such pod has an address: `netctl pods` says why");
             }
+            match rows.iter().filter(|row| row.standby).count() {
+                0 => {}
+                1 => print::note("one pod stands by and is left out: `netctl pods` shows it"),
+                more => {
+                    print::note(format!("{more} pods stand by and are left out: `netctl pods` shows them"))
+                }
+            }
             Ok(())
         }
         (None | Some(Format::Table), ipv6) => show(&rows, &lost, ipv6),
@@ -175,8 +183,9 @@ fn show(rows: &[PodRow], lost: &[v1::Unreadable], ipv6: bool) -> anyhow::Result<
 }
 
 fn bare(out: &mut impl Write, rows: &[PodRow]) -> anyhow::Result<()> {
+    let serving = rows.iter().filter(|row| !row.standby);
     let mut ranked: Vec<(u8, Ipv6Addr)> =
-        rows.iter().filter_map(|row| Some((rank(row.phase), row.address?))).collect();
+        serving.filter_map(|row| Some((rank(row.phase), row.address?))).collect();
     ranked.sort_by_key(|(rank, _)| *rank);
     for (_, address) in ranked {
         writeln!(out, "{address}")?;
@@ -251,7 +260,9 @@ mod tests {
     #[test]
     fn bare_addresses_start_with_those_that_answer() {
         let mut out = Vec::new();
-        bare(&mut out, &pods()).unwrap();
+        let mut pods = pods();
+        pods.push(PodRow { standby: true, ..pod("hello-web-eeeee", PodPhase::Running, 3, "") });
+        bare(&mut out, &pods).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(
             text,

@@ -13,6 +13,9 @@ use crate::{
     selector::Selector,
 };
 
+/// The server's bound, too.
+const VALID_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Make a token with which a node, person or load balancer joins
 ///
 /// It is good for one use and a limited time. Keep it as you would a password until it is used. An admin may do
@@ -27,13 +30,13 @@ pub(super) struct Args {
     /// Who may use it: node, admin, operator, viewer or lb (a load balancer)
     #[arg(long = "for", value_name = "ROLE", hide_possible_values = true)]
     role: Role,
-    /// For whom; a node may also name itself
+    /// For whom; only a node may do without, and names itself then
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     name: String,
     /// What a load balancer may read
     #[arg(long, value_name = "JOB[/GROUP]", required_if_eq("role", "lb"))]
     select: Option<Selector>,
-    /// How long it may be used
+    /// How long it may be used, 30d at most
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration::parse)]
     valid: Duration,
     #[command(flatten)]
@@ -78,7 +81,14 @@ fn message(args: &Args) -> Result<v1::CreateTokenRequest, WrongUse> {
     if args.select.is_some() && args.role != Role::Lb {
         return Err(WrongUse("--select is for load balancers: give --for lb with it".into()));
     }
-    let valid_seconds = u32::try_from(args.valid.as_secs()).ok().filter(|seconds| *seconds > 0);
+    if args.name.is_empty() && args.role != Role::Node {
+        return Err(WrongUse(
+            "a name is missing: give --name for whom the token is, such as --name alice".into(),
+        ));
+    }
+    let valid = Some(args.valid).filter(|valid| *valid <= VALID_MAX);
+    let valid_seconds =
+        valid.and_then(|valid| u32::try_from(valid.as_secs()).ok()).filter(|seconds| *seconds > 0);
     Ok(v1::CreateTokenRequest {
         role: match args.role {
             Role::Node => TokenRole::Node,
@@ -89,7 +99,7 @@ fn message(args: &Args) -> Result<v1::CreateTokenRequest, WrongUse> {
         }
         .into(),
         name: args.name.clone(),
-        valid_seconds: valid_seconds.ok_or_else(|| WrongUse("--valid must be from 1s to 49710d".into()))?,
+        valid_seconds: valid_seconds.ok_or_else(|| WrongUse("--valid must be from 1s to 30d".into()))?,
         selector: args.select.as_ref().map(Selector::to_string).unwrap_or_default(),
     })
 }

@@ -96,6 +96,7 @@ fn sentence(pod: &v1::Pod, steps: &[StepStatus], node_error: Option<&str>) -> St
             None => format!("{id} ends: {}", pod.message),
         },
         _ => match (culprit(steps), find(RUNNING)) {
+            (None, _) if pod.standby && pod.phase() == PodPhase::Running => standing_by(pod, find(RUNNING)),
             (None, Some(running)) if running.phase == Phase::Done => {
                 format!("{id} runs since {}{}", time(running.ended_ms_ago.unwrap_or(0)), after(running))
             }
@@ -109,6 +110,16 @@ fn sentence(pod: &v1::Pod, steps: &[StepStatus], node_error: Option<&str>) -> St
             (None, _) => format!("{id} does not run: {}{}", pod.message, unknown(node_error)),
         },
     }
+}
+
+fn standing_by(pod: &v1::Pod, running: Option<&StepStatus>) -> String {
+    let v1::Pod { id, job, group, job_version, .. } = pod;
+    let since = running.and_then(|running| running.ended_ms_ago);
+    let since = since.map(|ms| format!(" since {}", time(ms))).unwrap_or_default();
+    format!(
+        "{id} stands by for version {job_version} of {job}/{group}: it runs{since}, and load balancers are told of it only \
+         when the rollout switches to that version"
+    )
 }
 
 fn unknown(node_error: Option<&str>) -> String {
@@ -246,6 +257,24 @@ mod tests {
         let answer =
             v1::ExplainPodResponse { pod: Some(pod), steps, node_error: node_error.into(), reasons: vec![] };
         Explanation::of(answer).to_string()
+    }
+
+    #[test]
+    fn a_pod_that_stands_by_says_so_and_for_what() {
+        let mut pod = v1::Pod {
+            id: "a-b-00000".into(),
+            job: "a".into(),
+            group: "b".into(),
+            job_version: 4,
+            phase: PodPhase::Running.into(),
+            standby: true,
+            ..v1::Pod::default()
+        };
+        let steps = [step(message("running", "node", "done", 0, 42, &[]))];
+        expect!["a-b-00000 stands by for version 4 of a/b: it runs since 1min 30s, and load balancers are told of it only when the rollout switches to that version"]
+            .assert_eq(&sentence(&pod, &steps, None));
+        pod.standby = false;
+        assert!(sentence(&pod, &steps, None).starts_with("a-b-00000 runs since "));
     }
 
     #[test]
