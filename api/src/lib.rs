@@ -56,6 +56,9 @@ pub const TAKEN_MACHINE: &str = "machine";
 /// The metadata of the same answer that says how many milliseconds the other's lease runs if that one is dead.
 pub const TAKEN_FOR_MS: &str = "hextet-taken-for-ms";
 
+/// The metadata of a PERMISSION_DENIED answer to a node that somebody deleted.
+pub const DELETED: &str = "hextet-deleted";
+
 /// The port the server listens on when none is given.
 pub const DEFAULT_PORT: u16 = 4679;
 

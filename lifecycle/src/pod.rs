@@ -33,6 +33,9 @@ pub const RUNNING: &str = "running";
 /// Load balancers have its address.
 pub const PUBLISHED: &str = "published";
 
+/// The step of a pod whose hooks are no graph, as when one of its job's has the name of one of the operator's.
+pub const HOOKS: &str = "hooks";
+
 /// The most hooks of a group or of a node's configuration.
 pub const HOOKS_MAX: usize = 16;
 

@@ -31,6 +31,10 @@ pub(crate) struct Progress {
     pub(crate) touched: bool,
     /// What it needs was lost while it was under way: its end counts for nothing.
     stale: bool,
+    /// What waits for it was done before it came: nobody waits for it.
+    pub(crate) late: bool,
+    /// When its first attempt began since it was down, and when its last did.
+    pub(crate) first: Option<Duration>,
     pub(crate) began: Option<Duration>,
     pub(crate) ended: Option<Duration>,
     pub(crate) attempts: u32,
@@ -137,8 +141,18 @@ impl Run {
         names.iter().for_each(|name| self.each(name, |run, index| run.steps[index].touched = true));
     }
 
+    /// What comes before this step was done before this walk began, as far as it is no part of Hextet's own: it is looked
+    /// for or done again, and nobody waits for it. Then [`Event::Tick`].
+    pub fn pass(&mut self, name: &str) {
+        let Some(index) = self.place(name) else { return };
+        for earlier in self.earlier(index) {
+            self.steps[earlier].late |= self.graph.nodes()[earlier].step.owner != Owner::Node;
+        }
+    }
+
     /// Goes on by another graph. A step that both have with the same text stays as far as it is; one that only the
-    /// old one had is forgotten.
+    /// old one had is forgotten. One that is new and comes before what is done already, or is under way, is done
+    /// nevertheless, and nobody waits for it.
     pub fn replace(&mut self, graph: Arc<Graph>) {
         let wanted = self.steps.iter().any(|step| step.wanted);
         let old = std::mem::replace(self, Run { since: self.since, ..Run::new(graph) });
@@ -148,7 +162,13 @@ impl Run {
                 other.step.name == step.name && (step.owner == Owner::Node || other.step == *step)
             };
             let before = old.graph.nodes().iter().position(same).map(|index| old.steps[index].clone());
-            self.steps[index] = before.unwrap_or(Progress { wanted, ..Progress::default() });
+            self.steps[index] = before.unwrap_or(Progress { wanted, late: true, ..Progress::default() });
+        }
+        let is_new = |step: &Progress| step.late && step.began.is_none();
+        for index in (0..self.steps.len()).filter(|index| is_new(&self.steps[*index])).collect::<Vec<_>>() {
+            let later = self.later(index, |node| &node.then);
+            let is_there = |later: &usize| matches!(self.steps[*later].state, State::Starting | State::Done);
+            self.steps[index].late = later.iter().any(is_there);
         }
     }
 
@@ -213,10 +233,17 @@ impl Run {
         self.place(name).map_or(0, |index| self.steps[index].failures)
     }
 
-    /// Steps that are needed and have failed for good.
+    /// Whether nobody waits for the step: the rest was there before it.
+    #[must_use]
+    pub fn is_late(&self, name: &str) -> bool {
+        self.place(name).is_some_and(|index| self.steps[index].late)
+    }
+
+    /// Steps that are waited for and have failed for good.
     pub fn failed_for_good(&self) -> impl Iterator<Item = (&str, &str)> {
         let nodes = self.graph.nodes().iter().zip(&self.steps);
-        let failed = nodes.filter(|(node, step)| step.is_failed_for_good() && !node.step.optional);
+        let failed =
+            nodes.filter(|(node, step)| step.is_failed_for_good() && !node.step.optional && !step.late);
         failed.map(|(node, step)| (node.step.name.as_str(), step.error.as_deref().unwrap_or("it failed")))
     }
 
@@ -230,11 +257,12 @@ impl Run {
                 State::Idle | State::Failed if barred => Outcome::Barred,
                 _ => Outcome::Open,
             };
-            outcomes.push(if outcome == Outcome::Barred && node.step.optional {
-                Outcome::Skipped
-            } else {
-                outcome
-            });
+            let skipped = match outcome {
+                Outcome::Barred => node.step.optional || step.late,
+                Outcome::Open => step.late,
+                Outcome::Done | Outcome::Skipped => false,
+            };
+            outcomes.push(if skipped { Outcome::Skipped } else { outcome });
         }
         outcomes
     }
@@ -282,6 +310,18 @@ impl Run {
         later
     }
 
+    /// Everything that the step waits for, itself or by way of others.
+    fn earlier(&self, index: usize) -> Vec<usize> {
+        let (mut earlier, mut at) = (vec![index], 0);
+        while let Some(index) = earlier.get(at) {
+            let node = &self.graph.nodes()[*index];
+            let more: Vec<usize> = node.needs.iter().chain(&node.after).copied().collect();
+            earlier.extend(more.into_iter().filter(|index| !earlier.contains(index)).collect::<Vec<_>>());
+            at += 1;
+        }
+        earlier.split_off(1)
+    }
+
     fn done(&mut self, index: usize, now: Duration) {
         let step = &mut self.steps[index];
         match step.state {
@@ -289,6 +329,7 @@ impl Run {
             State::Starting if step.stale => step.forget(),
             State::Starting | State::Failed => {
                 step.began = step.began.or(Some(now));
+                step.first = step.first.or(step.began);
                 (step.state, step.ended, step.retry_at) = (State::Done, Some(now), None);
                 (step.failures, step.touched) = (0, true);
             }
@@ -397,6 +438,7 @@ impl Run {
         if !due {
             return false;
         }
+        step.first = step.first.filter(|_| step.state == State::Failed).or(Some(now));
         (step.began, step.ended, step.retry_at) = (Some(now), None, None);
         step.stale = false;
         if node.step.is_target {
@@ -422,6 +464,7 @@ impl Run {
             State::Idle if !step.touched => return false,
             State::Stopping if step.retry_at.is_none_or(|at| at > now) => return false,
             _ if step.touched && (node.step.undo || under_way) => {
+                step.first = step.first.filter(|_| step.state == State::Stopping).or(Some(now));
                 (step.state, step.began, step.ended, step.retry_at) =
                     (State::Stopping, Some(now), None, None);
                 commands.push(Command::Stop(node.step.name.clone()));
@@ -450,7 +493,7 @@ impl Progress {
 
     fn undone(&mut self, now: Duration) {
         self.forget();
-        (self.touched, self.ended, self.failures) = (false, Some(now), 0);
+        (self.touched, self.ended, self.failures, self.late) = (false, Some(now), 0, false);
     }
 }
 

@@ -49,10 +49,10 @@ pub struct StepStatus {
     /// Whether the others go on without it.
     #[serde(default)]
     pub optional: bool,
-    /// When it last began, in milliseconds after the pod's first step.
+    /// When its first attempt began, in milliseconds after the pod's first step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
-    /// How long it took, or has taken until now.
+    /// How long it took, or has taken until now, with all its attempts and the waits between them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub took_ms: Option<u64>,
     /// How long ago it came to its end.
@@ -90,14 +90,15 @@ impl Run {
         let (node, step) = (&self.graph.nodes()[index], &self.steps[index]);
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let since = self.since.unwrap_or_default();
-        let end = step.ended.unwrap_or(now);
+        // Waits between attempts are a part of it.
+        let end = step.ended.filter(|_| step.retry_at.is_none()).unwrap_or(now);
         StepStatus {
             name: node.step.name.clone(),
             owner: node.step.owner.to_string(),
             phase: self.phase(index, outcomes),
-            optional: node.step.optional,
-            at_ms: step.began.map(|began| ms(began.saturating_sub(since))),
-            took_ms: step.began.map(|began| ms(end.saturating_sub(began))),
+            optional: node.step.optional || step.late,
+            at_ms: step.first.map(|first| ms(first.saturating_sub(since))),
+            took_ms: step.first.map(|first| ms(end.saturating_sub(first))),
             ended_ms_ago: step.ended.map(|ended| ms(now.saturating_sub(ended))),
             retry_in_ms: step.retry_at.map(|at| ms(at.saturating_sub(now))),
             attempts: step.attempts,

@@ -47,9 +47,10 @@ use crate::{
     pod_state::{Action, Event, Failure, Report},
     pods::{Order, Pods},
     port_log::{PortLog, Reading},
-    refusal::{Refused, TakenForCopy},
+    refusal::{Deleted, Refused, TakenForCopy},
     reports::Reports,
     roster::{Duty, Pending, Roster},
+    scripts::ScriptNews,
     store::{Settings, Store},
     teardown,
     view::{NodeView, PodView},
@@ -108,6 +109,8 @@ pub(crate) struct Agent {
     pub(crate) events: Events,
     /// The server serves another machine under this node's name.
     pub(crate) taken_for_copy: Option<Refused>,
+    /// Somebody deleted the node.
+    pub(crate) deleted: Option<Deleted>,
     /// It said so before anything was started here: nothing is, until it says otherwise.
     pub(crate) is_held: bool,
     /// No pod ran when it started, and the server has said nothing yet of what is to run.
@@ -218,12 +221,12 @@ impl Agent {
             let FromServer::Assignment(message) = message else {
                 self.hear_server(message).await;
                 self.is_held = self.taken_for_copy.is_some();
-                if self.is_held {
+                if self.is_held || self.deleted.is_some() {
                     return;
                 }
                 continue;
             };
-            (self.taken_for_copy, self.is_alone) = (None, false);
+            (self.taken_for_copy, self.deleted, self.is_alone) = (None, None, false);
             self.take_over(message).await;
             return;
         }
@@ -305,10 +308,11 @@ impl Agent {
                 self.roster.detached();
             }
             FromServer::Assignment(assignment) => {
-                (self.taken_for_copy, self.is_alone) = (None, false);
+                (self.taken_for_copy, self.deleted, self.is_alone) = (None, None, false);
                 self.assign(assignment).await;
             }
             FromServer::Refused(copy) => self.hear_refusal(copy),
+            FromServer::Deleted(deleted) => self.hear_deleted(deleted).await,
             FromServer::DescribePod(request) => self.describe(request),
             FromServer::ReadLogs(request) => {
                 if let Some(channel) = self.reports.channel() {
@@ -323,6 +327,29 @@ impl Agent {
             self.events.happened(format!("the server refuses this machine: {}", copy.why), None);
         }
         self.taken_for_copy = Some(Refused::again(self.taken_for_copy.take(), copy, Instant::now()));
+    }
+
+    /// Somebody deleted this node: others run its pods by now. To it that is an assignment of nothing, which it keeps, so
+    /// that it starts nothing either when it boots where it reaches no server.
+    async fn hear_deleted(&mut self, deleted: Deleted) {
+        if self.deleted.is_none() {
+            let pods = self.roster.assignment().pods.len();
+            warn!(pods, "{}", deleted.advice());
+            self.events.happened(deleted.advice(), None);
+        }
+        (self.deleted, self.taken_for_copy) = (Some(deleted), None);
+        let Assignment { head, peers, pods } = self.roster.assignment();
+        let is_empty = peers.is_empty() && pods.values().all(|pod| pod.removing);
+        let nothing = v1::Assignment {
+            epoch: head.epoch.clone(),
+            revision: head.revision,
+            term: head.term,
+            full: true,
+            ..v1::Assignment::default()
+        };
+        if !is_empty || self.is_held {
+            self.assign(nothing).await;
+        }
     }
 
     /// Whether what runs here was started by this agent without the server's word, and the server says that the node's
@@ -451,10 +478,23 @@ impl Agent {
     }
 
     async fn hear_keeper(&mut self, pod: &str, news: News) {
+        if let News::Script(news) = news {
+            return self.hear_script(pod, news);
+        }
         if self.roster.assignment().pods.contains_key(pod) {
             let event = self.pods.heard(pod, news);
             self.happen(event.map(|event| (pod.to_owned(), event)).into_iter().collect()).await;
         }
+    }
+
+    /// A script has ended: also when its pod has gone meanwhile, its failure is told.
+    fn hear_script(&mut self, pod: &str, news: ScriptNews) {
+        let Some(what) = self.pods.heard_script(pod, news) else { return };
+        self.roster.script_failed(pod, what);
+        if !self.roster.assignment().pods.contains_key(pod) {
+            self.pods.forget(pod);
+        }
+        self.tell_notes();
     }
 
     /// Another machine claims an address. Anybody on a LAN can do that with one frame, so it is believed only when
@@ -594,6 +634,8 @@ impl Agent {
                         None => String::new(),
                     };
                 answer.steps = steps.into_iter().map(|step| explain::message(output(&step), step)).collect();
+                let scripts = self.pods.scripts(&request.pod).into_iter();
+                answer.steps.extend(scripts.map(|step| explain::message(step.output.clone(), step)));
             }
         }
         explain::send(channel, answer);
@@ -853,7 +895,7 @@ impl Agent {
         NodeView {
             agent_pid: Some(std::process::id()),
             attached: self.reports.channel().is_some(),
-            refused: self.taken_for_copy.as_ref().map(|refused| refused.why.clone()),
+            refused: self.refusal(),
             pods: pods.collect(),
             ..view(
                 &self.identity,
@@ -863,6 +905,12 @@ impl Agent {
                 &self.dataplane,
             )
         }
+    }
+
+    /// Why the server does not serve this machine.
+    fn refusal(&self) -> Option<String> {
+        let copy = || self.taken_for_copy.as_ref().map(|refused| refused.why.clone());
+        self.deleted.as_ref().map(Deleted::advice).or_else(copy)
     }
 
     fn pod_view(&self, id: &str, record: &assignment::PodRecord) -> PodView {

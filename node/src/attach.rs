@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 use crate::{
     backoff::Backoff,
     certificates::Certificates,
-    refusal::{Pace, TakenForCopy},
+    refusal::{Deleted, Pace, TakenForCopy},
 };
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -55,6 +55,8 @@ pub(crate) enum FromServer {
     Assignment(Assignment),
     /// Another machine speaks for the node, in the server's words.
     Refused(TakenForCopy),
+    /// Somebody deleted the node.
+    Deleted(Deleted),
     /// Somebody wants to read a log.
     ReadLogs(ReadLogs),
     DescribePod(DescribePod),
@@ -95,6 +97,13 @@ pub(crate) async fn run(
         let result = attach(&certificates, &mut hello, &events, &mut served).await;
         let orderly = matches!(result, Ok(End::Server));
         let copy = result.as_ref().err().and_then(|error| error.downcast_ref::<TakenForCopy>()).cloned();
+        let deleted = result.as_ref().err().and_then(|error| error.downcast_ref::<Deleted>()).cloned();
+        let is_deleted = deleted.is_some();
+        if let Some(deleted) = deleted
+            && events.send(FromServer::Deleted(deleted)).await.is_err()
+        {
+            return;
+        }
         if let Some(copy) = copy.clone()
             && events.send(FromServer::Refused(copy)).await.is_err()
         {
@@ -112,11 +121,13 @@ pub(crate) async fn run(
         if error == last_error {
             debug!(error, "still not attached to the server");
         } else {
-            warn!(error, "not attached to the server; pods and traffic go on, trying again");
+            let what = if is_deleted { "its pods end" } else { "pods and traffic go on" };
+            warn!(error, "not attached to the server; {what}, trying again");
             last_error = error;
         }
         let wait = match copy {
             Some(copy) => pace.refused(&copy, Instant::now()),
+            None if is_deleted => pace.deleted(),
             None => {
                 pace.reset();
                 backoff.next(&mut rand::rng())
@@ -230,6 +241,9 @@ pub(crate) fn report(report: Report) -> NodeReport {
 fn refused(status: tonic::Status) -> anyhow::Error {
     if let Some(copy) = TakenForCopy::of(&status) {
         return copy.into();
+    }
+    if let Some(deleted) = Deleted::of(&status) {
+        return deleted.into();
     }
     anyhow::anyhow!("{} ({:?})", status.message(), status.code())
 }

@@ -32,6 +32,7 @@ use tokio::{
 
 use crate::{
     config::{NodePaths, supervisor_program},
+    scripts::ScriptNews,
     socket,
     supervisor::{
         READY_LINE,
@@ -86,6 +87,8 @@ pub(crate) enum News {
     Stopped,
     /// A hook of the pod, or what undoes one, has come to its end. It is the pod's so-manieth run.
     Hook { name: String, run: u64, result: Result<(), String> },
+    /// A script has come to its end that followed an event of the pod.
+    Script(ScriptNews),
 }
 
 /// Starts or finds the supervisor of a pod and follows it until it ends.

@@ -38,7 +38,7 @@ use crate::{
     attach::Hello,
     certificates::Certificates,
     lease_file,
-    refusal::{Pace, TakenForCopy},
+    refusal::{Deleted, Pace, TakenForCopy},
 };
 
 /// How often a lease is renewed before the first grant says so.
@@ -146,6 +146,7 @@ async fn renew_for_ever(certificates: Arc<Certificates>, mut hello: watch::Recei
         let status = result.as_ref().err().and_then(|error| error.downcast_ref::<Status>());
         let wait = match status.and_then(TakenForCopy::of) {
             Some(copy) => pace.refused(&copy, Instant::now()),
+            None if status.and_then(Deleted::of).is_some() => pace.deleted(),
             None => {
                 pace.reset();
                 RETRY

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use hextet_lifecycle::{
     Command, Event as Walk, Graph, Owner, Run, StepStatus,
-    pod::{ANNOUNCED, FOLDERS, LINK, ROUTES, SUPERVISOR, TASKS},
+    pod::{ANNOUNCED, FOLDERS, HOOKS, LINK, ROUTES, SUPERVISOR, TASKS},
 };
 
 use crate::supervisor::status::{Status, TaskState, bounded_message};
@@ -103,6 +103,8 @@ pub(crate) struct PodState {
     run: Run,
     /// What its supervisor said last, while it has one.
     status: Option<Status>,
+    /// How often its tasks were started again by supervisors that are no more, and because they are no more.
+    restarts_before: u32,
     /// Why its supervisor is not there.
     supervisor_error: Option<String>,
     /// Why its kernel objects are not as they should be.
@@ -126,6 +128,7 @@ impl PodState {
         let mut pod = PodState {
             run: Run::new(graph),
             status: None,
+            restarts_before: 0,
             supervisor_error: None,
             network_error: None,
             unknown: from_store,
@@ -133,7 +136,12 @@ impl PodState {
             removing: false,
         };
         let mut actions = Vec::new();
-        let commands = pod.run.handle(Walk::Up, now);
+        let mut commands = pod.run.handle(Walk::Up, now);
+        if from_store {
+            // Its supervisor was there before this agent: what the tasks had to wait for is behind them.
+            pod.run.pass(SUPERVISOR);
+            commands.extend(pod.run.handle(Walk::Tick, now));
+        }
         // Another agent may have begun: what is there is found when it is begun again, and taken away in any case.
         pod.run.assume(&[LINK, FOLDERS, SUPERVISOR]);
         pod.run.assume(&hooks.iter().map(|name| name.as_str()).collect::<Vec<_>>());
@@ -206,8 +214,9 @@ impl PodState {
         if self.unknown || self.removing {
             return None;
         }
+        let restarts = self.restarts_before;
         let plain =
-            |phase, message: String| Some(Report { phase, message: bounded_message(message), restarts: 0 });
+            |phase, message: String| Some(Report { phase, message: bounded_message(message), restarts });
         if self.moves {
             return plain(Phase::Starting, "it moves to another address".to_owned());
         }
@@ -218,7 +227,8 @@ impl PodState {
             return plain(Phase::Failed, format!("supervisor: {why}"));
         }
         if let Some(status) = &self.status {
-            return Some(report_of(status));
+            let report = report_of(status);
+            return Some(Report { restarts: report.restarts.saturating_add(restarts), ..report });
         }
         match self.hook_in_the_way() {
             Some((phase, message)) => plain(phase, message),
@@ -233,11 +243,18 @@ impl PodState {
     fn hook_in_the_way(&self) -> Option<(Phase, String)> {
         let of_hook = |(name, why): (&str, &str)| {
             let owner = self.run.graph().step(name).map(|step| step.owner);
-            (owner != Some(Owner::Node)).then(|| (Phase::Failed, format!("hook {name}: {why}")))
+            let what = if name == HOOKS {
+                "its hooks do not fit each other".to_owned()
+            } else {
+                format!("hook {name}")
+            };
+            (owner != Some(Owner::Node)).then(|| (Phase::Failed, format!("{what}: {why}")))
         };
         let failed = self.run.failed_for_good().find_map(of_hook);
         let graph = self.run.graph().clone();
-        let needed = |step: &&hextet_lifecycle::Step| step.owner != Owner::Node && !step.optional;
+        let needed = |step: &&hextet_lifecycle::Step| {
+            step.owner != Owner::Node && !step.optional && !self.run.is_late(&step.name)
+        };
         let open = || graph.steps().filter(needed).filter(|step| !self.run.is_done(&step.name));
         let tried = || open().find_map(|step| self.is_tried_again(step));
         let runs = || open().find(|step| self.run.is_under_way(&step.name));
@@ -294,7 +311,7 @@ impl PodState {
         match result {
             Ok(()) => self.walk(Walk::Done(step), now, actions),
             Err(why) => {
-                self.unknown &= self.run.is_stopping(step);
+                self.unknown &= self.run.is_stopping(step) || self.run.is_late(step);
                 self.walk(Walk::Failed(step, &bounded_message(why)), now, actions);
             }
         }
@@ -319,7 +336,11 @@ impl PodState {
     }
 
     fn supervisor_lost(&mut self, why: String, now: Duration, actions: &mut Vec<Action>) {
-        self.status = None;
+        let tasks = self.status.take().map(|status| {
+            let again = u32::try_from(status.tasks.len()).unwrap_or(u32::MAX);
+            report_of(&status).restarts.saturating_add(again)
+        });
+        self.restarts_before = self.restarts_before.saturating_add(tasks.unwrap_or(0));
         if self.is_ending() {
             // It may have ended by itself just before; whether it has is looked at again.
             actions.extend(self.run.is_stopping(SUPERVISOR).then_some(Action::Stop));

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hextet_lifecycle::{Hook, Owner};
+use hextet_lifecycle::{Hook, Owner, Phase as StepPhase, StepStatus};
 use nix::unistd::User;
 use tokio::{
     sync::{mpsc, watch},
@@ -24,7 +24,7 @@ use crate::{
     keeper::{self, News, Place, Wanted},
     lease_file,
     pod_state::{Action, Event},
-    scripts::Scripts,
+    scripts::{self, Ended, ScriptNews, Scripts},
     socket,
     supervisor::{hook::HookSpec, spec::PodSpec, status::SOCKET_FILE},
 };
@@ -73,9 +73,9 @@ impl Pods {
             program,
             all: BTreeMap::new(),
             keepers: JoinSet::new(),
+            scripts: Scripts::new(news.clone()),
             news,
             runs: BTreeMap::new(),
-            scripts: Scripts::default(),
             boot: lease_file::boot_id().unwrap_or_default(),
         }
     }
@@ -115,6 +115,8 @@ impl Pods {
                 }
                 Event::Hook(name, result)
             }
+            // It is no step of the pod: see [`Pods::heard_script`].
+            News::Script(_) => return None,
             News::Lost(why) => {
                 self.all.remove(id);
                 warn!(pod = id, why, "a pod has no supervisor");
@@ -125,6 +127,28 @@ impl Pods {
                 Event::SupervisorStopped
             }
         })
+    }
+
+    /// Takes note of how a script came out that followed an event of a pod; what is to be told of it.
+    pub(crate) fn heard_script(&mut self, id: &str, news: ScriptNews) -> Option<String> {
+        self.scripts.heard(id, news)
+    }
+
+    /// How the scripts that follow a pod's events came out last, as steps that nobody waits for.
+    pub(crate) fn scripts(&self, id: &str) -> Vec<StepStatus> {
+        let ms = |since: Duration| u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let step = |(name, ended): (&String, &Ended)| StepStatus {
+            name: name.clone(),
+            owner: ended.owner.to_string(),
+            phase: if ended.result.is_ok() { StepPhase::Done } else { StepPhase::Failed },
+            optional: true,
+            attempts: ended.runs,
+            error: ended.result.clone().err(),
+            ended_ms_ago: Some(ms(ended.at.elapsed())),
+            output: ended.output.clone(),
+            ..StepStatus::default()
+        };
+        self.scripts.ended(id).map(step).collect()
     }
 
     /// Makes the folders of a pod.
@@ -207,11 +231,12 @@ impl Pods {
                 "a script cannot be run: its pod or its user has no id"
             );
         };
-        let (of, folder) = match order.owner {
-            Owner::Job => (Some(id), self.hook_folder(id, order.name, ON)),
-            _ => (None, self.paths.hooks_dir().join(".node").join(order.name).join(ON)),
+        let folder = match order.owner {
+            Owner::Job => self.hook_folder(id, order.name, ON),
+            _ => self.paths.hooks_dir().join(".node").join(order.name).join(ON),
         };
-        self.scripts.run(of, hook_keeper::Place { folder, program: self.program.clone() }, spec);
+        let place = hook_keeper::Place { folder, program: self.program.clone() };
+        self.scripts.run(place, scripts::Order { pod: id.to_owned(), owner: order.owner, spec });
     }
 
     fn count(&mut self, id: &str, name: &str) -> u64 {

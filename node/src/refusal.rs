@@ -1,4 +1,5 @@
-//! What becomes of an agent that the server takes for a copy of its node: it asks again, slowly, and starts nothing.
+//! What becomes of an agent that the server takes for a copy of its node: it asks again, slowly, and starts nothing. One
+//! whose node was deleted ends its pods, and asks again as slowly.
 //!
 //! A machine that has only booted again is let in when the lease of the boot before has ended, so the first refusals are
 //! asked about often. Decided here, done by [`crate::attach`], [`crate::lease`] and [`crate::agent`].
@@ -31,6 +32,29 @@ pub(crate) struct TakenForCopy {
     pub(crate) lease: Duration,
 }
 
+/// Somebody deleted this node. Only a server of the cluster's CA can say so, and it says so only when it has that in its
+/// state: one that merely does not know the node, as after a restore, says something else.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub(crate) struct Deleted(pub(crate) String);
+
+impl Deleted {
+    /// Whether a server's answer says so.
+    pub(crate) fn of(status: &Status) -> Option<Deleted> {
+        let is_certain = status.metadata().get(hextet_api::DELETED).is_some();
+        is_certain.then(|| Deleted(status.message().to_owned()))
+    }
+
+    /// What the node says of itself, with what there is to do.
+    pub(crate) fn advice(&self) -> String {
+        format!(
+            "{}. Its pods are ended. To have the machine in the cluster again: `netctl node down`, remove its state \
+             folder, and `netctl node --join` with the token of `netctl token --for node`",
+            self.0
+        )
+    }
+}
+
 impl TakenForCopy {
     /// Whether a server's answer says so.
     pub(crate) fn of(status: &Status) -> Option<TakenForCopy> {
@@ -58,6 +82,12 @@ impl Pace {
     pub(crate) fn refused(&mut self, copy: &TakenForCopy, now: Instant) -> Duration {
         let sure = *self.sure.get_or_insert_with(|| copy.sure(now));
         if now < sure { RETRY } else { RETRY_OF_COPY }
+    }
+
+    /// The node was deleted, which a server that is put back from a backup may yet undo.
+    pub(crate) fn deleted(&mut self) -> Duration {
+        self.sure = None;
+        RETRY_OF_COPY
     }
 
     /// Was let in, or failed in another way.
@@ -121,6 +151,14 @@ mod tests {
 
     fn copy() -> TakenForCopy {
         TakenForCopy { why: "why".to_owned(), lease: Duration::from_secs(60) }
+    }
+
+    #[test]
+    fn a_node_is_deleted_only_when_the_server_is_sure() {
+        let mut status = Status::permission_denied("this server knows no node n1");
+        assert_eq!(Deleted::of(&status), None);
+        status.metadata_mut().insert(hextet_api::DELETED, "node".parse().unwrap());
+        assert_eq!(Deleted::of(&status), Some(Deleted("this server knows no node n1".to_owned())));
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(crate) enum Duty {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Note {
     pub(crate) pod: String,
-    /// One of [`hextet_lifecycle::hook::EVENTS`], or `step-done`, `step-undone`.
+    /// One of [`hextet_lifecycle::hook::EVENTS`], or `step-done`, `step-undone`, `script-failed`.
     pub(crate) kind: &'static str,
     pub(crate) what: String,
     /// What the pod was, when its record is gone.
@@ -44,8 +44,6 @@ pub(crate) struct Note {
 
 /// Notes that nobody has taken are kept to this number, the newest.
 const NOTES_MAX: usize = 4096;
-/// The step of a pod whose hooks are no graph, as when a job's has the name of an operator's.
-const HOOKS_STEP: &str = "hooks";
 
 /// An assignment that must be durable before it is followed with [`Roster::durable`]. One that cannot be made
 /// durable is dropped, and nothing has happened.
@@ -163,7 +161,7 @@ impl Roster {
         let with_hooks = pod::graph(&record.hooks, &self.hooks);
         Arc::new(with_hooks.unwrap_or_else(|_| {
             let plain = pod::graph(&none, &none).expect("a pod's own steps are a graph");
-            let barrier = Step::new(HOOKS_STEP, Owner::Operator, "its hooks fit each other").attempts(1);
+            let barrier = Step::new(pod::HOOKS, Owner::Operator, "its hooks fit each other").attempts(1);
             let steps = plain.steps().cloned().chain([barrier.before(pod::RUNNING)]);
             Graph::new(steps.collect()).expect("one more step before the last is a graph")
         }))
@@ -185,6 +183,11 @@ impl Roster {
             self.notes.remove(0);
         }
         self.notes.push(Note { pod: pod.to_owned(), kind, what, last: None });
+    }
+
+    /// A script that followed an event of the pod has failed. Scripts do not follow that.
+    pub(crate) fn script_failed(&mut self, pod: &str, what: String) {
+        self.note(pod, "script-failed", what);
     }
 
     fn note_changes(&mut self, id: &str, before: &(Option<Report>, Vec<StepStatus>), event_is_end: bool) {

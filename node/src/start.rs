@@ -126,6 +126,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         traces: changes.as_ref().map(Changes::traces).unwrap_or_default(),
         events: Events::default(),
         taken_for_copy: None,
+        deleted: None,
         is_held: false,
         is_alone: false,
     };

@@ -249,6 +249,37 @@ fn what_a_copy_has_started_without_a_server_ends_when_a_server_refuses_it() {
     assert!(!PathBuf::from("/run/netns").join(&pod.id).exists(), "it starts nothing now");
 }
 
+/// It was deleted while it was lost, and its pods run elsewhere. It came back once and ran them for ever.
+#[test]
+fn a_node_that_was_deleted_gives_up_its_pods_and_starts_none_without_a_server() {
+    let Some(mut node) = TestNode::new("deleted") else { return };
+    let server = node.serve();
+    node.start(true);
+    let pod = node.pod(&server, 1, "echo $$ > pid; exec sleep 1000");
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let pid = node.task_pid(&pod);
+    node.kill();
+    server.talk.lock().unwrap().deleted = Some("node n1 was deleted here".to_owned());
+    node.start(false);
+    node.wait_for("the end of the task", || !is_alive(pid));
+    node.wait_for("the end of the pod", || !PathBuf::from("/run/netns").join(&pod.id).exists());
+    let show = node.run_once("show");
+    assert!(show.contains("refused     node n1 was deleted here. Its pods are ended."), "{show}");
+    assert!(show.contains("netctl node --join"), "{show}");
+    assert!(!show.contains("pod  "), "{show}");
+
+    node.kill();
+    drop(server);
+    node.start(false);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!PathBuf::from("/run/netns").join(&pod.id).exists(), "{}", node.log());
+    // Somebody has put the server back from a backup of before.
+    let server = node.serve();
+    server.talk.lock().unwrap().pods = vec![pod.clone()];
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+}
+
 /// A machine that boots fast is refused for the rest of its lease: a server that dies in that time is not waited for.
 #[test]
 fn a_node_that_was_refused_once_boots_cold_when_the_server_dies() {

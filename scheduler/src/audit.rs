@@ -14,7 +14,7 @@ use std::{
 use scheduler_core::event::Event;
 use serde::Serialize;
 use tonic::{Code, Status};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     clock::Clock,
@@ -24,8 +24,9 @@ use crate::{
 
 mod file;
 mod refusals;
+mod repeats;
 
-use self::{file::RotatedFile, refusals::Refusals};
+use self::{file::RotatedFile, refusals::Refusals, repeats::Repeats};
 
 /// The audit's name in the state directory; older files have `.1` to `.7` behind it.
 const FILE: &str = "audit.log";
@@ -54,6 +55,7 @@ pub(crate) struct Audit {
 struct Book {
     file: RotatedFile,
     refusals: Refusals,
+    repeats: Repeats,
     /// The last line could not be written: that was said.
     failing: bool,
 }
@@ -83,6 +85,9 @@ struct Line<'a> {
     /// Calls that came to nothing before this one, and for which there was no room.
     #[serde(skip_serializing_if = "is_zero")]
     unwritten: u64,
+    /// How often the same was refused, for what is written only when that has a digit more.
+    #[serde(skip_serializing_if = "is_zero")]
+    times: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
@@ -92,8 +97,12 @@ fn is_zero(count: &u64) -> bool {
 
 impl Audit {
     pub(crate) fn open(dir: &Path, clock: Clock) -> Audit {
-        let book =
-            Book { file: RotatedFile::new(dir.join(FILE)), refusals: Refusals::default(), failing: false };
+        let book = Book {
+            file: RotatedFile::new(dir.join(FILE)),
+            refusals: Refusals::default(),
+            repeats: Repeats::default(),
+            failing: false,
+        };
         Audit { clock, book: Mutex::new(book) }
     }
 
@@ -101,6 +110,14 @@ impl Audit {
     /// out; how many were not is in the next line.
     pub(crate) fn refused(&self, call: &Call, reason: &str) {
         self.write(Line { outcome: "refused", reason, ..self.line(call) });
+    }
+
+    /// A machine was refused, and asks again and again.
+    pub(crate) fn refused_again(&self, call: &Call, reason: &str) {
+        let who = call.caller.to_string();
+        let Some(times) = lock(&self.book).repeats.count(&who, &call.path, reason) else { return };
+        warn!(caller = who, from = call.from, path = call.path, reason, times, "refused");
+        self.write(Line { outcome: "refused", reason: cut(reason), times, ..self.line(call) });
     }
 
     /// Answers a call that changes something, and writes its line before the answer is sent; also when the caller does
@@ -133,6 +150,7 @@ impl Audit {
             revision: None,
             reason: "",
             unwritten: 0,
+            times: 0,
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     codegen::http::{Request, Response},
     transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
@@ -17,11 +17,11 @@ use tower::{Layer, Service};
 use tracing::warn;
 
 use crate::{
-    access::{self, Effect},
+    access::{self, Access, Effect},
     audit::{self, Audit, Call},
     hub::Hub,
     identity::{Denied, Identity},
-    read_only,
+    read_only, service,
 };
 
 /// Checks callers before they reach a service, and writes down what they change.
@@ -90,11 +90,28 @@ where
         if let Err(denied) = checked {
             warn!(%caller, path = call.path, "refused");
             self.layer.audit.refused(&call, &denied.to_string());
-            let status = refusal(&denied);
+            let status = match &caller {
+                // A certificate that has ended meanwhile is no reason to go on with the pods.
+                Identity::Enrolled { enrolled, key, .. } if hub.state().is_deleted(key) => {
+                    service::deleted(&enrolled.name)
+                }
+                _ => refusal(&denied),
+            };
             return Box::pin(async move { Ok(status.into_http()) });
         }
         request.extensions_mut().insert(caller);
         let answer = self.inner.call(request);
+        if access == Access::Node {
+            let audit = self.layer.audit.clone();
+            return Box::pin(async move {
+                let answer = answer.await;
+                let status = outcome(&answer);
+                if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated) {
+                    audit.refused_again(&call, status.message());
+                }
+                answer
+            });
+        }
         if effect == Effect::Reads {
             return match hub.store.damage().cloned() {
                 Some(damage) => Box::pin(async move { Ok(read_only::doubt(answer.await?, &damage)) }),

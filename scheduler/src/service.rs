@@ -75,6 +75,15 @@ pub(crate) fn with_reason(mut status: Status, reason: &'static str) -> Status {
     status
 }
 
+/// What a machine is told that comes with the key of a node that somebody deleted: this much is certain, and it gives up
+/// its pods. One that is only not known here keeps them: the server may have been put back from a backup.
+pub(crate) fn deleted(node: &str) -> Status {
+    let mut status =
+        Status::permission_denied(format!("node {node} was deleted here: join again with a new token"));
+    status.metadata_mut().insert(hextet_api::DELETED, tonic::metadata::MetadataValue::from_static("node"));
+    status
+}
+
 /// A message that breaks the contract.
 pub(crate) fn malformed(error: ConvertError) -> Status {
     Status::invalid_argument(chain(&error))

@@ -7,10 +7,11 @@ use std::time::Duration;
 use hextet_api::{
     connect::{self, Credentials, Key, Wish},
     v1::{
-        self, cluster_client::ClusterClient, endpoints_client::EndpointsClient,
+        self, agent_client::AgentClient, cluster_client::ClusterClient, endpoints_client::EndpointsClient,
         enrollment_client::EnrollmentClient,
     },
 };
+use scheduler::backup::{self, Incomplete};
 use support::{FakeNode, TestServer, Watch, code, enroll, subscribe, try_enroll, try_enroll_with};
 use tonic::{Code, transport::Endpoint};
 
@@ -261,6 +262,56 @@ async fn changes_and_refusals_are_in_the_audit_and_secrets_are_not() {
 }
 
 /// Job `j`, with a secret in the environment of its one task.
+/// A node that was deleted while it was lost came back and ran its pods without end, and nobody was told.
+#[tokio::test]
+async fn a_deleted_node_is_told_so_and_its_refusals_are_in_the_audit_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let node = FakeNode::join(&server, "n3", 3).await;
+    let credentials = node.leave().await;
+    let mut local = server.local().await;
+    let delete = v1::DeleteNodeRequest { name: "n3".to_owned() };
+    local.delete_node(delete).await.unwrap();
+
+    let attach = || async {
+        let mut client = AgentClient::new(connect::mutual_tls(&credentials).await.unwrap());
+        client.attach(tokio_stream::empty()).await.unwrap_err()
+    };
+    for _ in 0..3 {
+        let status = attach().await;
+        assert_eq!(status.code(), Code::PermissionDenied);
+        assert!(status.metadata().get(hextet_api::DELETED).is_some(), "{status:?}");
+        assert!(status.message().contains("node n3 was deleted here"), "{status:?}");
+    }
+    server.stop().await;
+    let text = std::fs::read_to_string(dir.path().join("state/audit.log")).unwrap();
+    let refused: Vec<&str> = text.lines().filter(|line| line.contains("Agent/Attach")).collect();
+    assert_eq!(refused.len(), 1, "{text}");
+    assert!(refused[0].contains("hextet:node/n3") && refused[0].contains("was deleted here"), "{text}");
+}
+
+/// A server that is put back from a backup of before a node joined does not know it, and must not make it end its pods.
+#[tokio::test]
+async fn a_node_that_is_only_not_known_is_not_told_that_it_was_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let backup = dir.path().join("before.bak");
+    server.back_up(&backup).await;
+    let credentials = FakeNode::join(&server, "n3", 3).await.kill().await;
+    let address = server.ready.addresses[0];
+    server.stop().await;
+
+    let other = tempfile::tempdir().unwrap();
+    backup::restore(&backup, &other.path().join("state"), Incomplete::Refuse).unwrap();
+    let server = TestServer::start_at(other.path(), address).await;
+    let mut client = AgentClient::new(connect::mutual_tls(&credentials).await.unwrap());
+    let status = client.attach(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(status.metadata().get(hextet_api::DELETED).is_none(), "{status:?}");
+    assert!(status.message().contains("knows no node n3 with this key"), "{status:?}");
+    server.stop().await;
+}
+
 async fn apply_with_password(server: &TestServer, group: &str) {
     let task = v1::Task {
         name: "t".to_owned(),

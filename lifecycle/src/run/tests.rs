@@ -208,3 +208,75 @@ fn another_graph_keeps_what_is_done_and_runs_what_is_new() {
     run.handle(Event::Done("new"), S);
     assert_eq!(run.handle(Event::Down, S), stop(&["c"]));
 }
+
+/// A hook that was added to a pod that runs, and failed, was in the way after the next restart of the agent and not before.
+#[test]
+fn nobody_waits_for_what_is_new_before_what_is_done_already() {
+    let new = |attempts| Step::new("new", Owner::Job, "").requires("a").before("c").attempts(attempts);
+    let graph = |attempts| {
+        let steps = vec![step("a"), step("b"), step("c").requires("a").requires("b"), new(attempts)];
+        Arc::new(Graph::new(steps).unwrap())
+    };
+    let mut run = diamond(|_| ());
+    up(&mut run);
+    run.replace(graph(1));
+    assert_eq!(run.handle(Event::Tick, S), start(&["new"]));
+    run.handle(Event::Failed("new", "no"), S);
+    assert!(run.is_done("c") && run.is_late("new"));
+    assert_eq!(run.failed_for_good().count(), 0, "nobody waits for it");
+    let told = run.status(S).into_iter().find(|step| step.name == "new").unwrap();
+    assert!(told.optional && told.error.as_deref() == Some("no"));
+    assert_eq!(run.handle(Event::Lost("c", "gone"), S), []);
+    assert_eq!(run.handle(Event::Tick, S * 9), start(&["c"]), "what ran once runs again without it");
+    run.handle(Event::Done("c"), S * 9);
+
+    // The next walk from the bottom is like any other.
+    run.handle(Event::Down, S * 9);
+    ["c", "a", "b"].iter().for_each(|name| drop(run.handle(Event::Done(name), S * 9)));
+    assert!(run.is_down());
+    assert_eq!(run.handle(Event::Up, S * 9), start(&["a", "b"]));
+    run.handle(Event::Done("b"), S * 9);
+    assert_eq!(run.handle(Event::Done("a"), S * 9), start(&["new"]));
+    run.handle(Event::Failed("new", "no"), S * 9);
+    assert!(!run.is_under_way("c") && run.failed_for_good().count() == 1);
+}
+
+#[test]
+fn what_is_new_before_what_has_not_begun_is_waited_for() {
+    let mut run = diamond(|_| ());
+    run.handle(Event::Up, S);
+    let new = Step::new("new", Owner::Job, "").before("c");
+    let steps = vec![step("a"), step("b"), step("c").requires("a").requires("b"), new];
+    run.replace(Arc::new(Graph::new(steps).unwrap()));
+    assert_eq!(run.handle(Event::Tick, S), start(&["new"]));
+    run.handle(Event::Done("a"), S);
+    assert_eq!(run.handle(Event::Done("b"), S), []);
+    assert_eq!(run.handle(Event::Done("new"), S), start(&["c"]));
+}
+
+#[test]
+fn what_was_there_before_the_walk_waits_for_no_program_of_others() {
+    let steps =
+        || vec![Step::new("first", Owner::Operator, "").before("a"), step("a"), step("b").requires("a")];
+    let mut run = Run::new(Arc::new(Graph::new(steps()).unwrap()));
+    assert_eq!(run.handle(Event::Up, S), start(&["first"]));
+    run.pass("b");
+    assert_eq!(run.handle(Event::Tick, S), start(&["a"]));
+    assert_eq!(run.handle(Event::Done("a"), S), start(&["b"]), "but for Hextet's own steps");
+}
+
+#[test]
+fn a_step_that_was_retried_began_with_its_first_attempt() {
+    let mut run = diamond(|steps| steps[0] = step("a").attempts(3));
+    run.handle(Event::Up, S);
+    let told = |run: &Run, now| {
+        let a = run.status(now).into_iter().find(|step| step.name == "a").unwrap();
+        (a.at_ms, a.took_ms, a.attempts)
+    };
+    run.handle(Event::Failed("a", "no"), S);
+    assert_eq!(told(&run, S * 2), (Some(0), Some(1000), 1), "the wait is a part of it");
+    run.handle(Event::Tick, S * 2);
+    assert_eq!(told(&run, S * 3), (Some(0), Some(2000), 2));
+    run.handle(Event::Done("a"), S * 4);
+    assert_eq!(told(&run, S * 9), (Some(0), Some(3000), 2));
+}

@@ -25,6 +25,8 @@ const REASONS_MAX: usize = 5;
 
 /// List pods with their addresses
 ///
+/// RESTARTS counts how often tasks were started again because they had ended, or what runs them had; a new text counts nothing.
+///
 /// With --ipv6 and a standard output that is no terminal: one bare address per line, running pods first. Pods that stand by
 /// for a rollout are left out there, as no load balancer is to send them anything; -o json has them, with `standby`.
 #[derive(Debug, clap::Args)]

@@ -3,7 +3,11 @@
 use std::fmt;
 
 use hextet_api::v1::{self, PodPhase};
-use hextet_lifecycle::{Chain, Phase, StepStatus, pod::RUNNING, status::time};
+use hextet_lifecycle::{
+    Chain, Phase, StepStatus,
+    pod::{HOOKS, RUNNING},
+    status::time,
+};
 use serde::Serialize;
 
 use crate::{
@@ -97,8 +101,9 @@ fn sentence(pod: &v1::Pod, steps: &[StepStatus], node_error: Option<&str>) -> St
         },
         _ => match (culprit(steps), find(RUNNING)) {
             (None, _) if pod.standby && pod.phase() == PodPhase::Running => standing_by(pod, find(RUNNING)),
-            (None, Some(running)) if running.phase == Phase::Done => {
-                format!("{id} runs since {}{}", time(running.ended_ms_ago.unwrap_or(0)), after(running))
+            (_, Some(running)) if running.phase == Phase::Done => {
+                let since = time(running.ended_ms_ago.unwrap_or(0));
+                format!("{id} runs since {since}{}{}", after(running), but(steps))
             }
             (Some(step), _) => format!("{id} does not run: {}{}", words(step), waiting(step, steps)),
             (None, _) if pod.phase() == PodPhase::Running => {
@@ -133,13 +138,28 @@ fn culprit(steps: &[StepStatus]) -> Option<&StepStatus> {
     chain(Phase::Failed).or_else(|| chain(Phase::Retrying)).or_else(|| chain(Phase::Running))
 }
 
+/// What a pod that runs goes on without.
+fn but(steps: &[StepStatus]) -> String {
+    let is_users = |step: &&StepStatus| ["job", "operator"].contains(&step.owner.as_str());
+    let failed = steps.iter().filter(is_users).find(|step| step.phase == Phase::Failed);
+    failed.map(|step| format!("; it goes on, but {}", words(step))).unwrap_or_default()
+}
+
+/// Whether it is a program that follows events: no part of the graph.
+fn is_script(step: &StepStatus) -> bool {
+    step.follows.is_empty() && ["job", "operator"].contains(&step.owner.as_str())
+}
+
 fn words(step: &StepStatus) -> String {
     let what = match step.owner.as_str() {
+        "operator" if step.name == HOOKS => "the check that its hooks fit each other".to_owned(),
+        "job" | "operator" if is_script(step) => format!("the {}'s script {}", step.owner, step.name),
         "job" | "operator" => format!("the {}'s hook {}", step.owner, step.name),
         _ => format!("step {}", step.name),
     };
     let error = step.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
     match step.phase {
+        Phase::Failed if is_script(step) => format!("{what} has failed when it ran last{error}"),
         Phase::Failed => format!("{what} has failed for good after {}{error}", attempts(step)),
         Phase::Retrying => {
             let next =
@@ -324,6 +344,29 @@ mod tests {
         ];
         let text = explained(PodPhase::Running, steps, "", "");
         assert!(text.starts_with("a-b-00000 runs since 1min 30s, 1.0s after its first step\n"), "{text}");
+    }
+
+    /// It said of a pod that ran that it did not.
+    #[test]
+    fn a_pod_that_runs_without_a_hook_that_has_failed_says_both() {
+        let failed = |name: &str, follows: &[&str]| v1::StepStatus {
+            optional: true,
+            error: Some("exited with status 9".into()),
+            ..message(name, "job", "failed", 0, 7, follows)
+        };
+        let running = || message("running", "node", "done", 1_000, 0, &["tasks"]);
+        let told = |step| explained(PodPhase::Running, vec![running(), step], "", "");
+        let text = told(failed("chk", &["networking"]));
+        let hook = "; it goes on, but the job's hook chk has failed for good after 1 attempt: exited with status 9\n";
+        assert!(
+            text.contains(&format!("a-b-00000 runs since 1min 30s, 1.0s after its first step{hook}")),
+            "{text}"
+        );
+        let text = told(failed("tell", &[]));
+        assert!(
+            text.contains("but the job's script tell has failed when it ran last: exited with status 9\n"),
+            "{text}"
+        );
     }
 
     #[test]

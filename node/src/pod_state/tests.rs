@@ -108,6 +108,11 @@ fn a_lost_supervisor_is_replaced_after_a_wait() {
     assert_eq!(pod.step(Event::Tick, LATER), [Action::Supervise]);
     pod.step(running(), LATER);
     assert_eq!(phase(&pod), Some(Phase::Running));
+    assert_eq!(
+        pod.report().unwrap().restarts,
+        3,
+        "one each by both supervisors, and one for the loss of the first"
+    );
 }
 
 #[test]
@@ -276,4 +281,53 @@ fn a_hook_of_before_the_agents_restart_is_undone_although_it_was_not_begun_again
     let (mut pod, _) = PodState::begin(graph(&text), true, &[&"migrate".to_owned()], NOW);
     assert_eq!(pod.step(Event::Remove, NOW), [Action::Stop]);
     assert_eq!(pod.step(Event::SupervisorStopped, NOW), [Action::UndoHook("migrate".into())]);
+}
+
+/// An agent that was started with another hook of its operator's once took every running pod of the node down.
+#[test]
+fn a_hook_that_is_new_to_a_pod_that_runs_is_run_and_nothing_waits_for_it() {
+    let operator: BTreeMap<String, Hook> =
+        serde_json::from_str(r#"{"first": {"exec": ["/bin/f"], "before": ["networking"], "attempts": 1}}"#)
+            .unwrap();
+    let graph = Arc::new(pod::graph(&BTreeMap::new(), &operator).unwrap());
+    let (mut pod, actions) = PodState::begin(graph, true, &[], NOW);
+    for action in [Action::Reconcile, Action::MakeFolders, Action::RunHook("first".into())] {
+        assert!(actions.contains(&action), "{actions:?}");
+    }
+    assert!(!pod.is_absent() && pod.awaits_network(), "its kernel objects stay");
+    pod.step(Event::Hook("first".into(), Err("exited with status 1".into())), NOW);
+    assert_eq!(pod.report(), None, "the server knows as much");
+    pod.step(Event::Folders(Ok(())), NOW);
+    assert_eq!(pod.step(ready(), NOW), [Action::Supervise]);
+    pod.step(running(), NOW);
+    assert_eq!(phase(&pod), Some(Phase::Running));
+}
+
+/// The same rule before and after the agent's restart.
+#[test]
+fn a_new_hook_of_the_job_that_fails_leaves_the_pod_running_before_and_after_a_restart_of_the_agent() {
+    let once = MIGRATE.replace('2', "1");
+    let mut pod = after(false, vec![ready(), running()]).0;
+    assert_eq!(
+        pod.step(Event::Changed(graph(&once)), NOW),
+        [Action::Update, Action::RunHook("migrate".into())]
+    );
+    pod.step(hook(Err("exited with status 1")), NOW);
+    pod.step(running(), NOW);
+    let before = pod.steps(NOW).into_iter().find(|step| step.name == "migrate").unwrap();
+
+    let mut again = PodState::begin(graph(&once), true, &[&"migrate".to_owned()], NOW).0;
+    for event in [Event::Folders(Ok(())), ready(), hook(Err("exited with status 1")), running()] {
+        again.step(event, NOW);
+    }
+    let after = again.steps(NOW).into_iter().find(|step| step.name == "migrate").unwrap();
+    assert_eq!(phase(&pod), Some(Phase::Running));
+    assert_eq!(pod.report(), again.report());
+    assert_eq!((before.phase, before.optional, &before.error), (after.phase, after.optional, &after.error));
+    assert!(
+        again
+            .steps(NOW)
+            .iter()
+            .any(|step| step.name == "running" && step.phase == hextet_lifecycle::Phase::Done)
+    );
 }

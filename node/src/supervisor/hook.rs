@@ -139,7 +139,9 @@ impl Program {
         let signals = signals()?;
         wait_for_lease(spec, &signals)?;
         let task = TaskSpec { name: spec.name.clone(), exec: spec.exec.clone(), env: spec.env.clone() };
-        let child = child::start(&task, spec.user, &folder.join(WORK_FOLDER))?;
+        // Its text names the cause.
+        let child = child::start(&task, spec.user, &folder.join(WORK_FOLDER))
+            .map_err(|error| anyhow::Error::msg(error.to_string()))?;
         let timeout = Duration::from_millis(spec.timeout_ms);
         Ok(Program {
             pid: child.pid,

@@ -51,7 +51,7 @@ pub struct TaskStatus {
     /// Its process id while it runs.
     #[serde(default)]
     pub pid: Option<u32>,
-    /// How often it was started again.
+    /// How often it was started again after it had ended by itself.
     pub restarts: u32,
     /// How it ended last or why it could not be started; empty when it never ended.
     #[serde(default)]

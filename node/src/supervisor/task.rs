@@ -28,6 +28,8 @@ enum Phase {
 pub(super) struct Life {
     phase: Phase,
     starts: u32,
+    /// Starts that were ordered, as by a new text: they are no restarts.
+    ordered: u32,
     short_runs: u32,
     message: String,
 }
@@ -35,7 +37,8 @@ pub(super) struct Life {
 impl Life {
     /// A task that is due to start.
     pub(super) fn new(now: Instant) -> Life {
-        Life { phase: Phase::Waiting { start_at: now }, starts: 0, short_runs: 0, message: String::new() }
+        let phase = Phase::Waiting { start_at: now };
+        Life { phase, starts: 0, ordered: 0, short_runs: 0, message: String::new() }
     }
 
     pub(super) fn pid(&self) -> Option<i32> {
@@ -90,7 +93,7 @@ impl Life {
     pub(super) fn ended(&mut self, how: String, now: Instant) {
         match self.phase {
             Phase::Stopping { again: true, .. } => {
-                self.short_runs = 0;
+                (self.short_runs, self.ordered) = (0, self.ordered.saturating_add(1));
                 self.phase = Phase::Waiting { start_at: now };
             }
             Phase::Stopping { again: false, .. } | Phase::Stopped => self.phase = Phase::Stopped,
@@ -118,6 +121,9 @@ impl Life {
             }
             Phase::Waiting { .. } | Phase::Stopped => {
                 self.short_runs = 0;
+                // Before the first start there is nothing to start again.
+                let is_again = again && self.starts > 0;
+                self.ordered = self.ordered.saturating_add(is_again.into());
                 self.phase = if again { Phase::Waiting { start_at: now } } else { Phase::Stopped };
                 None
             }
@@ -135,7 +141,7 @@ impl Life {
         TaskStatus {
             state,
             pid: self.pid().map(i32::unsigned_abs),
-            restarts: self.starts.saturating_sub(1),
+            restarts: self.starts.saturating_sub(1).saturating_sub(self.ordered),
             message: self.message.clone(),
         }
     }
@@ -191,6 +197,27 @@ mod tests {
         assert_eq!(life.status().message, "killed by SIGSEGV");
         life.started(8, now);
         assert_eq!(life.status().restarts, 1);
+    }
+
+    #[test]
+    fn a_start_that_was_ordered_is_no_restart() {
+        let now = Instant::now();
+        let mut life = Life::new(now);
+        life.stop(true, now);
+        life.started(7, now);
+        assert_eq!(life.status().restarts, 0, "the first start is none whatever was said before");
+        life.stop(true, now);
+        life.ended("killed by SIGTERM".into(), now);
+        life.started(8, now);
+        assert_eq!(life.status().restarts, 0, "a new text");
+        life.ended("exited with status 1".into(), now);
+        life.started(9, now);
+        assert_eq!(life.status().restarts, 1);
+        life.stop(false, now);
+        life.ended("killed by SIGTERM".into(), now);
+        life.stop(true, now);
+        life.started(10, now);
+        assert_eq!(life.status().restarts, 1, "it was stopped and is wanted again");
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub(crate) struct Talk {
     pub(crate) renewals: u32,
     /// Another machine is served: why this one is not.
     pub(crate) taken: Option<String>,
+    /// Somebody deleted the node: what it is told.
+    pub(crate) deleted: Option<String>,
     /// Streams that were refused for that.
     pub(crate) refusals: u32,
     /// About whom the node is asked next, and what it has said.
@@ -351,6 +353,12 @@ impl Agent for Service {
 
 impl Talk {
     fn refuse_copy(&mut self) -> Result<(), Status> {
+        if let Some(why) = &self.deleted {
+            let mut status = Status::permission_denied(why.clone());
+            status.metadata_mut().insert(hextet_api::DELETED, "node".parse().unwrap());
+            self.refusals += 1;
+            return Err(status);
+        }
         let Some(why) = &self.taken else { return Ok(()) };
         let mut status = Status::already_exists(why.clone());
         status.metadata_mut().insert(hextet_api::TAKEN, hextet_api::TAKEN_MACHINE.parse().unwrap());

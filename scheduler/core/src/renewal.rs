@@ -1,4 +1,4 @@
-//! A key that is being replaced by another, or has been.
+//! A key that is being replaced by another, or has been, or whose node was deleted.
 //!
 //! The new key is good from the moment at which it is written down, and the old one until the new one was used for the
 //! first time: whoever is stopped in between has one that works, and afterwards there is one.
@@ -13,6 +13,10 @@ pub const RENEWALS_MAX: usize = 20_000;
 /// The most of one holder, so that nobody uses up the room of the others.
 pub const RENEWALS_OF_HOLDER_MAX: usize = 32;
 
+/// The most keys of deleted nodes that are remembered; beyond, those that were deleted first are forgotten. A machine with
+/// a key that is forgotten is one that was never known here, and keeps its pods.
+pub const DELETED_MAX: usize = 1_000;
+
 /// That a key, by which it is stored, makes way for another. Keys are the SHA-256 of public keys, in hex.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renewal {
@@ -24,4 +28,8 @@ pub struct Renewal {
     pub confirmed: bool,
     /// When the certificate of the old key ends, and this need not be known any more.
     pub ends: WallTime,
+    /// When somebody deleted the node whose key this is, and `new` with it. No key is ever given again, so that this stays
+    /// true whatever backup a server is put back from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<WallTime>,
 }

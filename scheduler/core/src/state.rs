@@ -159,6 +159,14 @@ impl State {
         node.key == key || self.renewals.get(&node.key).is_some_and(|renewal| renewal.new == key)
     }
 
+    /// Whether this is the key of a node that somebody deleted, or the one that was to come next.
+    #[must_use]
+    pub fn is_deleted(&self, key: &str) -> bool {
+        let deleted = |renewal: &Renewal| renewal.deleted.is_some();
+        self.renewals.get(key).is_some_and(|renewal| deleted(renewal))
+            || self.renewals.values().any(|renewal| renewal.new == key && deleted(renewal))
+    }
+
     /// What is asked of a node.
     #[must_use]
     pub fn usage(&self, node: &str) -> Usage {

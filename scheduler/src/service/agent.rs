@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::status;
+use super::{deleted, status};
 use crate::{auth, claim, hub::Hub, identity::Identity, lease_stream, logs, session};
 
 /// Commands between the session and the connection.
@@ -90,9 +90,11 @@ impl AgentService {
         let state = self.0.state();
         match state.nodes().get(&enrolled.name) {
             Some(node) if enrolled.role == Role::Node && state.is_key_of(node, key) => Ok(node.name.clone()),
+            _ if enrolled.role == Role::Node && state.is_deleted(key) => Err(deleted(&enrolled.name)),
             Some(node) if let Some(status) = claim::with_old_key(&self.0, &node.name) => Err(status),
             _ => Err(Status::permission_denied(format!(
-                "node {} was deleted here, or its name is another machine's now: join again with a new token",
+                "this server knows no node {} with this key: was it put back from a backup of before the node joined? \
+                 Its pods go on; to have it here, join again with a new token",
                 enrolled.name
             ))),
         }

@@ -9,7 +9,7 @@ use crate::{
     failure::Failures,
     node::{Hello, LEFT_MAX, Node, NodePhase},
     pod::{MESSAGE_LEN_MAX, Pod, PodPhase},
-    transition::{Context, Step, group},
+    transition::{Context, Step, group, renew},
 };
 
 pub(super) fn hello(
@@ -263,7 +263,7 @@ pub(super) fn delete(draft: &mut Draft<'_>, name: &str, context: &mut Context<'_
     let groups = groups_on(draft, name);
     pods_on(draft, name).iter().for_each(|pod| group::forget(draft, pod));
     draft.put(Key::Node(name.to_owned()), None);
-    draft.put(Key::Renewal(node.key.clone()), None);
+    renew::delete(draft, &node, context.wall);
     reconcile_groups(draft, groups, context);
     Ok(Step { message: format!("node {name} deleted"), replan: true })
 }

@@ -7,7 +7,7 @@ use crate::{
     draft::Draft,
     event::{Enrolled, Refusal, Renew},
     node::Node,
-    renewal::{RENEWALS_MAX, RENEWALS_OF_HOLDER_MAX, Renewal},
+    renewal::{DELETED_MAX, RENEWALS_MAX, RENEWALS_OF_HOLDER_MAX, Renewal},
     time::WallTime,
     token::Role,
     transition::Step,
@@ -22,8 +22,13 @@ pub(super) fn renew(draft: &mut Draft<'_>, renew: &Renew, now: WallTime) -> Resu
     check_is_good(draft, &renew.holder, &renew.old)?;
     check_unused(draft, &renew.new)?;
     check_room(draft, &holder, &renew.old)?;
-    let renewal =
-        Renewal { holder: holder.clone(), new: renew.new.clone(), confirmed: false, ends: renew.ends };
+    let renewal = Renewal {
+        holder: holder.clone(),
+        new: renew.new.clone(),
+        confirmed: false,
+        ends: renew.ends,
+        deleted: None,
+    };
     draft.put(Key::Renewal(renew.old.clone()), Some(Value::Renewal(Arc::new(renewal))));
     Ok(Step { message: format!("{holder} gets another key"), replan: false })
 }
@@ -53,6 +58,20 @@ fn confirm_key(draft: &mut Draft<'_>, holder: &Enrolled, key: &str) {
     }
 }
 
+/// The node is deleted: whoever comes with its key is told so, and a machine that was only never known is not.
+pub(super) fn delete(draft: &mut Draft<'_>, node: &Node, now: WallTime) {
+    let next = draft.renewals().get(&node.key).map(|renewal| renewal.new.clone());
+    let new = next.unwrap_or_else(|| node.key.clone());
+    let holder = Enrolled { role: Role::Node, name: node.name.clone() }.uri();
+    let deleted = Renewal { holder, new, confirmed: true, ends: now, deleted: Some(now) };
+    draft.put(Key::Renewal(node.key.clone()), Some(Value::Renewal(Arc::new(deleted))));
+    let all = draft.renewals().iter().filter_map(|(key, renewal)| Some((renewal.deleted?, key.clone())));
+    let mut all: Vec<_> = all.collect();
+    all.sort_unstable();
+    let beyond = all.len().saturating_sub(DELETED_MAX);
+    all.into_iter().take(beyond).for_each(|(_, key)| draft.put(Key::Renewal(key), None));
+}
+
 fn check_is_good(draft: &Draft<'_>, holder: &Enrolled, key: &str) -> Result<(), Refusal> {
     let is_good = match holder.role {
         Role::Node => draft.nodes().get(&holder.name).is_some_and(|node| node.key == key),
@@ -72,9 +91,9 @@ pub(super) fn check_unused(draft: &Draft<'_>, key: &str) -> Result<(), Refusal> 
 }
 
 fn check_room(draft: &Draft<'_>, holder: &str, old: &str) -> Result<(), Refusal> {
-    let others = draft.renewals().iter().filter(|(key, _)| *key != old);
-    let own = others.filter(|(_, renewal)| renewal.holder == holder).count();
-    if own >= RENEWALS_OF_HOLDER_MAX || draft.renewals().len() >= RENEWALS_MAX {
+    let all = || draft.renewals().iter().filter(|(_, renewal)| renewal.deleted.is_none());
+    let own = all().filter(|(key, renewal)| *key != old && renewal.holder == holder).count();
+    if own >= RENEWALS_OF_HOLDER_MAX || all().count() >= RENEWALS_MAX {
         return Err(Refusal::TooManyRenewals);
     }
     Ok(())
@@ -84,7 +103,8 @@ fn check_room(draft: &Draft<'_>, holder: &str, old: &str) -> Result<(), Refusal>
 /// is there.
 fn forget_ended(draft: &mut Draft<'_>, now: WallTime) {
     let is_nodes = |key: &String| draft.nodes().values().any(|node| node.key == *key);
-    let ended = draft.renewals().iter().filter(|(key, renewal)| now >= renewal.ends && !is_nodes(key));
+    let is_over = |renewal: &Renewal| now >= renewal.ends && renewal.deleted.is_none();
+    let ended = draft.renewals().iter().filter(|(key, renewal)| is_over(renewal) && !is_nodes(key));
     let ended: Vec<String> = ended.map(|(key, _)| key.clone()).collect();
     ended.into_iter().for_each(|key| draft.put(Key::Renewal(key), None));
 }
