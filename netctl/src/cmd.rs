@@ -22,6 +22,7 @@ mod rm;
 mod rollback;
 mod routes;
 mod server;
+mod show;
 mod status;
 mod supervise;
 mod token;
@@ -75,6 +76,7 @@ enum Command {
     History(history::Args),
     Diff(diff::Args),
     Compact(compact::Args),
+    Show(show::Args),
     Jobs(jobs::Args),
     Pods(pods::Args),
     Nodes(nodes::Args),
@@ -114,6 +116,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::History(args) => block_on(history::run(args, format)),
         Command::Diff(args) => block_on(diff::run(args, format)),
         Command::Compact(args) => block_on(compact::run(args, format)),
+        Command::Show(args) => block_on(show::run(args, format)),
         Command::Jobs(args) => block_on(jobs::run(args, format)),
         Command::Pods(args) => block_on(pods::run(args, chosen)),
         Command::Nodes(args) => block_on(nodes::run(args, format)),

@@ -234,7 +234,7 @@ pub(crate) fn asked(event: &Event) {
 
 /// Notes what came of it.
 pub(crate) fn answered(result: &Result<Committed, WriteError>) {
-    if let Ok(Committed { revision, changed: true, .. }) = result {
+    if let Ok(Committed { revision, made: Some(_) }) = result {
         note(|writes| writes.revision = Some(*revision));
     }
 }

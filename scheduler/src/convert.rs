@@ -78,7 +78,7 @@ pub fn job_from_message(message: v1::Job) -> Result<Job, ConvertError> {
         if groups.contains_key(&name) {
             return Err(ConvertError::Twice(format!("groups.{name}")));
         }
-        groups.insert(name, group);
+        groups.insert(name, Box::new(group));
     }
     let v1::Job { name: job, priority, preempts, preemptible, .. } = message;
     Ok(Job { job, priority, preempts, preemptible, groups })
@@ -125,7 +125,7 @@ fn group_from_message(message: v1::Group) -> Result<(String, Group), ConvertErro
         if tasks.contains_key(&task.name) {
             return Err(ConvertError::Twice(format!("groups.{}.tasks.{}", message.name, task.name)));
         }
-        tasks.insert(task.name.clone(), task_from_message(task));
+        tasks.insert(task.name.clone(), Box::new(task_from_message(task)));
     }
     let apart = message.apart.into_iter().map(placement::apart_from_message).collect();
     let rollout = message.rollout.map(placement::rollout_from_message);

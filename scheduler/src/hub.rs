@@ -24,7 +24,7 @@ use crate::{
     questions::Questions,
     read_only,
     session::Sessions,
-    store::Store,
+    store::{Store, StoreError},
     writer::{Command, Committed, Compact, Request, WriteError},
 };
 
@@ -57,6 +57,7 @@ pub(crate) struct Hub {
     drains: Mutex<Drains>,
     deploys: Mutex<Deploys>,
     writer: mpsc::Sender<Command>,
+    writes_fail: watch::Sender<Option<Arc<StoreError>>>,
     closing: watch::Sender<bool>,
 }
 
@@ -100,8 +101,19 @@ impl Hub {
             drains: Mutex::new(drains),
             deploys: Mutex::default(),
             writer: parts.writer,
+            writes_fail: watch::Sender::new(None),
             closing: watch::Sender::new(false),
         }
+    }
+
+    /// Why the store took nothing when it was last asked to.
+    pub(crate) fn writes_fail(&self) -> Option<Arc<StoreError>> {
+        self.writes_fail.borrow().clone()
+    }
+
+    /// What the writer says of that.
+    pub(crate) fn say_writes_fail(&self, error: Option<Arc<StoreError>>) {
+        self.writes_fail.send_replace(error);
     }
 
     /// The newest state.

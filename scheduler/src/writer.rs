@@ -13,7 +13,7 @@ use std::{
 use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
     batch::{self, CommitError, Outcome, Surroundings},
-    change::Revision,
+    change::{Key, Revision, Value},
     event::{Event, Refusal},
     state::State,
     transition::{Context, Origin},
@@ -60,8 +60,25 @@ pub(crate) enum Command {
 pub(crate) struct Committed {
     /// The number of its revision, or of the last one when there was nothing to change.
     pub(crate) revision: u64,
+    /// `None` when there was nothing to change.
+    pub(crate) made: Option<Arc<Revision>>,
+}
+
+impl Committed {
     /// Whether there was something to change.
-    pub(crate) changed: bool,
+    pub(crate) fn changed(&self) -> bool {
+        self.made.is_some()
+    }
+
+    /// The version of this job that it made.
+    pub(crate) fn version_of(&self, job: &str) -> Option<u32> {
+        let changes = &self.made.as_ref()?.changes;
+        let key = Key::Job(job.to_owned());
+        changes.iter().find(|change| change.key == key).and_then(|change| match &change.new {
+            Some(Value::Job(record)) => Some(record.version),
+            _ => None,
+        })
+    }
 }
 
 /// Why an event was not brought about.
@@ -120,6 +137,7 @@ impl Writer {
                 Some(Command::Compact(compact)) => self.compact(compact),
                 Some(Command::Write(_)) | None => {}
             }
+            self.hub.say_writes_fail(self.failed.as_ref().map(|(error, _)| error.clone()));
         }
     }
 
@@ -172,14 +190,14 @@ impl Writer {
         let mut last = self.hub.state().revision();
         let (mut answers, mut revisions) = (Vec::new(), Vec::new());
         for (request, outcome) in batch.into_iter().zip(outcomes) {
-            let changed = matches!(outcome, Ok(Some(_)));
             let answer = outcome.map(|revision| {
-                if let Some(revision) = revision {
-                    log(&request.event, &revision);
+                let made = revision.map(Arc::new);
+                if let Some(revision) = &made {
+                    log(&request.event, revision);
                     last = revision.revision;
-                    revisions.push(Arc::new(revision));
+                    revisions.push(revision.clone());
                 }
-                Committed { revision: last, changed }
+                Committed { revision: last, made }
             });
             answers.push((request.reply, answer.map_err(WriteError::from)));
         }

@@ -4,6 +4,7 @@ mod support;
 
 use hextet_api::v1::{self, watch_response::Response};
 use support::{FakeNode, TestServer, Watch, code, subscribe};
+use tokio::task::JoinSet;
 use tonic::Code;
 
 async fn revisions(server: &TestServer, request: v1::ListRevisionsRequest) -> v1::ListRevisionsResponse {
@@ -123,8 +124,59 @@ async fn a_rollout_names_any_version_of_the_history() {
     assert!(text.starts_with("version 2 of job `blog` was compacted"), "{text}");
     // Those that the rollout in force names are kept whatever the history forgets.
     assert_eq!(server.apply_job(rolled(1, 3)).await.unwrap().version, 7);
+
+    // A version that was on its way to itself is gone back to all the way.
+    assert_eq!(server.apply_job(rolled(3, 8)).await.unwrap().version, 8);
+    server.apply("blog", 2, "six").await;
+    assert_eq!(rollback(&server, "blog", 8).await.unwrap().version, 10);
+    let back = version(&server, "blog", 10).await.unwrap();
+    assert_eq!(back.version.unwrap().equals, 8);
+    let group = &back.job.unwrap().groups[0];
+    assert_eq!((group.rollout, group.tasks[0].exec[1].as_str()), (None, "four"));
     server.stop().await;
     drop(n1);
+}
+
+#[tokio::test]
+async fn everybody_who_applies_is_told_the_version_that_they_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let mut applying = JoinSet::new();
+    for number in 0..30 {
+        let (name, mut client) = (format!("n{number}"), server.local().await);
+        let job = Some(server.job("blog", 2, &name));
+        let request = v1::ApplyJobRequest { job, message: name.clone() };
+        applying.spawn(async move { (name, client.apply_job(request).await.unwrap().into_inner()) });
+    }
+    for (name, applied) in applying.join_all().await {
+        let text = version(&server, "blog", applied.version).await.unwrap();
+        assert_eq!(text.job.unwrap().groups[0].tasks[0].exec[1], name);
+        assert_eq!(text.version.unwrap().revision, applied.revision);
+        assert_eq!(
+            (applied.pods_waiting, applied.first_waits_for.is_empty()),
+            (2, false),
+            "there is no node"
+        );
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_came_and_went_differs_from_nothing_however_many_there_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let before = server.revision().await;
+    server.apply("many", 10_000, "x").await;
+    server.delete("many").await;
+    let diff = v1::DiffRevisionsRequest { since_revision: before, ..Default::default() };
+    let answer = server.local().await.diff_revisions(diff.clone()).await.unwrap().into_inner();
+    let keys: Vec<&str> = answer.objects.iter().map(|object| object.key.as_str()).collect();
+    assert_eq!((keys, answer.complete), (vec![], true));
+    server.apply("many", 10_000, "x").await;
+    let (status, text) = code(server.local().await.diff_revisions(diff).await);
+    assert_eq!(status, Code::ResourceExhausted);
+    assert!(text.starts_with("more has changed than one answer holds"), "{text}");
+    server.stop().await;
 }
 
 fn versions(pods: &[v1::Pod]) -> Vec<u32> {

@@ -37,6 +37,9 @@ struct Applied {
     version: u32,
     revision: u64,
     changed: bool,
+    pods_waiting: u32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    first_waits_for: String,
 }
 
 impl fmt::Display for Applied {
@@ -54,8 +57,18 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     for job in jobs {
         let applied = apply(&client, job, &args.message).await?;
         print::to_stdout(|out| print::item(out, format, &applied))?;
+        applied.waits().iter().for_each(print::note);
     }
     Ok(())
+}
+
+impl Applied {
+    /// What is said of pods that have no place.
+    fn waits(&self) -> Option<String> {
+        let (job, waiting, why) = (&self.job, self.pods_waiting, &self.first_waits_for);
+        let pods = if waiting == 1 { "1 pod waits" } else { &format!("{waiting} pods wait") };
+        (waiting > 0).then(|| format!("{pods} for a place: {why} (`netctl pods {job}`, `netctl why`)"))
+    }
 }
 
 async fn apply(client: &Client, job: Job, message: &str) -> anyhow::Result<Applied> {
@@ -63,7 +76,14 @@ async fn apply(client: &Client, job: Job, message: &str) -> anyhow::Result<Appli
     let message =
         v1::ApplyJobRequest { job: Some(convert::job_to_message(&job)), message: message.to_owned() };
     let answer = client.answer(client.cluster().apply_job(request(message))).await?;
-    Ok(Applied { job: name, version: answer.version, revision: answer.revision, changed: answer.changed })
+    Ok(Applied {
+        job: name,
+        version: answer.version,
+        revision: answer.revision,
+        changed: answer.changed,
+        pods_waiting: answer.pods_waiting,
+        first_waits_for: answer.first_waits_for,
+    })
 }
 
 #[cfg(test)]
@@ -72,8 +92,19 @@ mod tests {
 
     #[test]
     fn what_became_of_a_job_is_one_line() {
-        let applied = Applied { job: "hello".into(), version: 2, revision: 17, changed: true };
+        let first_waits_for = "no node has 4 CPU free".to_owned();
+        let applied = Applied {
+            job: "hello".into(),
+            version: 2,
+            revision: 17,
+            changed: true,
+            pods_waiting: 2,
+            first_waits_for,
+        };
         assert_eq!(applied.to_string(), "job/hello version 2 (revision 17)");
-        assert_eq!(Applied { changed: false, ..applied }.to_string(), "job/hello unchanged");
+        let waits = "2 pods wait for a place: no node has 4 CPU free (`netctl pods hello`, `netctl why`)";
+        assert_eq!(applied.waits().as_deref(), Some(waits));
+        let unchanged = Applied { changed: false, pods_waiting: 0, ..applied };
+        assert_eq!((unchanged.to_string().as_str(), unchanged.waits()), ("job/hello unchanged", None));
     }
 }

@@ -56,9 +56,14 @@ struct Compacted {
 impl fmt::Display for Compacted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Compacted { removed, oldest, bytes } = self;
-        let size = Memory(*bytes).rounded();
+        let size = size(*bytes);
         write!(f, "{removed} revisions forgotten; the history begins with revision {oldest} and takes {size}")
     }
+}
+
+/// `12Mi`, or `845 bytes`.
+fn size(bytes: u64) -> String {
+    if bytes < 1 << 10 { format!("{bytes} bytes") } else { format!("{}B", Memory(bytes).rounded()) }
 }
 
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
@@ -79,6 +84,11 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!((size(845).as_str(), size(12 << 20).as_str()), ("845 bytes", "12MiB"));
+    }
 
     #[test]
     fn what_is_kept_is_a_time_or_a_number() {

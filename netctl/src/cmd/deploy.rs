@@ -91,7 +91,7 @@ enum OrderCommand {
     /// Go back to the previous version
     Abort(AbortArgs),
     /// Take a deploy that has ended off the list
-    Ack(OrderArgs),
+    Ack(AckArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -105,6 +105,13 @@ struct OrderArgs {
     message: String,
     #[command(flatten)]
     server: ServerArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  netctl deploy ack shop@4 -m 'seen; a ticket is open'")]
+struct AckArgs {
+    #[command(flatten)]
+    order: OrderArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -150,7 +157,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     match args.order {
         None => start(args.start, format).await,
         Some(OrderCommand::Resume(args)) => steer(args, Resume, "resumed", format).await,
-        Some(OrderCommand::Ack(args)) => steer(args, Acknowledge, "acknowledged", format).await,
+        Some(OrderCommand::Ack(AckArgs { order })) => steer(order, Acknowledge, "acknowledged", format).await,
         Some(OrderCommand::Abort(AbortArgs { now: true, order })) => {
             steer(order, AbortNow, "aborted", format).await
         }

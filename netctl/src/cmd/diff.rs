@@ -48,9 +48,24 @@ pub(super) struct Args {
 
 /// A version of a job; 0 is the one in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct JobAt {
+pub(super) struct JobAt {
     job: String,
     version: u32,
+}
+
+impl JobAt {
+    /// Reads JOB or JOB@VERSION.
+    pub(super) fn or_in_force(text: &str) -> Result<JobAt, String> {
+        if text.contains('@') {
+            return text.parse();
+        }
+        let job = text.strip_prefix("job/").unwrap_or(text);
+        if job.is_empty() {
+            Err("a job's name is missing".to_owned())
+        } else {
+            Ok(JobAt { job: job.to_owned(), version: 0 })
+        }
+    }
 }
 
 impl FromStr for JobAt {
@@ -66,7 +81,7 @@ impl FromStr for JobAt {
 
 /// A text and what is known of it.
 #[derive(Debug, Serialize)]
-struct Side {
+pub(super) struct Side {
     job: String,
     version: u32,
     equals: Option<u32>,
@@ -74,7 +89,7 @@ struct Side {
     changer: String,
     message: String,
     #[serde(skip)]
-    text: Job,
+    pub(super) text: Job,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,7 +111,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     match (args.since, args.versions.as_slice()) {
         (Some(since), _) => since_then(&args, since, format).await,
         (None, [old, new @ ..]) => {
-            if !(args.changers.by.is_empty() && args.changers.not_by.is_empty()) {
+            if !args.changers.is_empty() {
                 return Err(WrongUse("--by and --not-by belong to --since".to_owned()).into());
             }
             let client = Client::connect(&args.server).await?;
@@ -108,7 +123,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
 }
 
-async fn side(client: &Client, at: &JobAt) -> anyhow::Result<Side> {
+pub(super) async fn side(client: &Client, at: &JobAt) -> anyhow::Result<Side> {
     let message = v1::GetJobVersionRequest { name: at.job.clone(), version: at.version };
     let answer = client.answer(client.cluster().get_job_version(request(message))).await?;
     let known = answer.version.unwrap_or_default();
@@ -181,7 +196,7 @@ async fn since_then(args: &Args, since: Duration, format: Format) -> anyhow::Res
     } else if !answer.complete {
         let first = answer.first_revision;
         print::note(format!(
-            "older revisions of that time are compacted or too many: this is since revision {first}"
+            "older revisions of that time are compacted: this is the difference since revision {first}"
         ));
     }
     let diff = NetDiff {

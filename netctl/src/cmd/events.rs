@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use anyhow::bail;
 use hextet_api::v1;
 use serde::Serialize;
 
@@ -80,10 +81,17 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let message =
         v1::WatchEventsRequest { pod: pod.unwrap_or_default(), follow: args.follow, limit: args.limit };
     let mut events = client.answer(client.cluster().watch_events(message)).await?;
+    let mut shown = 0;
     while let Some(event) = events.message().await.map_err(|status| client.explain(&status))? {
+        shown += 1;
         print::item(&mut io::stdout().lock(), format, &Line::new(event, now_unix_ms()))?;
     }
-    Ok(())
+    match args.pod {
+        Some(pod) if shown == 0 => {
+            bail!("nothing is known of a pod `{pod}`; `netctl pods` lists pods, `netctl history` what was")
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use anyhow::bail;
 use hextet_api::v1::{self, ObjectFate};
 use serde::Serialize;
 
@@ -53,6 +54,11 @@ pub(super) struct Changers {
 }
 
 impl Changers {
+    /// Whether everybody's changes are meant.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by.is_empty() && self.not_by.is_empty()
+    }
+
     pub(super) fn message(&self) -> Option<v1::ChangerFilter> {
         Some(v1::ChangerFilter { by: self.by.clone(), not_by: self.not_by.clone() })
     }
@@ -263,9 +269,15 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
             "the server's store is damaged: nobody knows what the revisions that cannot be read have changed",
         );
     }
-    if rows.is_empty() && format == Format::Table {
-        print::note("no change is as asked for");
-        return Ok(());
+    if rows.is_empty() {
+        let is_all = ended && args.changers.is_empty();
+        if let Some(what) = args.what.filter(|_| is_all && oldest == 1) {
+            bail!("there never was {}", what.0);
+        }
+        if format == Format::Table {
+            print::note("no change is as asked for");
+            return Ok(());
+        }
     }
     print::to_stdout(|out| print::rows(out, format, &rows))
 }

@@ -63,11 +63,12 @@ struct PodRow {
 }
 
 impl Row for PodRow {
-    const HEADER: &'static [&'static str] = &["POD", "NODE", "ADDRESS", "STATE", "AGE", "RESTARTS"];
+    const HEADER: &'static [&'static str] =
+        &["POD", "NODE", "ADDRESS", "STATE", "AGE", "VERSION", "RESTARTS"];
 
     fn cells(&self) -> Vec<String> {
         let mut cells = self.address_cells();
-        cells.push(self.restarts.to_string());
+        cells.extend([self.job_version.to_string(), self.restarts.to_string()]);
         cells
     }
 }
@@ -249,13 +250,13 @@ mod tests {
     fn the_table_shows_what_is_missing_as_a_dash() {
         let mut out = Vec::new();
         print::rows(&mut out, Format::Table, &pods()).unwrap();
-        expect_test::expect![[r"
-            POD              NODE  ADDRESS                                  STATE     AGE  RESTARTS
-            hello-web-aaaaa  n1    fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fd01  starting  42s  1
-            hello-web-bbbbb  -     -                                        pending   42s  0
-            hello-web-ccccc  n1    fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fd02  running   42s  2
-            hello-web-ddddd  -     -                                        pending   42s  0
-        "]]
+        expect_test::expect![[r#"
+            POD              NODE  ADDRESS                                  STATE     AGE  VERSION  RESTARTS
+            hello-web-aaaaa  n1    fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fd01  starting  42s  1        1
+            hello-web-bbbbb  -     -                                        pending   42s  1        0
+            hello-web-ccccc  n1    fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fd02  running   42s  1        2
+            hello-web-ddddd  -     -                                        pending   42s  1        0
+        "#]]
         .assert_eq(&String::from_utf8(out).unwrap());
     }
 

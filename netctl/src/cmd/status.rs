@@ -15,7 +15,8 @@ use crate::{
 /// Say how the server is, and whether its store is damaged
 ///
 /// A server whose store is damaged goes on reading: it says here what is damaged, and takes no change until a backup
-/// is restored. Exit status 1 then.
+/// is restored. Exit status 1 then, and when the store took no change, as on a full disk. Of several servers the
+/// first is the one that leads.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  netctl server status")]
 pub(super) struct StatusArgs {
@@ -33,6 +34,11 @@ struct ServerStatus {
     /// It goes on from a backup, and leases from before may still run.
     #[serde(skip_serializing_if = "Option::is_none")]
     restored: Option<Restored>,
+    /// `host:port` of all servers; the one that leads is first.
+    servers: Vec<String>,
+    /// Why the store takes no change; empty if it does.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    writes_fail: String,
     /// What is wrong with the store, a line each.
     damage: Vec<String>,
 }
@@ -53,14 +59,25 @@ struct Restored {
 )]
 struct Damaged;
 
+/// The store takes nothing; why is printed already.
+#[derive(Debug, thiserror::Error)]
+#[error("the store takes no change: pods go on, and the server tries again with the next change")]
+struct TakesNoChange;
+
 impl fmt::Display for ServerStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let store = if self.damage.is_empty() { "good" } else { "DAMAGED, only read" };
+        let store = match (self.damage.is_empty(), self.writes_fail.is_empty()) {
+            (true, true) => "good".to_owned(),
+            (true, false) => format!("TAKES NO CHANGE: {}", self.writes_fail),
+            (false, _) => "DAMAGED, only read".to_owned(),
+        };
         let prefix = self.prefix.map_or_else(|| "unreadable".to_owned(), |prefix| prefix.to_string());
         writeln!(f, "cluster   {prefix}")?;
         writeln!(f, "epoch     {}", self.epoch)?;
         writeln!(f, "revision  {}", self.revision)?;
         writeln!(f, "version   {}", self.version)?;
+        let servers = self.servers.join(" ");
+        writeln!(f, "servers   {servers}")?;
         writeln!(f, "store     {store}")?;
         if let Some(Restored { revision, unix_ms, wait_ms }) = &self.restored {
             let (time, seconds) = (WallTime(*unix_ms), f64::from(*wait_ms) / 1000.0);
@@ -83,10 +100,16 @@ pub(super) async fn run(args: StatusArgs, format: Format) -> anyhow::Result<()> 
         revision: answer.revision,
         version: answer.server_version,
         restored: answer.restored.map(restored),
+        servers: answer.servers,
+        writes_fail: answer.writes_fail,
         damage: answer.damage,
     };
     print::to_stdout(|out| print::one(out, format, &status))?;
-    if status.damage.is_empty() { Ok(()) } else { Err(Damaged.into()) }
+    match status {
+        ServerStatus { damage, .. } if !damage.is_empty() => Err(Damaged.into()),
+        ServerStatus { writes_fail, .. } if !writes_fail.is_empty() => Err(TakesNoChange.into()),
+        _ => Ok(()),
+    }
 }
 
 fn restored(message: v1::RestoredStatus) -> Restored {
@@ -106,6 +129,8 @@ mod tests {
             revision: 7,
             version: "1".into(),
             restored: None,
+            servers: vec!["192.0.2.1:7443".into(), "192.0.2.2:7443".into()],
+            writes_fail: String::new(),
             damage: vec!["log: revision 3 is missing".into()],
         };
         expect_test::expect![[r"
@@ -113,12 +138,15 @@ mod tests {
             epoch     e
             revision  7
             version   1
+            servers   192.0.2.1:7443 192.0.2.2:7443
             store     DAMAGED, only read
               log: revision 3 is missing
         "]]
         .assert_eq(&status.to_string());
         status.damage.clear();
         assert!(status.to_string().ends_with("store     good\n"));
+        status.writes_fail = "the disk is full".into();
+        assert!(status.to_string().ends_with("store     TAKES NO CHANGE: the disk is full\n"));
     }
 
     #[test]
@@ -128,6 +156,8 @@ mod tests {
             epoch: "e".into(),
             revision: 8,
             version: "1".into(),
+            servers: vec![],
+            writes_fail: String::new(),
             restored: Some(Restored { revision: 7, unix_ms: 0, wait_ms: 4_200 }),
             damage: vec![],
         };

@@ -123,8 +123,8 @@ pub(crate) fn job(name: String, count: u32, cpu: u32, spread: Spread) -> Event {
         apart: Vec::new(),
         rollout: None,
         resources: Countables::default(),
-        tasks: BTreeMap::from([("server".to_owned(), task)]),
+        tasks: BTreeMap::from([("server".to_owned(), Box::new(task))]),
     };
-    let groups = BTreeMap::from([("web".to_owned(), group)]);
+    let groups = BTreeMap::from([("web".to_owned(), Box::new(group))]);
     Event::ApplyJob(Job { job: name, groups, ..Job::default() }, Texts::new())
 }

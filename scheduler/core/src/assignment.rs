@@ -89,7 +89,7 @@ impl Assigned {
     /// The group's text.
     #[must_use]
     pub fn spec(&self) -> Option<&Group> {
-        self.job.groups.get(&self.group)
+        self.job.group(&self.group)
     }
 }
 

@@ -269,7 +269,7 @@ impl Deploy {
     /// Groups whose tasks or place would be others by this text.
     #[must_use]
     pub fn groups_between(before: &Job, after: &Job) -> BTreeSet<String> {
-        let both = after.groups.iter().filter_map(|(name, new)| Some((name, before.groups.get(name)?, new)));
+        let both = after.groups.iter().filter_map(|(name, new)| Some((name, before.group(name)?, new)));
         let changed = both.filter(|(_, old, new)| {
             old.tasks != new.tasks
                 || old.resources != new.resources

@@ -225,6 +225,10 @@ impl Net {
         for FieldChange { field, old, new } in differing {
             object.fields.entry(field).and_modify(|known| known.0.clone_from(&old)).or_insert((old, new));
         }
+        // It came and went.
+        if !object.was && !object.is {
+            self.0.remove(&change.key);
+        }
     }
 
     /// How many objects were touched.
@@ -345,6 +349,7 @@ mod tests {
         let mut net = Net::default();
         net.add_older(&revision(vec![change(job(1, 3, false), job(1, 3, true))]));
         net.add_older(&revision(vec![change(None, job(1, 3, false))]));
+        assert!(net.is_empty(), "what came and went takes no room");
         assert_eq!(net.finish(), []);
     }
 

@@ -64,9 +64,9 @@ pub struct Job {
     /// Whether its pods may be stopped for those of a job of a higher priority that `preempts`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub preemptible: bool,
-    /// Its groups by name.
+    /// Its groups by name. In boxes, as the tasks are: most maps have one entry, and a map sets aside room for eleven.
     #[serde(deserialize_with = "unique")]
-    pub groups: BTreeMap<String, Group>,
+    pub groups: BTreeMap<String, Box<Group>>,
 }
 
 /// Tasks that always run together on one node and share one address.
@@ -99,7 +99,7 @@ pub struct Group {
     pub hooks: BTreeMap<String, Hook>,
     /// Its processes by name.
     #[serde(deserialize_with = "unique")]
-    pub tasks: BTreeMap<String, Task>,
+    pub tasks: BTreeMap<String, Box<Task>>,
 }
 
 /// One process of a pod.
@@ -204,6 +204,14 @@ pub enum JobProblem {
     /// A rollout that would leave pods out.
     #[error("`percent-previous` and `percent-next` are at least 100 together")]
     FewerThanAll,
+    /// No number is both.
+    #[error("nothing is at least {least} and at most {most}")]
+    NoNumber {
+        /// What it is at least.
+        least: i64,
+        /// What it is at most.
+        most: i64,
+    },
     /// A rollout names a version that there never is.
     #[error("versions begin at 1; `netctl history` lists those of a job")]
     VersionZero,
@@ -257,6 +265,12 @@ impl Job {
         rules
             .filter_map(|apart| apart.from.as_deref())
             .map(|from| from.split_once('/').map_or(from, |(job, _)| job))
+    }
+
+    /// The group of this name.
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.get(name).map(Box::as_ref)
     }
 
     /// The versions of the job that its rollouts name.
@@ -435,6 +449,11 @@ fn check_constraint(key: &str, constraint: &Constraint) -> Result<(), JobProblem
         return Err(JobProblem::NoConstraint);
     }
     check_label(key, "any")?;
+    if let Constraint::All(Conditions { at_least: Some(least), at_most: Some(most), .. }) = constraint
+        && least > most
+    {
+        return Err(JobProblem::NoNumber { least: *least, most: *most });
+    }
     let values = constraint.values().count() as u64;
     check_max(values, constraint::VALUES_MAX as u64, " values")?;
     constraint.values().try_for_each(|value| check_label(key, value))
@@ -590,6 +609,11 @@ groups:
             ("count: 3", "spread: ''", "groups.web.spread: a label's key"),
             ("{node: n1}", "{node: []}", "groups.web.constraints.node: a value, a list"),
             ("{node: n1}", "{node: {}}", "groups.web.constraints.node: a value, a list"),
+            (
+                "{node: n1}",
+                "{gen: {at-least: 5, at-most: 3}}",
+                "groups.web.constraints.gen: nothing is at least 5",
+            ),
             ("{node: n1}", "{node: {not: ''}}", "groups.web.constraints.node: a label's key"),
             ("KEY:", "A=B:", "groups.web.tasks.server.env.A=B: `A=B` is not a variable's name"),
         ];

@@ -96,7 +96,7 @@ pub fn sides(record: &JobRecord, group: &str, wanted: &Group) -> Option<[Side; 2
     let rollout = wanted.rollout?;
     let (previous, next) = (rollout.previous_of(wanted.count), rollout.next_of(wanted.count));
     let side = |version: u32, count: u32, standby: bool| {
-        let of_version = record.versions.get(&version)?.groups.get(group)?;
+        let of_version = record.versions.get(&version)?.group(group)?;
         let text = Group {
             count,
             // That of the whole group: one pod of three is as important as the others.
@@ -119,7 +119,7 @@ pub fn sides(record: &JobRecord, group: &str, wanted: &Group) -> Option<[Side; 2
 pub fn side_of(record: &JobRecord, sides: &[Side; 2], pod: &Pod) -> Option<usize> {
     let by_version = sides.iter().position(|side| side.version == pod.job_version);
     by_version.or_else(|| {
-        let now = record.versions.get(&pod.job_version)?.groups.get(&pod.group)?;
+        let now = record.versions.get(&pod.job_version)?.group(&pod.group)?;
         let is_same = |side: &Side| now.tasks == side.text.tasks && now.resources == side.text.resources;
         sides.iter().rposition(is_same)
     })

@@ -1,6 +1,7 @@
 //! What a line of the audit holds.
 
 use scheduler_core::{
+    change::Revision,
     event::{Enrolled, Refusal},
     time::WallTime,
     token::{Role, Token},
@@ -28,7 +29,9 @@ async fn a_change_says_who_from_where_what_and_what_came_of_it() {
     let audit = Audit::open(dir.path(), Clock::start());
     let work = async {
         asked(&Event::DeleteJob("hello".into()));
-        answered(&Ok(Committed { revision: 7, changed: true }));
+        let (changer, message, changes) = (String::new(), String::new(), Vec::new());
+        let made = Revision { revision: 7, time: WallTime(0), changer, message, changes };
+        answered(&Ok(Committed { revision: 7, made: Some(made.into()) }));
     };
     audit.follow(call("/hextet.v1.Cluster/DeleteJob"), work, |()| Status::ok("")).await;
     let failing = async { asked(&Event::DeleteJob("none".into())) };

@@ -10,7 +10,7 @@ use rand::RngCore as _;
 use scheduler_core::{
     endpoint::Selector,
     event::Event,
-    pod::{Pod, PodId},
+    pod::{Pod, PodId, PodPhase},
     token::{Role, Token},
     transition::Origin,
 };
@@ -26,7 +26,7 @@ use crate::{
     pki::sha256_hex,
     read_only,
     shown::Shown,
-    writer::{Committed, WriteError},
+    writer::{Committed, WriteError, chain},
 };
 
 /// How long a token is good when nothing is said.
@@ -57,6 +57,8 @@ impl Cluster for ClusterService {
             pod_prefix: cluster.and_then(|cluster| cluster.pod_prefix).map(|prefix| prefix.network().into()),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
             restored: self.restored(),
+            servers: self.0.servers.borrow().clone(),
+            writes_fail: self.0.writes_fail().map(|error| chain(&error)).unwrap_or_default(),
             damage: damage.map(|damage| damage.lines().collect()).unwrap_or_default(),
         }))
     }
@@ -71,11 +73,19 @@ impl Cluster for ClusterService {
         let job = convert::job_from_message(job).map_err(malformed)?;
         let name = job.job.clone();
         let texts = history::texts(&self.0, &job).await?;
-        let Committed { revision, changed } =
-            self.write(changer, message, Event::ApplyJob(job, texts)).await?;
+        let committed = self.write(changer, message, Event::ApplyJob(job, texts)).await?;
         let state = self.0.state();
-        let version = state.job_record(&name).map_or(0, |record| record.version);
-        Ok(Response::new(v1::ApplyJobResponse { revision, version, changed }))
+        let in_force = || state.job_record(&name).map_or(0, |record| record.version);
+        let mut waiting = state.pods_of_job(&name).filter(|pod| pod.phase == PodPhase::Pending).peekable();
+        let first_waits_for = waiting.peek().map(|pod| pod.message.clone()).unwrap_or_default();
+        Ok(Response::new(v1::ApplyJobResponse {
+            revision: committed.revision,
+            // Others may have applied since.
+            version: committed.version_of(&name).unwrap_or_else(in_force),
+            changed: committed.changed(),
+            pods_waiting: u32::try_from(waiting.count()).unwrap_or(u32::MAX),
+            first_waits_for,
+        }))
     }
 
     async fn get_job(
@@ -256,7 +266,8 @@ impl Cluster for ClusterService {
     ) -> Result<Response<v1::DeclareDeadResponse>, Status> {
         let changer = auth::caller(&request).changer();
         let v1::DeclareDeadRequest { name, message } = request.into_inner();
-        let Committed { revision, changed } = self.write(changer, message, Event::NodeDead(name)).await?;
+        let committed = self.write(changer, message, Event::NodeDead(name)).await?;
+        let (revision, changed) = (committed.revision, committed.changed());
         Ok(Response::new(v1::DeclareDeadResponse { revision, changed }))
     }
 
@@ -334,7 +345,7 @@ impl ClusterService {
         let node = pod.node.clone();
         let node =
             node.ok_or_else(|| Status::failed_precondition(format!("{id} runs nowhere: {}", pod.message)))?;
-        let group = state.job_of(pod).and_then(|job| job.groups.get(&pod.group));
+        let group = state.job_of(pod).and_then(|job| job.group(&pod.group));
         let tasks: Vec<&str> =
             group.map(|group| group.tasks.keys().map(String::as_str).collect()).unwrap_or_default();
         match tasks.as_slice() {

@@ -85,7 +85,7 @@ fn reasons(hub: &Hub, pod: &Pod) -> Vec<String> {
 }
 
 fn is_singleton(state: &State, pod: &Pod) -> bool {
-    let group = state.job(&pod.job).and_then(|job| job.groups.get(&pod.group));
+    let group = state.job(&pod.job).and_then(|job| job.group(&pod.group));
     group.is_some_and(|group| group.availability() == Availability::Singleton)
 }
 

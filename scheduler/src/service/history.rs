@@ -33,8 +33,10 @@ const PAGE_LEN_MAX: u32 = 1000;
 const READ_MAX: usize = 20_000;
 /// Revisions that are read for one diff.
 const DIFF_READ_MAX: usize = 200_000;
-/// Objects of one diff; those that were touched before them are left out.
+/// Objects that one diff tells.
 const DIFF_OBJECTS_MAX: usize = 10_000;
+/// Objects that are touched on the way, some of which came and went.
+const DIFF_TOUCHED_MAX: usize = 30_000;
 /// Objects of one revision.
 const OBJECTS_MAX: usize = 50;
 /// Fields of one object.
@@ -94,7 +96,7 @@ pub(super) async fn diff(
     let last_revision = hub.state().revision();
     read(hub, move |hub| {
         let (mut net, mut selected, mut read, mut first_revision) = (Net::default(), 0, 0, last_revision + 1);
-        let (mut past, mut unreadable) = (false, 0);
+        let (mut past, mut unreadable, mut too_many) = (false, 0, false);
         let ended = history::back(hub.store.as_ref(), last_revision + 1, |seen| {
             let revision = match seen {
                 Seen::Revision(revision) => revision,
@@ -105,7 +107,8 @@ pub(super) async fn diff(
                 Seen::Unreadable(_) => return ControlFlow::Break(()),
             };
             past = revision.time < since || revision.revision <= after;
-            if past || read >= DIFF_READ_MAX || net.len() >= DIFF_OBJECTS_MAX {
+            too_many = !past && (read >= DIFF_READ_MAX || net.len() >= DIFF_TOUCHED_MAX);
+            if past || too_many {
                 return ControlFlow::Break(());
             }
             (read, first_revision) = (read + 1, revision.revision);
@@ -117,17 +120,29 @@ pub(super) async fn diff(
         })?;
         // The first revision of all has nothing before it.
         let complete = unreadable == 0 && (past || ended == Ended::AtTheBeginning(1));
-        let objects = net.finish().into_iter().map(object_message).collect();
-        Ok(v1::DiffRevisionsResponse {
+        let objects: Vec<_> = net.finish().into_iter().map(object_message).collect();
+        if too_many || objects.len() > DIFF_OBJECTS_MAX {
+            return Ok(Err(too_much(first_revision, last_revision)));
+        }
+        Ok(Ok(v1::DiffRevisionsResponse {
             objects,
             first_revision,
             last_revision,
             selected,
             complete,
             unreadable,
-        })
+        }))
     })
-    .await
+    .await?
+}
+
+/// Half of an answer would be another answer: what came and went would be told as gone.
+fn too_much(first: u64, last: u64) -> Status {
+    Status::resource_exhausted(format!(
+        "more has changed than one answer holds ({DIFF_OBJECTS_MAX} objects that differ, {DIFF_TOUCHED_MAX} that were \
+         touched, {DIFF_READ_MAX} revisions): revisions {first} to {last} were looked at; ask for a shorter time, or \
+         leave changers out with --not-by"
+    ))
 }
 
 pub(super) async fn version(
@@ -152,7 +167,8 @@ pub(super) async fn rollback(
     let texts = texts(hub, &job).await?;
     let event = Event::RollbackJob(Arc::unwrap_or_clone(job), number, texts);
     let committed = hub.write(origin, event).await.map_err(status)?;
-    let version = hub.state().job_record(&request.name).map_or(0, |record| record.version);
+    // It always makes one.
+    let version = committed.version_of(&request.name).unwrap_or_default();
     Ok(v1::RollbackJobResponse { revision: committed.revision, version })
 }
 

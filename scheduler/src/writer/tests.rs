@@ -43,7 +43,7 @@ async fn a_failed_commit_changes_nothing_and_later_ones_work_when_the_store_does
     assert!(matches!(error, WriteError::Store(_)), "it is left alone for a while: {error}");
 
     tokio::time::sleep(RECOVER_INTERVAL).await;
-    assert!(!apply(&hub, "a").await.unwrap().changed, "what changes nothing needs no disk");
+    assert!(!apply(&hub, "a").await.unwrap().changed(), "what changes nothing needs no disk");
     apply(&hub, "d").await.unwrap();
     assert_eq!(jobs(&hub), ["a", "d"]);
     assert_eq!(store.load().unwrap().0, hub.state().revision());
@@ -73,7 +73,7 @@ async fn what_seems_to_change_nothing_is_not_answered_while_a_failed_commit_may_
     let error = apply(&hub, "a").await.unwrap_err();
     assert!(matches!(error, WriteError::Store(_)), "the store may have deleted it: {error}");
     tokio::time::sleep(RECOVER_INTERVAL).await;
-    assert!(apply(&hub, "a").await.unwrap().changed, "it had");
+    assert!(apply(&hub, "a").await.unwrap().changed(), "it had");
     assert_eq!(jobs(&hub), ["a"]);
 }
 
@@ -125,11 +125,11 @@ async fn a_lease_that_was_renewed_during_a_slow_commit_has_not_ended() {
     hub.leases().renew("n1", hub.clock.now());
     assert!(store.is_busy(), "the renewal did not wait for the disk");
     slow.await.unwrap();
-    assert!(!ended.await.unwrap().changed);
+    assert!(!ended.await.unwrap().changed());
     assert_eq!(hub.state().nodes()["n1"].phase, NodePhase::Ready);
 
     tokio::time::sleep(silence).await;
-    assert!(hub.write(scheduler(), Event::LeaseEnded(vec!["n1".to_owned()])).await.unwrap().changed);
+    assert!(hub.write(scheduler(), Event::LeaseEnded(vec!["n1".to_owned()])).await.unwrap().changed());
 }
 
 #[tokio::test]
@@ -332,9 +332,9 @@ pub(crate) async fn apply(hub: &Hub, name: &str) -> Result<Committed, WriteError
         availability: None,
         spread: Default::default(),
         constraints: BTreeMap::new(),
-        tasks: BTreeMap::from([("t".to_owned(), task)]),
+        tasks: BTreeMap::from([("t".to_owned(), Box::new(task))]),
     };
-    let groups = BTreeMap::from([("g".to_owned(), group)]);
+    let groups = BTreeMap::from([("g".to_owned(), Box::new(group))]);
     let job = Job { job: name.to_owned(), groups, ..Job::default() };
     hub.write(scheduler(), Event::ApplyJob(job, Texts::new())).await
 }

@@ -85,12 +85,13 @@ impl Operators {
     }
 
     fn apply(&mut self, name: String, shared: &mut Shared) -> Event {
-        let groups = (0..shared.rng.random_range(1..=2)).map(|number| (format!("g{number}"), group(shared)));
+        let groups =
+            (0..shared.rng.random_range(1..=2)).map(|number| (format!("g{number}"), Box::new(group(shared))));
         let mut groups: BTreeMap<_, _> = groups.collect();
         if shared.chance(0.6) {
             let count = shared.rng.random_range(0..=1);
             let single = Group { count, availability: Some(Availability::Singleton), ..group(shared) };
-            groups.insert("single".to_owned(), single);
+            groups.insert("single".to_owned(), Box::new(single));
         }
         let priority = shared.rng.random_range(0..3);
         let [preempts, preemptible] = [0.3, 0.5].map(|chance| shared.chance(chance));
@@ -162,7 +163,7 @@ fn group(shared: &mut Shared) -> Group {
         apart: apart(rng),
         rollout: None,
         resources: Countables::default(),
-        tasks: BTreeMap::from([("t".to_owned(), task)]),
+        tasks: BTreeMap::from([("t".to_owned(), Box::new(task))]),
     }
 }
 

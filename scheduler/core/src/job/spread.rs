@@ -28,16 +28,12 @@ pub struct Apart {
     pub from: Option<String>,
     /// The label of which they have no value in common; `node` is each node for itself. Nodes without the label
     /// are together one value, for nobody has said that they are apart.
-    #[serde(default = "node", skip_serializing_if = "is_node")]
+    #[serde(default = "node")]
     pub by: String,
 }
 
 fn node() -> String {
     NODE_LABEL.to_owned()
-}
-
-fn is_node(label: &str) -> bool {
-    label == NODE_LABEL
 }
 
 impl Apart {

@@ -31,6 +31,8 @@ pub enum Reason {
         by: String,
         /// The value, if the node has the label.
         found: Option<String>,
+        /// Whether they are of the group itself.
+        own: bool,
     },
     /// Too little processor time.
     Cpu {
@@ -111,7 +113,7 @@ impl Occupied {
         }
         let found = node.label(&self.by).map(str::to_owned);
         let there = self.values.contains(&found);
-        there.then(|| Reason::Apart { whom: self.whom.clone(), by: self.by.clone(), found })
+        there.then(|| Reason::Apart { whom: self.whom.clone(), by: self.by.clone(), found, own: self.own })
     }
 }
 
@@ -148,8 +150,10 @@ impl fmt::Display for Reason {
                     None => write!(f, "no {key}"),
                 }
             }
-            Reason::Apart { whom, by, found: Some(found) } => write!(f, "{whom} is at {by}={found} already"),
-            Reason::Apart { whom, by, found: None } => {
+            Reason::Apart { whom, by, found: Some(found), .. } => {
+                write!(f, "{whom} is at {by}={found} already")
+            }
+            Reason::Apart { whom, by, found: None, .. } => {
                 write!(f, "has no {by}, and {whom} is on such a node already")
             }
             Reason::Cpu { needs, free, .. } => write!(f, "needs {needs} CPU, {free}m free"),

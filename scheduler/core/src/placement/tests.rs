@@ -49,6 +49,15 @@ fn pods_that_keep_apart_from_each_other_have_no_value_in_common() {
     let occupied = Occupied { whom: "a/web".into(), by: "rack".into(), values: BTreeSet::new(), own: true };
     let demand = Demand { occupied: vec![occupied], ..demand(&Spread::Node, 3, 100) };
     assert_eq!(place(&demand, candidates(&nodes)), ["n1", "n3"]);
+    let values = BTreeSet::from([Some("a".to_owned()), Some("b".to_owned())]);
+    let occupied = Occupied { whom: "a/web".into(), by: "rack".into(), values, own: true };
+    let demand = Demand { occupied: vec![occupied], ..demand };
+    let change = explain(&demand, &candidates(&nodes)).smallest_change();
+    assert_eq!(
+        change.as_deref(),
+        Some("join a node with another rack"),
+        "to move its own pods gains nothing"
+    );
 }
 
 #[test]
@@ -106,9 +115,9 @@ fn the_answer_says_why_not_for_every_node() {
     assert_eq!(
         changes,
         [
-            "have 3500m more CPU, or ask for less,",
+            "have 3500m more CPU or ask for less",
             "bring the agent back and label rack=a",
-            "have 64Mi more memory, or ask for less,",
+            "have 64Mi more memory or ask for less",
             "label rack=a"
         ]
     );

@@ -52,13 +52,15 @@ pub enum Fix {
     Relabel(String),
     /// These pods are to go elsewhere.
     Move(String),
+    /// Pods of the group itself are in the way: another node is to join, with another value of this label.
+    Join(String),
     /// The node is to attach.
     Attach(NodePhase),
     /// The group is not to ask for this of its node's name.
     Unpin(String),
     /// The node is too small even when empty: that much more processor time, or a pod that asks for less.
     AddCpu(u64),
-    /// The node is too small even when empty: that much more memory, or a pod that asks for less.
+    /// The node is too small even when empty: that much more memory or a pod that asks for less.
     AddMemory(Memory),
     /// The node has too few even when empty.
     Add(u32, String),
@@ -78,7 +80,7 @@ pub fn explain(demand: &Demand<'_>, candidates: &[Candidate<'_>]) -> Explanation
 #[must_use]
 pub fn why_not(state: &State, pod: &Pod, now: WallTime) -> Explanation {
     let job = state.job(&pod.job);
-    let Some(wanted) = job.and_then(|job| job.groups.get(&pod.group)) else { return Explanation::default() };
+    let Some(wanted) = job.and_then(|job| job.group(&pod.group)) else { return Explanation::default() };
     let side = state.job_record(&pod.job).and_then(|record| {
         let sides = rollout::sides(record, &pod.group, wanted)?;
         Some(sides[rollout::side_of(record, &sides, pod).unwrap_or(0)].text.clone())
@@ -120,7 +122,8 @@ impl Explanation {
     #[must_use]
     pub fn smallest_change(&self) -> Option<String> {
         let verdict = self.nodes.get(self.smallest?)?;
-        Some(format!("{} on {}", verdict.change(), verdict.node))
+        let elsewhere = verdict.fixes.iter().find(|fix| matches!(fix, Fix::Join(_)));
+        Some(elsewhere.map_or_else(|| format!("{} on {}", verdict.change(), verdict.node), Fix::to_string))
     }
 }
 
@@ -147,6 +150,7 @@ impl Fix {
                 Some(value) => Fix::Label(key.clone(), value),
                 None => Fix::Relabel(wanted.of(key)),
             },
+            Reason::Apart { by, own: true, .. } => Fix::Join(by.clone()),
             Reason::Apart { whom, .. } => Fix::Move(whom.clone()),
             Reason::Cpu { needs, has, .. } if needs > has => Fix::AddCpu(u64::from(needs.0 - has.0)),
             Reason::Cpu { needs, free, .. } => Fix::FreeCpu(u64::from(needs.0) - free),
@@ -163,7 +167,7 @@ impl Fix {
             Fix::FreeCpu(_) | Fix::FreeMemory(_) | Fix::Free(..) | Fix::FreePods(_) => 1,
             Fix::Label(..) | Fix::Relabel(_) => 2,
             Fix::Move(_) => 3,
-            Fix::Attach(_) => 4,
+            Fix::Attach(_) | Fix::Join(_) => 4,
             Fix::Unpin(_) => 5,
             Fix::AddCpu(_) | Fix::AddMemory(_) | Fix::Add(..) => 6,
         }
@@ -191,13 +195,15 @@ impl fmt::Display for Fix {
             Fix::Label(key, value) => write!(f, "label {key}={value}"),
             Fix::Relabel(wanted) => write!(f, "have {wanted}"),
             Fix::Move(whom) => write!(f, "move {whom} away"),
+            Fix::Join(by) if by == NODE_LABEL => f.write_str("join another node"),
+            Fix::Join(by) => write!(f, "join a node with another {by}"),
             Fix::Attach(NodePhase::Joined) => f.write_str("start the agent"),
             Fix::Attach(NodePhase::CutOff) => f.write_str("mend its path to the server"),
             Fix::Attach(_) => f.write_str("bring the agent back"),
             Fix::Unpin(wanted) => write!(f, "allow it without {wanted}"),
-            Fix::AddCpu(millis) => write!(f, "have {} more CPU, or ask for less,", cpu(millis)),
-            Fix::AddMemory(memory) => write!(f, "have {} more memory, or ask for less,", memory.rounded_up()),
-            Fix::Add(number, name) => write!(f, "have {number} more {name}, or ask for less,"),
+            Fix::AddCpu(millis) => write!(f, "have {} more CPU or ask for less", cpu(millis)),
+            Fix::AddMemory(memory) => write!(f, "have {} more memory or ask for less", memory.rounded_up()),
+            Fix::Add(number, name) => write!(f, "have {number} more {name} or ask for less"),
         }
     }
 }

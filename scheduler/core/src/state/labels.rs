@@ -167,7 +167,9 @@ mod tests {
     }
 
     fn record(labels: &[&str]) -> JobRecord {
-        let of = |label: &&str| (format!("g-{label}"), Group { spread: Spread::from(*label), ..group() });
+        let of = |label: &&str| {
+            (format!("g-{label}"), Box::new(Group { spread: Spread::from(*label), ..group() }))
+        };
         let job = Job { job: "a".into(), groups: labels.iter().map(of).collect(), ..Job::default() };
         JobRecord {
             version: 1,

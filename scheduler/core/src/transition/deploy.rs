@@ -292,7 +292,7 @@ fn check_texts(before: &Job, text: &Job, groups: &BTreeSet<String>) -> Result<()
         return Err(DeployError::NothingToWatch);
     }
     let is_singleton = |name: &&String| {
-        text.groups.get(*name).is_some_and(|group| group.availability() == Availability::Singleton)
+        text.group(name).is_some_and(|group| group.availability() == Availability::Singleton)
     };
     groups.iter().find(is_singleton).map_or(Ok(()), |name| Err(DeployError::Singleton(name.clone())))
 }

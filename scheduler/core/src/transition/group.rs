@@ -59,10 +59,10 @@ fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
     if let Some(reason) = node.and_then(|node| placement::unmet(&wanted.constraints, node)) {
         return Fate::IsReplaced(format!("its node no longer fits: {reason}"));
     }
-    let now = draft.job_of(pod).and_then(|job| job.groups.get(&pod.group));
     if wanted.availability() == Availability::Singleton && is_from_before(draft, pod) {
         return Fate::IsReplaced("pods from before the restore may be later ones than it".to_owned());
     }
+    let now = draft.job_of(pod).and_then(|job| job.group(&pod.group));
     let same = |now: &Group| {
         now.tasks == wanted.tasks && now.resources == wanted.resources && now.hooks == wanted.hooks
     };
@@ -241,7 +241,7 @@ pub(super) fn may_live(draft: &Draft<'_>, pod: &Pod) -> bool {
 
 /// Whether there may never be two that live.
 pub(super) fn is_singleton(draft: &Draft<'_>, pod: &Pod) -> bool {
-    let group = draft.job_of(pod).and_then(|job| job.groups.get(&pod.group));
+    let group = draft.job_of(pod).and_then(|job| job.group(&pod.group));
     group.is_some_and(|group| group.availability() == Availability::Singleton)
 }
 

@@ -6,9 +6,16 @@ use crate::{
     change::{JobRecord, Key},
     draft::Draft,
     event::{Refusal, Texts},
-    job::Job,
+    job::{Group, Job},
     transition::{Context, PODS_MAX, Step, deploy, group, rollout},
 };
+
+/// A version that is gone back to, without its own rollout to itself: all the way.
+fn whole(mut job: Job, version: u32) -> Job {
+    let to_itself = |group: &&mut Box<Group>| group.rollout.is_some_and(|rollout| rollout.next == version);
+    job.groups.values_mut().filter(to_itself).for_each(|group| group.rollout = None);
+    job
+}
 
 /// A text that `equals` an older version always makes a version, also when it is in force: somebody wanted it.
 pub(super) fn apply(
@@ -20,6 +27,7 @@ pub(super) fn apply(
 ) -> Result<Step, Refusal> {
     job.validate()?;
     deploy::check_free(draft, &job.job)?;
+    let job = &equals.map_or_else(|| job.clone(), |version| whole(job.clone(), version));
     if equals.is_none() && draft.job(&job.job).is_some_and(|current| **current == *job) {
         return Ok(Step::nothing());
     }
@@ -41,7 +49,7 @@ pub(super) fn bring_about(
 ) -> u32 {
     let version = put_version(draft, job, equals, changer, context);
     for name in groups(draft, job) {
-        group::reconcile(draft, &job.job, &name, job.groups.get(&name), context);
+        group::reconcile(draft, &job.job, &name, job.group(&name), context);
     }
     version
 }

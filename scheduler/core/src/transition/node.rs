@@ -101,7 +101,7 @@ fn go_on_with_rollouts(
     context: &mut Context<'_>,
 ) -> bool {
     changed.retain(|(job, group)| {
-        let text = draft.job(job).and_then(|job| job.groups.get(group));
+        let text = draft.job(job).and_then(|job| job.group(group));
         text.is_some_and(|text| text.rollout.is_some())
     });
     let any = !changed.is_empty();
@@ -275,7 +275,7 @@ pub(super) fn reconcile_groups(
 ) {
     for (job, name) in groups {
         let Some(text) = draft.job(&job).cloned() else { continue };
-        group::reconcile(draft, &job, &name, text.groups.get(&name), context);
+        group::reconcile(draft, &job, &name, text.group(&name), context);
     }
 }
 

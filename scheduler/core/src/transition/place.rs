@@ -61,7 +61,7 @@ impl Turn {
     /// The pods of a group without a place: all are alike, or in a rollout those of each version.
     pub(super) fn of(draft: &Draft<'_>, job: &str, group: String) -> Vec<Turn> {
         let Some(job) = draft.job(job).cloned() else { return Vec::new() };
-        let sides = job.groups.get(&group).and_then(|text| rollout::sides(draft, &job.job, &group, text));
+        let sides = job.group(&group).and_then(|text| rollout::sides(draft, &job.job, &group, text));
         let turn = |side| Turn { job: job.clone(), group: group.clone(), side };
         match sides {
             None => vec![turn(None)],
@@ -72,7 +72,7 @@ impl Turn {
     pub(super) fn text(&self) -> Option<&Group> {
         match &self.side {
             Some((sides, which)) => Some(&sides[*which].text),
-            None => self.job.groups.get(&self.group),
+            None => self.job.group(&self.group),
         }
     }
 

@@ -56,7 +56,7 @@ pub(super) fn make_room(draft: &mut Draft<'_>, context: &mut Context<'_>) -> Vec
 /// Makes pods anew for those that gave way.
 fn refill(draft: &mut Draft<'_>, job: &str, group: String, context: &mut Context<'_>) -> Vec<Turn> {
     let Some(text) = draft.job(job).cloned() else { return Vec::new() };
-    group::reconcile(draft, job, &group, text.groups.get(&group), context);
+    group::reconcile(draft, job, &group, text.group(&group), context);
     Turn::of(draft, job, group)
 }
 

@@ -71,7 +71,7 @@ pub(super) fn holds(
 fn grows_before_it_shrinks(state: &State, old: &Pod, new: &Pod) -> Result<(), String> {
     let Some(job) = state.job(&new.job).filter(|job| !job.preemptible) else { return Ok(()) };
     let is_step = old.serves() && new.message.starts_with("the rollout wants");
-    let Some(group) = job.groups.get(&new.group).filter(|_| is_step) else { return Ok(()) };
+    let Some(group) = job.group(&new.group).filter(|_| is_step) else { return Ok(()) };
     let pods = state.pods_of_group(&new.job, &new.group);
     let serving = pods.filter(|pod| pod.serves()).count();
     if serving >= group.count as usize {
@@ -105,7 +105,7 @@ fn keeps_apart(state: &State, pod: &Pod) -> Result<(), String> {
 fn pets_wait(before: &State, after: &State, revision: &Revision, step: &Step<'_>) -> Result<(), String> {
     let lost = step.old.filter(|old| old.phase == PodPhase::Lost && step.new.is_none());
     let Some(pod) = lost.filter(|_| !revision.changer.starts_with("user:")) else { return Ok(()) };
-    let group = after.job(&pod.job).and_then(|job| job.groups.get(&pod.group));
+    let group = after.job(&pod.job).and_then(|job| job.group(&pod.group));
     let is_pet = |group: &&Group| group.availability() == Availability::Pet && group.rollout.is_none();
     let node = pod.node.as_ref().and_then(|name| before.nodes().get(name));
     let is_dead = node.is_none_or(|node| node.phase == NodePhase::Dead);
@@ -121,7 +121,7 @@ fn pets_wait(before: &State, after: &State, revision: &Revision, step: &Step<'_>
 
 /// Whether a pod has the tasks that the text in force says.
 fn is_of_the_text(state: &State, pod: &Pod) -> bool {
-    let tasks = |job: &Job| job.groups.get(&pod.group).map(|group| group.tasks.clone());
+    let tasks = |job: &Job| job.group(&pod.group).map(|group| group.tasks.clone());
     let own = state.job_record(&pod.job).and_then(|record| record.versions.get(&pod.job_version));
     own.is_some_and(|own| state.job(&pod.job).is_some_and(|text| tasks(own) == tasks(text)))
 }
@@ -145,7 +145,7 @@ fn lies_as_it_should(state: &State, steps: &[Step<'_>]) -> Result<(), String> {
         return Ok(());
     }
     for pod in steps.iter().filter_map(Step::placed) {
-        let text = state.job(&pod.job).and_then(|job| job.groups.get(&pod.group));
+        let text = state.job(&pod.job).and_then(|job| job.group(&pod.group));
         if let Some(group) = text.filter(|group| group.rollout.is_none() && group.apart.is_empty())
             && let Spread::Label(label) = &group.spread
         {

@@ -141,8 +141,8 @@ pub(super) fn pods_are_of_the_text(state: &State) -> Result<(), String> {
     for (name, record) in state.jobs() {
         let Some(job) = record.current() else { continue };
         for pod in state.pods_of_job(name).filter(|pod| pod.phase == PodPhase::Running) {
-            let text = |job: &Job| job.groups.get(&pod.group).map(|group| group.tasks.clone());
-            let is_split = job.groups.get(&pod.group).is_some_and(|group| group.rollout.is_some());
+            let text = |job: &Job| job.group(&pod.group).map(|group| group.tasks.clone());
+            let is_split = job.group(&pod.group).is_some_and(|group| group.rollout.is_some());
             let own = record.versions.get(&pod.job_version).and_then(|job| text(job));
             if !is_split && own != text(job) {
                 return Err(format!("{} is of version {}, and {name} of others", pod.id, pod.job_version));

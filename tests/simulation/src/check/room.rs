@@ -11,7 +11,7 @@ use scheduler_core::{
 /// The text that a pod is made by: of a group in a rollout that of its version.
 pub(super) fn text(state: &State, pod: &Pod) -> Option<Group> {
     let record = state.job_record(&pod.job)?;
-    let wanted = record.current()?.groups.get(&pod.group)?;
+    let wanted = record.current()?.group(&pod.group)?;
     let Some(sides) = rollout::sides(record, &pod.group, wanted) else { return Some(wanted.clone()) };
     Some(sides[rollout::side_of(record, &sides, pod)?].text.clone())
 }
@@ -58,7 +58,7 @@ pub(super) fn kept_apart(state: &State, pod: &Pod, node: &Node, other: &Pod) -> 
         return false;
     };
     let says = |one: &Pod, of: &Pod| {
-        let group = state.job(&one.job).and_then(|job| job.groups.get(&one.group));
+        let group = state.job(&one.job).and_then(|job| job.group(&one.group));
         group.is_some_and(|group| {
             let mut rules = group.apart.iter();
             rules.any(|rule| {
