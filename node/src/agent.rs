@@ -190,7 +190,7 @@ impl Schedule {
 impl Agent {
     /// Takes over what the store says is to run here, and ends what it does not know.
     pub(crate) async fn boot(&mut self, inbox: &mut Inbox) {
-        self.pods.clean_up(self.roster.assignment());
+        self.pods.clean_up(self.roster.assignment()).await;
         self.lease.follow(self.roster.assignment().term_of_singletons());
         self.is_alone = !self.pods.is_any_up(self.roster.assignment());
         // Without an uplink there is nobody to hear.

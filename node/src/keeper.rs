@@ -32,6 +32,7 @@ use tokio::{
 
 use crate::{
     config::{NodePaths, supervisor_program},
+    leftovers::{self, Owner},
     scripts::ScriptNews,
     socket,
     supervisor::{
@@ -58,12 +59,19 @@ pub(crate) struct Place {
     pub(crate) run_dir: PathBuf,
     /// What starts a supervisor.
     pub(crate) program: PathBuf,
+    /// Whose processes must be gone when it has ended.
+    pub(crate) owner: Owner,
 }
 
 impl Place {
     /// That of the pod called `id`.
     pub(crate) fn of(paths: &NodePaths, id: &str) -> Place {
-        Place { run_dir: paths.pod_run_dir(id), pod: id.to_owned(), program: supervisor_program() }
+        Place {
+            pod: id.to_owned(),
+            run_dir: paths.pod_run_dir(id),
+            program: supervisor_program(),
+            owner: Owner::pod(paths, id),
+        }
     }
 }
 
@@ -104,12 +112,18 @@ pub(crate) async fn keep(place: Place, wanted: watch::Receiver<Wanted>, news: mp
 /// Stops whatever runs for a pod, and returns when nothing does.
 ///
 /// # Errors
-/// When the supervisor survives SIGKILL.
+/// When the supervisor or a process of the pod survives SIGKILL.
 pub(crate) async fn stop(place: &Place) -> Result<()> {
     if let Ok(mut link) = Link::connect(&place.run_dir) {
         link.stop().await;
     }
-    ensure_dead(&place.run_dir).await
+    ensure_gone(place).await
+}
+
+/// No supervisor, and nothing that one has started.
+async fn ensure_gone(place: &Place) -> Result<()> {
+    ensure_dead(&place.run_dir).await?;
+    leftovers::end(&place.owner).await.map(drop)
 }
 
 async fn follow(
@@ -151,7 +165,7 @@ async fn follow(
 }
 
 async fn lost(place: &Place, why: &str) -> Result<News> {
-    ensure_dead(&place.run_dir).await?;
+    ensure_gone(place).await?;
     Ok(News::Lost(why.to_owned()))
 }
 

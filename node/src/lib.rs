@@ -32,6 +32,7 @@ mod join;
 mod keeper;
 mod lease;
 mod lease_file;
+mod leftovers;
 mod local;
 mod lock;
 mod log_sender;

@@ -23,6 +23,7 @@ use crate::{
     identity::Identity,
     keeper::{self, News, Place, Wanted},
     lease_file,
+    leftovers::{self, Owner as Belongs},
     pod_state::{Action, Event},
     scripts::{self, Ended, ScriptNews, Scripts},
     socket,
@@ -330,8 +331,12 @@ impl Pods {
         files::remove_folder(&self.paths.pod_state_dir(id))
     }
 
-    /// Ends supervisors and removes folders of pods that nobody assigned, as a removed store leaves them.
-    pub(crate) fn clean_up(&mut self, known: &Assignment) {
+    /// Ends what no supervisor holds any more, supervisors of pods that nobody assigned, and their folders, as a removed store
+    /// leaves them.
+    pub(crate) async fn clean_up(&mut self, known: &Assignment) {
+        if let Err(error) = leftovers::end(&Belongs::agent(&self.paths)).await {
+            warn!(error = format!("{error:#}"), "pods that ran here are not gone");
+        }
         let known = |id: &String| known.pods.contains_key(id);
         for id in folders(&self.paths.pods_run_dir()).into_iter().filter(|id| !known(id)) {
             let place = self.place(&id);
@@ -444,7 +449,12 @@ impl Pods {
     }
 
     fn place(&self, id: &str) -> Place {
-        Place { pod: id.to_owned(), run_dir: self.paths.pod_run_dir(id), program: self.program.clone() }
+        Place {
+            pod: id.to_owned(),
+            run_dir: self.paths.pod_run_dir(id),
+            program: self.program.clone(),
+            owner: Belongs::pod(&self.paths, id),
+        }
     }
 }
 

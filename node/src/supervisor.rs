@@ -1,7 +1,7 @@
 //! The supervisor of one pod: starts its tasks, starts them again when they end, keeps their output.
 //!
 //! One process per pod (`netctl supervise`), started by the agent and independent of it: it goes on when the
-//! agent ends, and its tasks end with it. One thread, one `poll`, no runtime: a machine has a hundred of them.
+//! agent ends, and all processes of its tasks end with it (`supervisor/namespace.rs`). One thread, one `poll`, no runtime: a machine has a hundred of them.
 //! It deliberately knows no cluster, no store and no kernel object; all that it needs is in its
 //! [`spec::PodSpec`].
 //!
@@ -40,6 +40,7 @@ mod child;
 mod clients;
 pub(crate) mod hook;
 mod log_file;
+mod namespace;
 pub mod spec;
 pub mod status;
 mod strays;
@@ -48,6 +49,7 @@ mod task;
 use self::{
     clients::Clients,
     log_file::LogFile,
+    namespace::PidNamespace,
     spec::{PodSpec, TaskSpec},
     status::{Command, LOCK_FILE, Status, TaskStatus},
     strays::Family,
@@ -135,6 +137,7 @@ struct Supervisor {
     pod_dir: PathBuf,
     spec: PodSpec,
     netns_inode: Option<u64>,
+    namespace: PidNamespace,
     signals: SignalFd,
     clients: Clients,
     tasks: BTreeMap<String, Task>,
@@ -165,6 +168,7 @@ impl Supervisor {
         let mut supervisor = Supervisor {
             pod_dir: pod_dir.to_owned(),
             netns_inode: std::fs::metadata("/proc/self/ns/net").ok().map(|namespace| namespace.ino()),
+            namespace: PidNamespace::default(),
             signals: signals()?,
             clients: Clients::listen(pod_dir).context("cannot listen on the supervisor's socket")?,
             tasks: BTreeMap::new(),
@@ -214,7 +218,7 @@ impl Supervisor {
     /// The lease is over: nothing of the pod may live any more, and another may be started elsewhere.
     fn end_all(&mut self) {
         let alive: Vec<i32> = self.tasks.values().filter_map(|task| task.life.pid()).collect();
-        if alive.is_empty() {
+        if alive.is_empty() && !self.namespace.is_alive() {
             return;
         }
         eprintln!("the node's lease has ended: ending pod {}", self.spec.pod);
@@ -225,7 +229,7 @@ impl Supervisor {
     fn start_due(&mut self, now: Instant) {
         let spec = &self.spec;
         for task in self.tasks.values_mut().filter(|task| task.life.is_due(now)) {
-            task.start(spec, now);
+            task.start(spec, &mut self.namespace, now);
         }
     }
 
@@ -383,14 +387,16 @@ impl Supervisor {
                 signal_group(pid.as_raw(), Signal::SIGKILL);
             }
             let result = waitpid(pid, None);
+            self.namespace.reaped(pid);
             if let (Some(task), Ok(result)) = (task, result) {
                 task.ended(result, Instant::now());
             }
         }
     }
 
-    /// Kills what is left of the pod's processes outside the groups of its tasks.
+    /// Kills what is left of the pod's processes: its namespace, and what an earlier supervisor may have left outside.
     fn sweep_strays(&mut self) {
+        self.namespace.kill();
         let owner = self.spec.netns.is_some().then_some(self.spec.uid.zip(self.netns_inode)).flatten();
         let family = Family { supervisor: std::process::id().cast_signed(), owner };
         for sweep in 0..STRAY_SWEEPS_MAX {
@@ -421,8 +427,9 @@ impl Task {
         }
     }
 
-    fn start(&mut self, pod: &PodSpec, now: Instant) {
-        match child::start(&self.spec, pod.uid.map(|uid| (uid, uid)), &pod.private_folder(&self.spec.name)) {
+    fn start(&mut self, pod: &PodSpec, namespace: &mut PidNamespace, now: Instant) {
+        let (user, folder) = (pod.uid.map(|uid| (uid, uid)), pod.private_folder(&self.spec.name));
+        match child::start(&self.spec, user, &folder, Some(namespace)) {
             Ok(child) => {
                 if self.outputs.len() == OUTPUTS_MAX {
                     self.outputs.remove(0);

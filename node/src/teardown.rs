@@ -8,6 +8,7 @@ use crate::{
     config::NodePaths,
     files,
     keeper::{self, Place},
+    leftovers::{self, Owner},
     pods::folders,
 };
 
@@ -58,5 +59,15 @@ async fn stop_pods(paths: &NodePaths) -> Vec<String> {
         lines.extend(line.ok());
     }
     lines.sort();
+    lines.extend(end_leftovers(paths).await);
     lines
+}
+
+/// Also of pods that the run folder knows nothing of any more.
+async fn end_leftovers(paths: &NodePaths) -> Option<String> {
+    match leftovers::end(&Owner::agent(paths)).await {
+        Ok(0) => None,
+        Ok(count) => Some(format!("end {count} processes that pods had left behind")),
+        Err(error) => Some(format!("failed: end what pods have left behind: {error:#}")),
+    }
 }

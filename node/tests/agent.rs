@@ -653,14 +653,16 @@ fn a_hook_of_a_single_pod_ends_with_the_lease_and_runs_again_in_the_next_term() 
     let mut pod = PodAssignment { singleton: true, serial: 7, ..node.pod(&server, 1, "exec sleep 1000") };
     pod.hooks = vec![hook("prepare", &script, &["running"])];
     let read = |name: &str| fs::read_to_string(marks.join(name)).ok()?.trim().parse::<u32>().ok();
+    let work = node.path("state/hooks").join(&pod.id).join("prepare/up/work");
+    let process = |name: &str| host_pid(&work, read(name)?);
     server.assign(vec![pod.clone()], vec![]);
     node.wait_for("the hook to wait", || node.steps(&server, &pod.id, "prepare").attempts == 1);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(read("pid"), None, "it runs without a lease");
 
     server.talk.lock().unwrap().granted = Some(0);
-    node.wait_for("the hook", || read("pid").is_some());
-    let (first, stray) = (read("pid").unwrap(), read("stray").unwrap());
+    node.wait_for("the hook", || process("pid").is_some());
+    let (first, stray) = (process("pid").unwrap(), process("stray").unwrap());
     assert_eq!(read("token"), Some(7));
     std::thread::sleep(Duration::from_millis(u64::from(LEASE_MS) + 500));
     assert!(is_alive(first), "a lease that is renewed does not end");
@@ -883,7 +885,8 @@ impl TestNode {
     }
 
     fn try_task_pid(&self, pod: &PodAssignment) -> Option<u32> {
-        self.task_file(pod, "pid")?.parse().ok()
+        let id = self.task_file(pod, "pid")?.parse().ok()?;
+        host_pid(&self.path("state/pods").join(&pod.id).join("web"), id)
     }
 
     /// What the task wrote into its folder.
@@ -912,6 +915,18 @@ fn on_bpffs() -> bool {
 
 fn address(pod: &PodAssignment) -> Ipv6Addr {
     <[u8; 16]>::try_from(pod.address.as_slice()).unwrap().into()
+}
+
+/// The process that works in `folder` and has the id `pid` in the PID namespace of its pod.
+fn host_pid(folder: &Path, pid: u32) -> Option<u32> {
+    let pids = fs::read_dir("/proc").unwrap();
+    let mut pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    pids.find(|host| {
+        let status = fs::read_to_string(format!("/proc/{host}/status")).unwrap_or_default();
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        ids.split_whitespace().next_back() == Some(&pid.to_string())
+            && fs::read_link(format!("/proc/{host}/cwd")).is_ok_and(|cwd| cwd == folder)
+    })
 }
 
 fn is_alive(pid: u32) -> bool {

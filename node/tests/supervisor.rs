@@ -158,6 +158,101 @@ fn the_tasks_end_with_a_killed_supervisor_and_the_next_one_starts_anew() {
     assert_ne!(status.tasks["web"].pid, Some(task));
 }
 
+/// It was seen to go on writing for ever, beside the pod that had replaced its own.
+#[test]
+fn a_process_that_left_its_session_ends_with_a_killed_supervisor() {
+    let Some(pod) =
+        root_pod("(setsid sh -c 'while :; do echo x >> beats; sleep 0.02; done' &); exec sleep 1000")
+    else {
+        return;
+    };
+    let mut supervisor = pod.start();
+    let beats = pod.spec.private_folder("web").join("beats");
+    wait_for("its beats", || fs::metadata(&beats).is_ok_and(|file| file.len() > 20).then_some(()));
+    let family = descendants(supervisor.process.id());
+    assert!(family.len() >= 4, "the init, the task, the shell and its sleep: {family:?}");
+    supervisor.process.kill().unwrap();
+    supervisor.process.wait().unwrap();
+    let at = Instant::now();
+    wait_for("the end of all", || (!family.iter().any(|pid| is_alive(*pid))).then_some(()));
+    assert!(at.elapsed() < Duration::from_secs(2), "{:?}", at.elapsed());
+    let len = fs::metadata(&beats).unwrap().len();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(fs::metadata(&beats).unwrap().len(), len);
+}
+
+#[test]
+fn whenever_a_supervisor_is_killed_nothing_of_its_pod_is_left() {
+    let Some(pod) = root_pod("(setsid sleep 1000 &); (setsid sleep 1000 &); exec sleep 1000") else { return };
+    pod.spec.save(&pod.run_dir()).unwrap();
+    for delay_ms in 0..40 {
+        let mut supervisor = pod.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        supervisor.kill().unwrap();
+        supervisor.wait().unwrap();
+        wait_for(&format!("the end of all, after {delay_ms} ms"), || {
+            pod.processes().is_empty().then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_task_sees_its_own_pods_processes_under_the_ids_that_it_can_signal() {
+    let Some(pod) = root_pod(
+        "sleep 1001 & until grep -q sleep /proc/$!/comm; do :; done; \
+         for p in /proc/[0-9]*; do test \"$(cat $p/comm)\" = sleep && kill ${p#/proc/}; done; wait $!; \
+         echo seen: $? $(cat /proc/1/comm) $(cat /proc/$$/comm) $(ls -d /proc/[0-9]* | wc -l); exec sleep 1000",
+    ) else {
+        return;
+    };
+    let _supervisor = pod.start();
+    let log = wait_for("the log", || Some(pod.log("web")).filter(|text| text.contains("seen: ")));
+    // Its init, itself, and what counts.
+    let words: Vec<&str> = log.split_once("seen: ").unwrap().1.split_whitespace().collect();
+    assert_eq!(words[..3], ["143", "pod-init", "sh"], "{log}");
+    assert!(words[3].parse::<u32>().unwrap() <= 5, "{log}");
+}
+
+#[test]
+fn when_the_init_is_killed_the_tasks_start_anew_in_another_namespace() {
+    let Some(pod) = root_pod("(setsid sleep 1001 &); exec sleep 1000") else { return };
+    let supervisor = pod.start();
+    let mut client = supervisor.connect();
+    client.wait_for(|status| running(status, "web"));
+    let init = || {
+        let children = descendants(supervisor.process.id());
+        children.into_iter().find(|pid| field(*pid, "Name:").as_deref() == Some("pod-init"))
+    };
+    let (first, before) = (init().unwrap(), descendants(supervisor.process.id()));
+    kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL).unwrap();
+    let status = client.wait_for(|status| status.tasks["web"].restarts > 0 && running(status, "web"));
+    assert!(!before.contains(&status.tasks["web"].pid.unwrap()));
+    assert!(!before.iter().any(|pid| is_alive(*pid)), "{before:?}");
+    assert_ne!(init(), Some(first));
+}
+
+#[test]
+fn a_jobs_hook_ends_with_its_killed_runner() {
+    let Some(pod) = root_pod("") else { return };
+    let folder = pod.run_dir().join("hook");
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(pod.run_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = "(setsid sleep 1000 &); echo begun; exec sleep 1000";
+    let spec = format!(
+        r#"{{"run": "1", "name": "h", "exec": ["/bin/sh", "-c", "{script}"], "env": {{"PATH": "/usr/bin:/bin"}},
+            "user": [{TEST_UID}, {TEST_UID}], "netns": "/proc/self/ns/net", "timeout_ms": 60000}}"#
+    );
+    fs::write(folder.join("spec.json"), spec).unwrap();
+    let mut runner = Command::new(env!("CARGO_BIN_EXE_hextet-node"));
+    let mut runner = runner.args(["supervise", "--hook-dir"]).arg(&folder).spawn().unwrap();
+    wait_for("the hook", || fs::read_to_string(folder.join("output.log")).is_ok().then_some(()));
+    let family = wait_for("its processes", || Some(descendants(runner.id())).filter(|all| all.len() >= 3));
+    runner.kill().unwrap();
+    runner.wait().unwrap();
+    wait_for("the end of all", || (!family.iter().any(|pid| is_alive(*pid))).then_some(()));
+}
+
 #[test]
 fn two_supervisors_for_one_pod_are_impossible() {
     let pod = TestPod::new(&[("web", "exec sleep 1000")]);
@@ -256,6 +351,15 @@ fn a_pod_without_a_spec_is_refused_with_the_path() {
     assert!(text.contains(&format!("cannot read {}", folder.path().join("spec.json").display())), "{text}");
 }
 
+/// A pod whose processes live in a PID namespace.
+fn root_pod(script: &str) -> Option<TestPod> {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can make a PID namespace");
+        return None;
+    }
+    Some(TestPod::new(&[("web", script)]))
+}
+
 /// A pod's folders and its spec.
 struct TestPod {
     folder: TempDir,
@@ -289,6 +393,15 @@ impl TestPod {
     /// What the supervisor wrote to its standard error.
     fn complaints(&self) -> String {
         fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// The processes that live in the private folder of the task.
+    fn processes(&self) -> Vec<u32> {
+        let folder = self.spec.private_folder("web");
+        let pids = fs::read_dir("/proc").unwrap();
+        let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let is_inside = |pid: &u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder);
+        pids.filter(|pid| is_inside(pid) && is_alive(*pid)).collect()
     }
 
     fn log(&self, task: &str) -> String {

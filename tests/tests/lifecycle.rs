@@ -74,7 +74,8 @@ fn why(testbed: &Testbed) -> Result<()> {
         ensure!(!events.lines().any(|line| failed(&line)), "{events}");
         Ok(())
     })?;
-    let pod = testbed.pods("mill")?.remove(0).id;
+    // The one that the deploy has replaced may still be on its way down.
+    let pod = testbed.wait_running("mill", 1, SOON)?.remove(0).id;
     check("events tell who did what, the node and the control plane", || {
         let said = testbed.netctl(&["events", "--pod", &pod])?.success()?;
         for word in ["pod-created", "step-failed", "migrate: exited with status 4", "pod-running", "node:"] {

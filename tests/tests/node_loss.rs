@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt as _,
+    path::Path,
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -16,6 +17,10 @@ use hextet_tests::progress::Progress;
 use hextet_tests::scenario::{BUSYBOX, CURL, NFT, Needs, check, scenario};
 use hextet_tests::wait::{scaled, wait_for};
 use hextet_tests::{Options, Pod, Testbed, jobs, wait_until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 const NEEDS: Needs = Needs { programs: &[CURL, BUSYBOX, NFT] };
 const SOON: Duration = Duration::from_secs(20);
@@ -152,6 +157,94 @@ fn singleton(testbed: &Testbed) -> Result<()> {
         ensure!(turns.is_sorted_by_key(|(_, token)| *token), "the tokens grow: {turns:?}");
         Ok(())
     })
+}
+
+#[test]
+fn a_singleton_ends_with_its_supervisor_wherever_its_processes_hide() {
+    let name = "a_singleton_ends_with_its_supervisor_wherever_its_processes_hide";
+    scenario(name, NEEDS, Options::default(), hidden);
+}
+
+/// A process of the task leaves its session; agent and supervisor are killed. It was seen to go on beside its successor.
+fn hidden(testbed: &Testbed) -> Result<()> {
+    let (beats, strays) = (testbed.dir().join("beats"), testbed.dir().join("strays"));
+    for file in [&beats, &strays] {
+        fs::write(file, "")?;
+        fs::set_permissions(file, fs::Permissions::from_mode(0o666))?;
+    }
+    let agent = testbed.agent("n3");
+    testbed.apply(&hiding(&beats, "    constraints: {node: n3}\n"))?;
+    let first = testbed.wait_running("queue", 1, SOON)?.remove(0);
+    testbed.apply(&hiding(&beats, ""))?;
+    grows(&beats)?;
+    check("it ends with its supervisor, and no agent is there", || {
+        let lock = fs::read_to_string(agent.dir().join("run/pods").join(&first.id).join("lock"))?;
+        agent.kill9()?;
+        kill(Pid::from_raw(lock.trim().parse()?), Signal::SIGKILL)?;
+        still(&beats)
+    })?;
+    // As a process of a version could that had no such namespace.
+    let mut stray = leave_behind(&first.id, &strays)?;
+    grows(&strays)?;
+    let second = check("another runs elsewhere", || {
+        Ok(wait_for(SOON, "another runs", || runs(testbed, |pod| pod.id != first.id))?.1)
+    })?;
+    check("back, the node ends what is left before it says that the pod is gone", || {
+        agent.start_until_ready()?;
+        testbed.wait_node("n3", "ready", SOON)?;
+        wait_until(SOON, "nothing of the old one is left", || !netns::list().contains(&first.id))?;
+        still(&strays)?;
+        stray.wait()?;
+        let turns = turns(&fs::read_to_string(&beats)?);
+        let pods: Vec<&str> = turns.iter().map(|(pod, _)| pod.as_str()).collect();
+        ensure!(pods == [&first.id, &second.id], "they took turns: {turns:?}");
+        ensure!(turns.is_sorted_by_key(|(_, token)| *token), "the tokens grow: {turns:?}");
+        Ok(())
+    })?;
+    check("a node that is taken down leaves nothing of it", || {
+        testbed.netctl(&["rm", "queue"])?.success()?;
+        wait_until(SOON, "it is gone", || !netns::list().contains(&second.id))?;
+        still(&beats)?;
+        testbed.apply(&hiding(&beats, "    constraints: {node: n3}\n"))?;
+        testbed.wait_running("queue", 1, SOON)?;
+        grows(&beats)?;
+        testbed.netctl_on("n3", &["node", "down"])?.success()?;
+        still(&beats)
+    })
+}
+
+/// As [`queue`], but the one that writes has left the session of its task.
+fn hiding(beats: &Path, more: &str) -> String {
+    let script = format!("echo $HEXTET_POD $HEXTET_FENCING_TOKEN >> {}", beats.display());
+    format!(
+        "job: queue\ngroups:\n  boss:\n    count: 1\n    availability: singleton\n{more}    tasks:\n      t:\n        \
+         exec: [/bin/sh, -c, '(setsid sh -c \"while :; do {script}; sleep 0.02; done\" &); exec sleep 100000']\n"
+    )
+}
+
+/// A process with a pod's user in the pod's network namespace, which no supervisor holds.
+fn leave_behind(pod: &str, strays: &Path) -> Result<Child> {
+    let script = format!("while :; do echo x >> {}; sleep 0.02; done", strays.display());
+    let netns = format!("--net=/run/netns/{pod}");
+    let user = ["-S", "1879048193", "-G", "1879048193"];
+    let mut command = Command::new("nsenter");
+    command.arg(netns).args(user).args(["setsid", "sh", "-c", &script]).current_dir("/");
+    command.stdin(Stdio::null()).spawn().context("cannot run nsenter")
+}
+
+fn grows(file: &Path) -> Result<()> {
+    let before = fs::metadata(file)?.len();
+    wait_until(SOON, "it writes", || fs::metadata(file).is_ok_and(|now| now.len() > before)).map(drop)
+}
+
+/// Nobody writes any more. That nothing happens cannot be waited for.
+fn still(file: &Path) -> Result<()> {
+    sleep(Duration::from_millis(300));
+    let before = fs::metadata(file)?.len();
+    sleep(Duration::from_secs(1));
+    let after = fs::metadata(file)?.len();
+    ensure!(after == before, "{} has grown by {} bytes", file.display(), after - before);
+    Ok(())
 }
 
 /// The pod that runs and is so.

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     child, ended_how, enter, lock,
     log_file::LogFile,
+    namespace::PidNamespace,
     poll_readable, signal_group, signals,
     spec::TaskSpec,
     strays::{self, Family},
@@ -122,6 +123,8 @@ pub fn run(folder: &Path) -> Result<()> {
 
 struct Program {
     pid: i32,
+    /// Of a job's program; an operator's is the machine's, and signals what it likes.
+    _namespace: Option<PidNamespace>,
     outputs: Vec<fs::File>,
     signals: SignalFd,
     log: LogFile,
@@ -139,12 +142,14 @@ impl Program {
         let signals = signals()?;
         wait_for_lease(spec, &signals)?;
         let task = TaskSpec { name: spec.name.clone(), exec: spec.exec.clone(), env: spec.env.clone() };
+        let mut namespace = spec.netns.is_some().then(PidNamespace::default);
         // Its text names the cause.
-        let child = child::start(&task, spec.user, &folder.join(WORK_FOLDER))
+        let child = child::start(&task, spec.user, &folder.join(WORK_FOLDER), namespace.as_mut())
             .map_err(|error| anyhow::Error::msg(error.to_string()))?;
         let timeout = Duration::from_millis(spec.timeout_ms);
         Ok(Program {
             pid: child.pid,
+            _namespace: namespace,
             outputs: vec![child.output],
             signals,
             log: LogFile::new(folder.join(OUTPUT_FILE), OUTPUT_BYTES_MAX),
