@@ -4,10 +4,13 @@
 
 use std::{
     fmt::Display,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
 };
 
 use serde::Serialize;
+
+/// A column that is not wider is not cut.
+const COLUMN_WIDTH_MIN: usize = 12;
 
 /// The shape of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -34,6 +37,15 @@ pub(crate) fn rows<R: Row>(out: &mut impl Write, format: Format, rows: &[R]) -> 
     match format {
         Format::Table => Ok(table(out, R::HEADER, rows.iter().map(Row::cells))?),
         Format::Json | Format::Yaml => value(out, format, &rows),
+    }
+}
+
+/// Prints a list, in a table no wider than the terminal: the widest columns are cut. Without a terminal nothing is.
+pub(crate) fn narrow_rows<R: Row>(out: &mut impl Write, format: Format, rows: &[R]) -> anyhow::Result<()> {
+    let width = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    match (format, width.filter(|_| io::stdout().is_terminal())) {
+        (Format::Table, Some(width)) => Ok(narrow_table(out, R::HEADER, rows.iter().map(Row::cells), width)?),
+        _ => self::rows(out, format, rows),
     }
 }
 
@@ -83,17 +95,47 @@ pub(crate) fn table(
     header: &[&str],
     rows: impl Iterator<Item = Vec<String>>,
 ) -> io::Result<()> {
+    narrow_table(out, header, rows, usize::MAX)
+}
+
+/// The same, with columns that are cut until a line has `line_width`, or only short ones are left.
+fn narrow_table(
+    out: &mut impl Write,
+    header: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+    line_width: usize,
+) -> io::Result<()> {
     let mut lines = vec![header.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()];
     lines.extend(rows.map(|cells| cells.iter().map(|cell| shown(cell)).collect()));
-    let widths: Vec<usize> = (0..header.len())
+    let mut widths: Vec<usize> = (0..header.len())
         .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
         .collect();
+    narrow(&mut widths, line_width);
     for line in &lines {
-        let padded: Vec<String> =
-            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let padded: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| cut(cell, *width)).collect();
         writeln!(out, "{}", padded.join("  ").trim_end())?;
     }
     Ok(())
+}
+
+/// Takes from the widest until they fit beside each other, and from none that is short.
+fn narrow(widths: &mut [usize], line_width: usize) {
+    let gaps = 2 * widths.len().saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > line_width {
+        match widths.iter_mut().max() {
+            Some(widest) if *widest > COLUMN_WIDTH_MIN => *widest -= 1,
+            _ => return,
+        }
+    }
+}
+
+/// A cell as wide as its column.
+fn cut(cell: &str, width: usize) -> String {
+    if cell.chars().count() <= width {
+        return format!("{cell:<width$}");
+    }
+    let kept: String = cell.chars().take(width.saturating_sub(1)).collect();
+    format!("{kept}…")
 }
 
 fn shown(cell: &str) -> String {
@@ -140,6 +182,21 @@ mod tests {
 
     const FRUITS: [Fruit; 2] =
         [Fruit { name: "banana", colour: Some("yellow") }, Fruit { name: "fig", colour: None }];
+
+    #[test]
+    fn a_line_is_as_wide_as_the_terminal_and_says_where_it_is_cut() {
+        let row = || {
+            vec!["1042".to_owned(), "pods: a, b, c, d, e, f, g, h".to_owned(), "lease of n1 ended".to_owned()]
+        };
+        let narrowed = |width| {
+            let mut out = Vec::new();
+            narrow_table(&mut out, &["REVISION", "CHANGE", "MESSAGE"], [row()].into_iter(), width).unwrap();
+            String::from_utf8(out).unwrap().lines().last().unwrap().to_owned()
+        };
+        assert_eq!(narrowed(80), "1042      pods: a, b, c, d, e, f, g, h  lease of n1 ended");
+        assert_eq!(narrowed(44), "1042      pods: a, b, c, …  lease of n1 end…");
+        assert_eq!(narrowed(3), "1042      pods: a, b,…  lease of n1…");
+    }
 
     fn printed(format: Format) -> String {
         let mut out = Vec::new();

@@ -19,7 +19,8 @@ const NAMED_MAX: usize = 3;
 /// Show what was changed, by whom and why, the newest first
 ///
 /// Each line is a revision. Changers are people and their tools (`user:NAME`), and the cluster itself (`scheduler`,
-/// `node:NAME`). With -o json each revision has all its objects and fields, 50 and 200 at most.
+/// `node:NAME`). On a terminal a line is cut where that ends. With -o json each revision has all its objects and fields, 50
+/// and 200 at most.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,6 +37,9 @@ pub(super) struct Args {
     /// Only those of this last time, such as 1h
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     since: Option<Duration>,
+    /// Whole lines, also where they are wider than the terminal
+    #[arg(long)]
+    wide: bool,
     #[command(flatten)]
     changers: Changers,
     #[command(flatten)]
@@ -279,7 +283,10 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
             return Ok(());
         }
     }
-    print::to_stdout(|out| print::rows(out, format, &rows))
+    print::to_stdout(|out| match args.wide {
+        true => print::rows(out, format, &rows),
+        false => print::narrow_rows(out, format, &rows),
+    })
 }
 
 #[cfg(test)]
