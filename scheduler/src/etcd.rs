@@ -80,6 +80,15 @@ pub enum EtcdError {
     Tls(String),
 }
 
+/// A client for programs that measure: servers make their own.
+///
+/// # Errors
+/// [`EtcdError::Tls`].
+#[doc(hidden)]
+pub fn client(location: &Location) -> Result<impl Kv + Clone + use<>, EtcdError> {
+    Etcd::new(location)
+}
+
 /// An etcd cluster.
 #[derive(Clone)]
 pub(crate) struct Etcd(Arc<Inner>);
@@ -149,7 +158,7 @@ impl Etcd {
     pub(crate) async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, EtcdError> {
         let call = |channel: Channel| {
             let request = request.clone();
-            async move { client(channel).txn(request).await }
+            async move { kv_client(channel).txn(request).await }
         };
         self.once(CALL_MAX, call).await
     }
@@ -158,7 +167,7 @@ impl Etcd {
     pub(crate) async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, EtcdError> {
         let call = |channel: Channel| {
             let request = request.clone();
-            async move { client(channel).range(request).await }
+            async move { kv_client(channel).range(request).await }
         };
         self.at_each(CALL_MAX, call).await
     }
@@ -234,27 +243,41 @@ impl Etcd {
 
     /// Returns when a key was deleted after `revision`, or when that is no longer known.
     pub(crate) async fn deleted(&self, key: &str, revision: i64) -> Result<(), EtcdError> {
-        let create = pb::WatchCreateRequest {
-            key: key.into(),
-            range_end: vec![],
-            start_revision: revision.saturating_add(1),
+        let start_revision = revision.saturating_add(1);
+        let create = pb::WatchCreateRequest { key: key.into(), range_end: vec![], start_revision };
+        let is_delete = |event: &pb::Event| event.r#type() == pb::event::Type::Delete;
+        self.watch(create, |message| !message.canceled && !message.events.iter().any(is_delete)).await
+    }
+
+    /// Says when something below `prefix`, which ends with `/`, has changed, until the stream ends.
+    pub(crate) async fn changes(&self, prefix: &str, mut changed: impl FnMut()) -> Result<(), EtcdError> {
+        let (key, range_end) = (prefix.into(), after(prefix));
+        let create = pb::WatchCreateRequest { key, range_end, start_revision: 0 };
+        let goes_on = |message: &pb::WatchResponse| {
+            changed();
+            !message.canceled
         };
+        self.watch(create, goes_on).await
+    }
+
+    /// Watches until `goes_on` says no, or the stream ends.
+    async fn watch(
+        &self,
+        create: pb::WatchCreateRequest,
+        mut goes_on: impl FnMut(&pb::WatchResponse) -> bool,
+    ) -> Result<(), EtcdError> {
         let union = Some(pb::watch_request::RequestUnion::CreateRequest(create));
         let (requests, stream) = tokio::sync::mpsc::channel(1);
         requests.try_send(pb::WatchRequest { request_union: union }).expect("there is room for one");
         let call = |channel: Channel| async move {
-            WatchClient::new(channel).watch(tokio_stream::wrappers::ReceiverStream::new(stream)).await
+            let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+            WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).watch(stream).await
         };
         let mut events = self.once(CALL_MAX, call).await?;
         loop {
             match events.message().await {
-                Ok(Some(message)) if message.canceled => return Ok(()),
-                Ok(Some(message)) => {
-                    if message.events.iter().any(|event| event.r#type() == pb::event::Type::Delete) {
-                        return Ok(());
-                    }
-                }
-                Ok(None) => return Ok(()),
+                Ok(Some(message)) if goes_on(&message) => {}
+                Ok(_) => return Ok(()),
                 Err(status) => return Err(self.error(&status)),
             }
         }
@@ -313,7 +336,7 @@ impl Etcd {
     }
 }
 
-fn client(channel: Channel) -> KvClient<Channel> {
+fn kv_client(channel: Channel) -> KvClient<Channel> {
     KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 

@@ -145,15 +145,14 @@ pub(crate) async fn share(etcd: &Etcd, prefix: &str, dir: &Path, clock: Clock) -
     Ok(shared)
 }
 
-/// Reads what is in the store of several servers; the first one makes the cluster.
+/// Goes on with what is in the store of several servers; the first one makes the cluster.
 pub(crate) fn begin(
     store: Arc<dyn Store>,
+    mut state: State,
     shared: &Shared,
     pod_ipv4: Option<Ipv4Network>,
     clock: Clock,
 ) -> anyhow::Result<Opened> {
-    let (revision, values) = store.load()?;
-    let mut state = State::load(revision, values);
     if state.cluster().is_none() {
         found(&mut state, store.as_ref(), Founding { pod_ipv4, ..Founding::default() }, clock)?;
     }

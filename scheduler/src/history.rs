@@ -28,6 +28,8 @@ pub(crate) enum Ended {
 pub(crate) enum Seen<'a> {
     /// A revision.
     Revision(&'a Revision),
+    /// One that does not change what is asked about.
+    Other,
     /// One that a damaged store cannot give.
     Unreadable(u64),
 }
@@ -63,12 +65,14 @@ pub(crate) enum VersionError {
     Store(#[from] StoreError),
 }
 
-/// Shows revisions older than `before`, newest first, until `visit` has had enough.
+/// Shows revisions older than `before`, newest first, until `visit` has had enough. With a key, those that do not change
+/// it may be no more than [`Seen::Other`].
 ///
 /// # Errors
 /// The log cannot be read.
 pub(crate) fn back(
     store: &dyn Store,
+    about: Option<&Key>,
     before: u64,
     mut visit: impl FnMut(Seen<'_>) -> ControlFlow<()>,
 ) -> Result<Ended, StoreError> {
@@ -76,11 +80,16 @@ pub(crate) fn back(
     let (oldest, mut before) = (store.oldest()?, before);
     while before > oldest {
         let after = before.saturating_sub(CHUNK + 1).max(oldest.saturating_sub(1));
-        let chunk = store.log_after(after, (before - 1 - after) as usize)?;
+        let len = (before - 1 - after) as usize;
+        let chunk = match about {
+            Some(key) => store.log_about(key, after, len)?,
+            None => store.log_after(after, len)?,
+        };
         for number in (after + 1..before).rev() {
             let seen = match chunk.binary_search_by_key(&number, |revision| revision.revision) {
                 Ok(at) => Seen::Revision(&chunk[at]),
                 Err(_) if is_damaged => Seen::Unreadable(number),
+                Err(_) if about.is_some() => Seen::Other,
                 // It has just been compacted.
                 Err(_) => continue,
             };
@@ -110,9 +119,10 @@ pub(crate) fn version(
     let version = if version == 0 { record.version } else { version };
     let (key, mut found, mut earliest) = (Key::Job(name.to_owned()), None, None);
     let mut unreadable = None;
-    let ended = back(store, state.revision() + 1, |seen| {
+    let ended = back(store, Some(&key), state.revision() + 1, |seen| {
         let revision = match seen {
             Seen::Revision(revision) => revision,
+            Seen::Other => return ControlFlow::Continue(()),
             Seen::Unreadable(number) => {
                 unreadable = Some(number);
                 return ControlFlow::Continue(());
@@ -216,11 +226,11 @@ mod tests {
             seen.push(revision.revision);
             ControlFlow::Continue(())
         };
-        assert_eq!(back(store.as_ref(), 502, visit).unwrap(), Ended::AtTheBeginning(51));
+        assert_eq!(back(store.as_ref(), None, 502, visit).unwrap(), Ended::AtTheBeginning(51));
         assert_eq!(seen, (51..=501).rev().collect::<Vec<_>>());
-        let ended = back(store.as_ref(), 502, |_| ControlFlow::Break(())).unwrap();
+        let ended = back(store.as_ref(), None, 502, |_| ControlFlow::Break(())).unwrap();
         assert_eq!(ended, Ended::Stopped(501));
-        assert_eq!(back(store.as_ref(), 51, |_| panic!("none")).unwrap(), Ended::AtTheBeginning(51));
+        assert_eq!(back(store.as_ref(), None, 51, |_| panic!("none")).unwrap(), Ended::AtTheBeginning(51));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod compaction;
 pub mod convert;
 mod election;
 pub mod etcd;
+mod follower;
 pub mod founding;
 mod front;
 mod happenings;

@@ -7,10 +7,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
+use scheduler_core::state::State;
 use tokio::{
     io::AsyncReadExt as _,
     net::TcpStream,
@@ -25,11 +26,12 @@ use crate::{
     clock::Clock,
     election::{self, Followed, Leader, Outcome, Seat},
     etcd::{self, Etcd, EtcdError, Location},
+    follower::Follower,
     founding::{self, Opened, Shared},
     front::{Front, Lead, Mode},
     server::{Ready, ServerConfig, Sockets},
     sorry,
-    store::{EtcdStore, Store as _, StoreError},
+    store::{Copy, EtcdStore, Store as _, StoreError},
     term::Term,
     writer::chain,
 };
@@ -129,6 +131,7 @@ impl Member<'_> {
         addresses: Vec<SocketAddr>,
         ready: impl FnOnce(&Ready),
     ) -> anyhow::Result<()> {
+        let mut follower = None;
         let mut ready = Some(ready);
         let mut is_ready = |join_token: Option<String>| {
             if let Some(ready) = ready.take() {
@@ -143,14 +146,20 @@ impl Member<'_> {
             };
             match outcome {
                 Ok(Outcome::Leads(seat)) => {
-                    if self.lead(&seat, shutdown, &mut is_ready).await? {
+                    if self.lead(&seat, follower.take(), shutdown, &mut is_ready).await? {
                         return Ok(());
                     }
                 }
-                Ok(Outcome::Follows(followed)) => tokio::select! {
-                    () = &mut *shutdown => return Ok(()),
-                    () = self.follow(&followed, &mut is_ready) => {}
-                },
+                Ok(Outcome::Follows(followed)) => {
+                    if follower.is_none() {
+                        let started = Follower::start(&self.etcd, &self.prefix);
+                        follower = Some(started.context("cannot start the thread that follows")?);
+                    }
+                    tokio::select! {
+                        () = &mut *shutdown => return Ok(()),
+                        () = self.follow(&followed, &mut is_ready) => {}
+                    }
+                }
                 Err(error) => self.nobody(chain(&error)).await,
             }
         }
@@ -207,10 +216,11 @@ impl Member<'_> {
     async fn lead(
         &self,
         seat: &Seat,
+        follower: Option<Follower>,
         shutdown: &mut (impl Future<Output = ()> + Unpin),
         is_ready: &mut impl FnMut(Option<String>),
     ) -> anyhow::Result<bool> {
-        let opened = match self.open(seat.clone()).await {
+        let opened = match self.open(seat.clone(), follower).await {
             Ok(opened) => opened,
             Err(error) => {
                 seat.give_up().await;
@@ -248,15 +258,34 @@ impl Member<'_> {
     }
 
     /// Takes the store over.
-    async fn open(&self, seat: Seat) -> anyhow::Result<Opened> {
+    async fn open(&self, seat: Seat, follower: Option<Follower>) -> anyhow::Result<Opened> {
         let (etcd, prefix, shared) = (self.etcd.clone(), self.prefix.clone(), self.shared.clone());
         let (pod_ipv4, clock) = (self.config.pod_ipv4, self.clock);
         let opening = spawn_blocking(move || {
             let store = EtcdStore::open(etcd, &prefix, shared.epoch(), seat)?;
-            founding::begin(Arc::new(store), &shared, pod_ipv4, clock)
+            let state = take_over(&store, follower.and_then(Follower::finish))?;
+            founding::begin(Arc::new(store), state, &shared, pod_ipv4, clock)
         });
         opening.await?
     }
+}
+
+/// The state that a leader begins with: what the copy lacks is read, or everything.
+fn take_over(store: &EtcdStore, copy: Option<Copy>) -> Result<State, StoreError> {
+    let begun = Instant::now();
+    let kept = copy.as_ref().map(Copy::revision);
+    let state = copy.map(|copy| store.go_on_from(copy)).transpose()?.flatten();
+    let is_whole = state.is_some();
+    let state = match state {
+        Some(state) => state,
+        None => {
+            let (revision, values) = store.load()?;
+            State::load(revision, values)
+        }
+    };
+    let from = kept.filter(|_| is_whole).unwrap_or(0);
+    info!(from, to = state.revision(), took = ?begun.elapsed(), "the state is taken over");
+    Ok(state)
 }
 
 /// Resolves when nobody listens any more where a connection was accepted before: the kernel of a machine says so
@@ -356,7 +385,7 @@ pub(crate) async fn init(
     let begun = spawn_blocking(move || {
         let store = EtcdStore::open(etcd, &prefix, shared.epoch(), writer)?;
         let (revision, values) = store.load()?;
-        let state = scheduler_core::state::State::load(revision, values);
+        let state = State::load(revision, values);
         founding::only_first(state, &store, decided, clock, &prefix)
     });
     let result = begun.await.context("the thread that begins the cluster has ended")?;

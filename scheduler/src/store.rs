@@ -19,7 +19,12 @@ mod etcd;
 mod redb;
 mod salvage;
 
-pub use self::{damage::Damage, etcd::EtcdStore, redb::RedbStore, salvage::SalvagedStore};
+pub use self::{
+    damage::Damage,
+    etcd::{Copy, EtcdStore, Went},
+    redb::RedbStore,
+    salvage::SalvagedStore,
+};
 
 /// Where revisions are made durable.
 pub trait Store: Send + Sync + 'static {
@@ -45,6 +50,15 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// They cannot be read.
     fn log_after(&self, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError>;
+
+    /// Of what [`Store::log_after`] gives, the first revision and those that change `key`; of the others any may be left out.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn log_about(&self, key: &Key, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError> {
+        let _every_one_is_given = key;
+        self.log_after(revision, max)
+    }
 
     /// The oldest revision that is in the log; one more than the last when there is none.
     ///

@@ -112,8 +112,20 @@ async fn wait_for(done: &AtomicUsize, writes: usize) {
 
 #[tokio::test]
 async fn no_kill_loses_what_was_acknowledged() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    // Those of every day, or those that `cargo xtask crash` wants.
+    let (first, rounds) =
+        (number("HEXTET_CRASH_SEED").unwrap_or(7), number("HEXTET_CRASH_ROUNDS").unwrap_or(1));
+    for seed in first..first + rounds {
+        let acknowledged = kill_again_and_again(seed).await;
+        println!("seed {seed}: {KILLS} kills, {acknowledged} acknowledged writes, all there");
+    }
+}
+
+/// One store through many lives of its server.
+async fn kill_again_and_again(seed: u64) -> usize {
     let dir = tempfile::tempdir().unwrap();
-    let mut rng = StdRng::seed_from_u64(7);
+    let mut rng = StdRng::seed_from_u64(seed);
     let (mut acknowledged, mut seen): (Vec<Entry>, Vec<Entry>) = Default::default();
     for life in 0..KILLS {
         let mut server = start(dir.path());
@@ -123,9 +135,9 @@ async fn no_kill_loses_what_was_acknowledged() {
             is.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
             (1..=is.len() as u64).collect::<Vec<_>>()
         );
-        assert_eq!(is[..seen.len()], seen, "what was read once is read again");
+        assert_eq!(is[..seen.len()], seen, "seed {seed}: what was read once is read again");
         for entry in &acknowledged {
-            assert_eq!(is[entry.0 as usize - 1], *entry, "life {life}");
+            assert_eq!(is[entry.0 as usize - 1], *entry, "seed {seed}, life {life}");
         }
         seen = is;
         let done = Arc::new(AtomicUsize::new(0));
@@ -139,5 +151,6 @@ async fn no_kill_loses_what_was_acknowledged() {
             acknowledged.extend(writer.await.unwrap());
         }
     }
-    assert!(acknowledged.len() > KILLS * 5, "{} acknowledged", acknowledged.len());
+    assert!(acknowledged.len() > KILLS * 5, "seed {seed}: {} acknowledged", acknowledged.len());
+    acknowledged.len()
 }

@@ -1,9 +1,11 @@
-//! A server with 10,000 nodes and 2,000,000 pods: what it takes, and how long it takes over one pod more.
+//! A server with 5,000 nodes and 150,000 pods, and with 10,000 and 2,000,000: what it takes, and how long it takes over
+//! its start and one pod more.
 //!
 //! It is the server of `netctl server` with its store on the disk, in a process of its own, asked over its socket. No
 //! node is attached and no load balancer reads: what each of them takes comes on top.
 
 use std::{
+    fs,
     path::Path,
     time::{Duration, Instant},
 };
@@ -17,7 +19,7 @@ use scheduler::{
     convert,
     founding::{self, Founding},
     server::{self, ServerConfig, StoreChoice},
-    store::{RedbStore, Store as _},
+    store::{RedbStore, Store},
 };
 use scheduler_core::{event::Event, job::Spread, state::State};
 use tokio::{runtime::Runtime, sync::oneshot};
@@ -40,36 +42,52 @@ const PLANS: usize = 20;
 /// Revisions in one commit of the preparation.
 const COMMIT_LEN: usize = 64;
 
+/// Nodes and pods: what users have, and the bounds.
+const SIZES: [(usize, usize); 2] = [(5_000, 150_000), (NODES, PODS)];
+/// How large a store is, beside it.
+const SIZE: &str = "size";
+
 pub(crate) fn run() {
-    println!("\nA server with 10,000 nodes and 2,000,000 pods in jobs of 1,000, its store on the disk\n");
-    let dir = tempfile::tempdir().expect("there is room for temporary files");
-    for stage in [FILL, SERVE] {
-        run_self(&[stage.as_ref(), dir.path().as_os_str()]);
+    for (nodes, pods) in SIZES {
+        println!("\nA server with {nodes} nodes and {pods} pods in jobs of 1,000, its store on the disk\n");
+        let dir = tempfile::tempdir().expect("there is room for temporary files");
+        fs::write(dir.path().join(SIZE), format!("{nodes} {pods}")).expect("the disk has room");
+        for stage in [FILL, SERVE] {
+            run_self(&[stage.as_ref(), dir.path().as_os_str()]);
+        }
     }
 }
 
-/// Makes the store.
+/// Makes the store, as large as `size` says.
 pub(crate) fn fill(dir: &Path) {
+    let size = fs::read_to_string(dir.join(SIZE)).unwrap_or_default();
+    let mut numbers = size.split_whitespace().filter_map(|word| word.parse().ok());
+    let (nodes, pods) = (numbers.next().unwrap_or(NODES), numbers.next().unwrap_or(PODS));
     let made = Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(founding::init(&dir.join("state"), &StoreChoice::Local, Founding::default()))
     });
     made.expect("an empty folder takes a cluster");
     let store = RedbStore::open(&dir.join("state/server.redb")).expect("it was made");
     let (revision, values) = store.load().expect("it is good");
-    let mut fleet = Fleet::go_on(State::load(revision, values));
-    let mut waiting = Vec::new();
-    for number in 0..NODES {
-        waiting.extend(fleet.join(number, CAPACITY));
-        commit(&store, &mut waiting, COMMIT_LEN);
-    }
-    for number in 0..PODS / COUNT as usize {
-        waiting.extend(fleet.revision(job(format!("j{number}"), COUNT, 1_000, Spread::Node)).0);
-        commit(&store, &mut waiting, 1);
-    }
-    commit(&store, &mut waiting, 1);
+    fill_store(&store, State::load(revision, values), nodes, pods);
 }
 
-fn commit(store: &RedbStore, waiting: &mut Vec<scheduler_core::change::Revision>, at_least: usize) {
+/// Commits nodes and jobs of 1,000 pods.
+pub(crate) fn fill_store(store: &dyn Store, state: State, nodes: usize, pods: usize) {
+    let mut fleet = Fleet::go_on(state);
+    let mut waiting = Vec::new();
+    for number in 0..nodes {
+        waiting.extend(fleet.join(number, CAPACITY));
+        commit(store, &mut waiting, COMMIT_LEN);
+    }
+    commit(store, &mut waiting, 1);
+    for number in 0..pods / COUNT as usize {
+        waiting.extend(fleet.revision(job(format!("j{number}"), COUNT, 1_000, Spread::Node)).0);
+        commit(store, &mut waiting, 1);
+    }
+}
+
+fn commit(store: &dyn Store, waiting: &mut Vec<scheduler_core::change::Revision>, at_least: usize) {
     if waiting.len() >= at_least {
         store.commit(waiting).expect("the disk has room");
         waiting.clear();
@@ -114,7 +132,7 @@ async fn make_room(mut cluster: ClusterClient<Channel>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn config(dir: &Path) -> ServerConfig {
+pub(crate) fn config(dir: &Path) -> ServerConfig {
     ServerConfig {
         state_dir: dir.join("state"),
         store: StoreChoice::Local,
@@ -159,7 +177,7 @@ async fn plan(mut cluster: ClusterClient<Channel>) -> anyhow::Result<Duration> {
     Ok(times[PLANS / 2])
 }
 
-fn one(name: &str) -> v1::Job {
+pub(crate) fn one(name: &str) -> v1::Job {
     match job(name.to_owned(), 1, 1_000, Spread::Node) {
         Event::ApplyJob(job, _) => convert::job_to_message(&job),
         other => unreachable!("a job is applied, not {other:?}"),

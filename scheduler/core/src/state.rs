@@ -55,9 +55,15 @@ impl State {
     #[must_use]
     pub fn load(revision: u64, values: impl IntoIterator<Item = (Key, Value)>) -> State {
         let mut state = State { revision, ..State::default() };
+        // Each node gets its place once, when all is known that its pods ask for, and not anew for every pod.
+        let mut nodes = Vec::new();
         for (key, value) in values {
-            state.set(&key, Some(value));
+            match key {
+                Key::Node(_) => nodes.push((key, value)),
+                _ => state.set(&key, Some(value)),
+            }
         }
+        nodes.into_iter().for_each(|(key, value)| state.set(&key, Some(value)));
         state
     }
 

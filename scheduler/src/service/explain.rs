@@ -210,14 +210,15 @@ async fn past(
     let (store, pod, now) = (hub.store.clone(), request.pod.clone(), hub.clock.wall().0);
     let read = task::spawn_blocking(move || {
         let (mut found, mut read, mut in_gap) = (Vec::new(), 0, false);
-        history::back(store.as_ref(), last + 1, |seen| {
+        let about = (!pod.is_empty()).then(|| Key::Pod(PodId(pod.clone())));
+        history::back(store.as_ref(), about.as_ref(), last + 1, |seen| {
             match seen {
                 Seen::Revision(revision) => found.extend(of_revision(revision, &pod)),
                 Seen::Unreadable(number) if !in_gap => {
                     let unix_ms = found.last().map_or(now, |newer: &v1::ClusterEvent| newer.unix_ms);
                     found.push(unreadable(number, unix_ms));
                 }
-                Seen::Unreadable(_) => {}
+                Seen::Unreadable(_) | Seen::Other => {}
             }
             in_gap = matches!(seen, Seen::Unreadable(_));
             read += 1;

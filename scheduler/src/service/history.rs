@@ -62,17 +62,19 @@ pub(super) async fn list(
     read(hub, move |hub| {
         let (mut revisions, mut read) = (Vec::new(), 0);
         let mut past = false;
-        let ended = history::back(hub.store.as_ref(), before, |seen| {
-            let revision = match seen {
-                Seen::Revision(revision) => revision,
+        let ended = history::back(hub.store.as_ref(), key.as_ref(), before, |seen| {
+            match seen {
+                Seen::Revision(revision) => {
+                    past = revision.time < since;
+                    if past {
+                        return ControlFlow::Break(());
+                    }
+                    if filter.selects(&revision.changer) {
+                        revisions.extend(revision_message(revision, key.as_ref()));
+                    }
+                }
+                Seen::Other => {}
                 Seen::Unreadable(number) => return push_unreadable(&mut revisions, number),
-            };
-            past = revision.time < since;
-            if past {
-                return ControlFlow::Break(());
-            }
-            if filter.selects(&revision.changer) {
-                revisions.extend(revision_message(revision, key.as_ref()));
             }
             read += 1;
             let full = revisions.len() >= limit || read >= READ_MAX;
@@ -97,9 +99,10 @@ pub(super) async fn diff(
     read(hub, move |hub| {
         let (mut net, mut selected, mut read, mut first_revision) = (Net::default(), 0, 0, last_revision + 1);
         let (mut past, mut unreadable, mut too_many) = (false, 0, false);
-        let ended = history::back(hub.store.as_ref(), last_revision + 1, |seen| {
+        let ended = history::back(hub.store.as_ref(), None, last_revision + 1, |seen| {
             let revision = match seen {
                 Seen::Revision(revision) => revision,
+                Seen::Other => return ControlFlow::Continue(()),
                 Seen::Unreadable(number) if number > after => {
                     unreadable += 1;
                     return ControlFlow::Continue(());
@@ -189,7 +192,7 @@ async fn first_since(hub: &Arc<Hub>, since: WallTime) -> Result<u64, Status> {
         Seen::Revision(revision) if revision.time < since => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
-    let ended = read(hub, move |hub| history::back(hub.store.as_ref(), end, older)).await?;
+    let ended = read(hub, move |hub| history::back(hub.store.as_ref(), None, end, older)).await?;
     Ok(match ended {
         Ended::Stopped(older) => older + 1,
         Ended::AtTheBeginning(oldest) => oldest,

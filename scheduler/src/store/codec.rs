@@ -10,12 +10,11 @@
 //! | 0 | `{`: the whole is plain JSON, as the first stores had it. `1`: what follows is a zstd frame without its magic number, with the first [`DICTIONARY`] |
 
 use std::{
-    borrow::Cow,
     io,
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zstd::{
     bulk::{Compressor, Decompressor},
     zstd_safe,
@@ -30,6 +29,8 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 const LEVEL: i32 = 3;
 /// The most bytes of JSON in one entry: a revision that touches every pod of the largest cluster fits.
 const JSON_BYTES_MAX: u64 = 1 << 30;
+/// What a decoder that is always there keeps of its buffers.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
 /// A revision or a value as it is stored.
 pub(crate) fn encode(thing: &impl Serialize) -> Vec<u8> {
@@ -46,13 +47,65 @@ pub(crate) fn encode(thing: &impl Serialize) -> Vec<u8> {
 /// # Errors
 /// It is not what was written.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
-    let json = match bytes.first() {
-        Some(&PLAIN) => Cow::Borrowed(bytes),
-        Some(&DICTIONARY_1) => Cow::Owned(decompress(&[&ZSTD_MAGIC, &bytes[1..]].concat())?),
-        Some(other) => return Err(damaged(format!("an entry of kind {other}"))),
-        None => return Err(damaged("an empty entry".to_owned())),
-    };
-    serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))
+    static DECODER: OnceLock<Mutex<Decoder>> = OnceLock::new();
+    let decoder = DECODER.get_or_init(|| Mutex::new(Decoder::new()));
+    let mut decoder = decoder.lock().unwrap_or_else(PoisonError::into_inner);
+    let read = decoder.json(bytes).and_then(parse);
+    decoder.shrink();
+    read
+}
+
+/// What [`Decoder::json`] gave, as a value.
+///
+/// # Errors
+/// It is not one.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> io::Result<T> {
+    serde_json::from_slice(json).map_err(|error| damaged(error.to_string()))
+}
+
+/// Reads many, one after the other: a thread that does so has one of its own.
+pub(crate) struct Decoder {
+    decompressor: Decompressor<'static>,
+    frame: Vec<u8>,
+    json: Vec<u8>,
+}
+
+impl Decoder {
+    pub(crate) fn new() -> Decoder {
+        let decompressor = Decompressor::with_dictionary(DICTIONARY).expect("the dictionary is a constant");
+        Decoder { decompressor, frame: ZSTD_MAGIC.to_vec(), json: Vec::new() }
+    }
+
+    /// The JSON of a revision or a value, until the next is read.
+    ///
+    /// # Errors
+    /// It is not what was written.
+    pub(crate) fn json<'a>(&'a mut self, bytes: &'a [u8]) -> io::Result<&'a [u8]> {
+        match bytes.first() {
+            Some(&PLAIN) => Ok(bytes),
+            Some(&DICTIONARY_1) => self.decompress(&bytes[1..]),
+            Some(other) => Err(damaged(format!("an entry of kind {other}"))),
+            None => Err(damaged("an empty entry".to_owned())),
+        }
+    }
+
+    fn decompress(&mut self, frame: &[u8]) -> io::Result<&[u8]> {
+        self.frame.truncate(ZSTD_MAGIC.len());
+        self.frame.extend_from_slice(frame);
+        let len = zstd_safe::get_frame_content_size(&self.frame).ok().flatten();
+        let len = len.filter(|len| *len <= JSON_BYTES_MAX).ok_or_else(|| damaged("no length".to_owned()))?;
+        self.json.clear();
+        self.json.reserve(len as usize);
+        let done = self.decompressor.decompress_to_buffer(&self.frame, &mut self.json);
+        done.map_err(|error| damaged(error.to_string()))?;
+        Ok(&self.json)
+    }
+
+    /// Gives back what a large one took.
+    fn shrink(&mut self) {
+        self.frame.shrink_to(BUFFER_BYTES_KEPT);
+        self.json.shrink_to(BUFFER_BYTES_KEPT);
+    }
 }
 
 fn compressor() -> Compressor<'static> {
@@ -61,17 +114,6 @@ fn compressor() -> Compressor<'static> {
         Ok(compressor)
     });
     made.expect("the dictionary and the level are constants that zstd takes")
-}
-
-fn decompress(frame: &[u8]) -> io::Result<Vec<u8>> {
-    static DECOMPRESSOR: OnceLock<Mutex<Decompressor<'static>>> = OnceLock::new();
-    let len = zstd_safe::get_frame_content_size(frame).ok().flatten();
-    let len = len.filter(|len| *len <= JSON_BYTES_MAX).ok_or_else(|| damaged("no length".to_owned()))?;
-    let made =
-        || Mutex::new(Decompressor::with_dictionary(DICTIONARY).expect("the dictionary is a constant"));
-    let decompressor = DECOMPRESSOR.get_or_init(made);
-    let mut decompressor = decompressor.lock().unwrap_or_else(PoisonError::into_inner);
-    decompressor.decompress(frame, len as usize).map_err(|error| damaged(error.to_string()))
 }
 
 fn damaged(what: String) -> io::Error {

@@ -161,15 +161,22 @@ fn a_history_of_the_largest_size_is_read_in_seconds() {
         begin.elapsed()
     };
     let walked = timed(&|| {
-        let ended = history::back(&store, revision + 1, |_| ControlFlow::Continue(())).unwrap();
+        let ended = history::back(&store, None, revision + 1, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(ended, history::Ended::AtTheBeginning(1));
     });
     let newest = timed(&|| {
-        history::back(&store, revision + 1, |_| ControlFlow::Break(())).map(drop).unwrap();
+        history::back(&store, None, revision + 1, |_| ControlFlow::Break(())).map(drop).unwrap();
+    });
+    // Of a node, and of what the log knows nothing of.
+    let of_one_took = ["node/n1", "pod/gone"].map(|key| {
+        let key: scheduler_core::change::Key = key.parse().unwrap();
+        timed(&|| {
+            history::back(&store, Some(&key), revision + 1, |_| ControlFlow::Continue(())).map(drop).unwrap();
+        })
     });
     println!(
-        "{revision} revisions in {} MiB: a start looks at them in {opened:?}, a reader walks through all in {walked:?} and \
-         has the newest after {newest:?}",
+        "{revision} revisions in {} MiB: a start looks at them in {opened:?}, a reader walks through all in {walked:?}, \
+         through those of a node and of an unknown pod in {of_one_took:?}, and has the newest after {newest:?}",
         bytes >> 20
     );
     assert!(opened < Duration::from_secs(30) && walked < Duration::from_secs(30), "{opened:?} {walked:?}");

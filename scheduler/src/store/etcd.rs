@@ -33,12 +33,16 @@ use scheduler_core::change::{Key, Revision, Value};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use self::view::View;
+use self::{reading::Reading, view::View};
 use super::{Item, Store, StoreError, codec};
 use crate::etcd::{self, EtcdError, Kv, Right, pb};
 
+mod copy;
 mod log;
+mod reading;
 mod view;
+
+pub use copy::{Copy, Went};
 
 /// etcd takes 128 operations in a transaction (`--max-txn-ops`).
 const OPERATIONS_MAX: usize = 120;
@@ -55,8 +59,7 @@ const LOG_PAGE: i64 = 64;
 
 /// The store in etcd.
 pub struct EtcdStore {
-    etcd: Box<dyn Kv>,
-    prefix: String,
+    reading: Reading,
     epoch: String,
     seat: Box<dyn Right>,
     condition: Mutex<Condition>,
@@ -65,9 +68,6 @@ pub struct EtcdStore {
     oldest: AtomicU64,
     log_bytes: AtomicU64,
 }
-
-/// Takes what is at one key.
-type EachKey<'a> = dyn FnMut(&str, &[u8]) -> Result<(), StoreError> + 'a;
 
 /// What is known of the head.
 #[derive(Clone, Copy, Debug)]
@@ -106,8 +106,7 @@ impl EtcdStore {
     pub fn open(etcd: impl Kv, prefix: &str, epoch: &str, seat: impl Right) -> Result<EtcdStore, StoreError> {
         let condition = Condition { head: Head::NEW, written: 0, unknown: true };
         let store = EtcdStore {
-            etcd: Box::new(etcd),
-            prefix: prefix.to_owned(),
+            reading: Reading::new(etcd, prefix),
             epoch: epoch.to_owned(),
             seat: Box::new(seat),
             condition: Mutex::new(condition),
@@ -129,10 +128,6 @@ impl EtcdStore {
         self.condition.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key(&self, rest: &str) -> String {
-        format!("{}/{rest}", self.prefix)
-    }
-
     /// Runs a transaction that relies on the seat, and on the head when it is to be moved.
     fn transact(
         &self,
@@ -144,7 +139,7 @@ impl EtcdStore {
         }
         compare.push(etcd::created_at(self.seat.key(), self.seat.fence()));
         let request = pb::TxnRequest { compare, success, failure: vec![] };
-        let response = self.etcd.txn(request)?;
+        let response = self.reading.etcd.txn(request)?;
         Ok(Some(response).filter(|response| response.succeeded))
     }
 
@@ -155,7 +150,7 @@ impl EtcdStore {
         head: Head,
         mut operations: Vec<pb::RequestOp>,
     ) -> Result<(), StoreError> {
-        let key = self.key("head");
+        let key = self.reading.key("head");
         let compare = vec![etcd::written_at(&key, condition.written)];
         operations.push(etcd::put(key, codec::encode(&head), 0));
         // Unless etcd answers, nobody knows.
@@ -168,12 +163,12 @@ impl EtcdStore {
 
     /// What etcd holds, as of a moment in which the seat was this server's.
     fn read_head(&self, condition: &mut Condition) -> Result<(), StoreError> {
-        let key = self.key("head");
+        let key = self.reading.key("head");
         let Some(response) = self.transact(vec![], vec![etcd::read(&key)])? else {
             return Err(StoreError::Deposed);
         };
         let (head, written) = match etcd::found(response).next().flatten() {
-            Some(found) => (self.decode::<Head>("head", &found.value)?, found.mod_revision),
+            Some(found) => (self.reading.decode::<Head>("head", &found.value)?, found.mod_revision),
             None => (Head::NEW, 0),
         };
         self.know(condition, head, written);
@@ -191,7 +186,7 @@ impl EtcdStore {
     fn settle(&self, condition: &mut Condition) -> Result<(), StoreError> {
         while condition.head.applied < condition.head.revision {
             let (from, to) = (condition.head.applied, condition.head.revision);
-            for entry in self.entries(from, to, LOG_PAGE, 0)? {
+            for entry in self.reading.entries(from, to, LOG_PAGE, 0)? {
                 let applied = entry.last().map_or(to, |last| last.revision);
                 self.apply(condition, &View::of(&entry), applied)?;
             }
@@ -204,7 +199,7 @@ impl EtcdStore {
     fn apply(&self, condition: &mut Condition, view: &View, applied: u64) -> Result<(), StoreError> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        for (operation, len) in view.operations(&self.prefix) {
+        for (operation, len) in view.operations(&self.reading.prefix) {
             if batch.len() == OPERATIONS_MAX || bytes + len > REQUEST_BYTES_MAX {
                 let head = condition.head;
                 self.write(condition, head, std::mem::take(&mut batch))?;
@@ -220,7 +215,8 @@ impl EtcdStore {
     /// The first of these addresses that a pod had before.
     fn used(&self, addresses: &[Ipv6Addr]) -> Result<Option<Ipv6Addr>, StoreError> {
         for some in addresses.chunks(OPERATIONS_MAX) {
-            let reads = some.iter().map(|address| etcd::read(&view::address_key(&self.prefix, *address)));
+            let reads =
+                some.iter().map(|address| etcd::read(&view::address_key(&self.reading.prefix, *address)));
             let Some(response) = self.transact(vec![], reads.collect())? else {
                 return Err(StoreError::Deposed);
             };
@@ -230,58 +226,6 @@ impl EtcdStore {
             }
         }
         Ok(None)
-    }
-
-    fn decode<T: serde::de::DeserializeOwned>(&self, what: &str, value: &[u8]) -> Result<T, StoreError> {
-        codec::decode(value).map_err(|error| self.damaged(format!("{what}: {error}")))
-    }
-
-    fn damaged(&self, what: String) -> StoreError {
-        StoreError::DamagedInEtcd { prefix: self.prefix.clone(), what }
-    }
-
-    /// The current values as of a revision of etcd, 0 for now.
-    fn values(
-        &self,
-        moment: i64,
-        each: &mut dyn FnMut(Key, Value) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.pages("current/", moment, &mut |key, value| {
-            let value = self.decode(key, value)?;
-            each(key.parse::<Key>().map_err(|error| self.damaged(error.to_string()))?, value)
-        })
-    }
-
-    fn addresses(
-        &self,
-        moment: i64,
-        each: &mut dyn FnMut(Item) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.pages("address/", moment, &mut |key, pod| {
-            let address = key.parse().map_err(|_| self.damaged(format!("address {key:?}")))?;
-            each(Item::Address(address, String::from_utf8_lossy(pod).into_owned()))
-        })
-    }
-
-    /// What is below `folder`, page by page.
-    fn pages(&self, folder: &str, moment: i64, each: &mut EachKey<'_>) -> Result<(), StoreError> {
-        let prefix = self.key(folder);
-        let mut request = pb::RangeRequest {
-            key: prefix.as_str().into(),
-            range_end: etcd::after(&prefix),
-            limit: PAGE,
-            revision: moment,
-            keys_only: false,
-        };
-        loop {
-            let (found, more) = self.etcd.page(&mut request)?;
-            for found in found {
-                each(&String::from_utf8_lossy(&found.key[prefix.len()..]), &found.value)?;
-            }
-            if !more {
-                return Ok(());
-            }
-        }
     }
 
     fn try_commit(&self, condition: &mut Condition, revisions: &[Revision]) -> Result<(), StoreError> {
@@ -302,7 +246,7 @@ impl EtcdStore {
         let log_bytes = condition.head.log_bytes + bytes.stored;
         let head = Head { revision: last, log_bytes, ..condition.head };
         let entries = operations.len();
-        let fits = view.operations(&self.prefix).all(|(operation, len)| {
+        let fits = view.operations(&self.reading.prefix).all(|(operation, len)| {
             bytes.sent += len;
             operations.push(operation);
             operations.len() <= OPERATIONS_MAX && bytes.sent <= REQUEST_BYTES_MAX
@@ -341,7 +285,7 @@ impl Store for EtcdStore {
         let mut condition = self.lock();
         self.settle(&mut condition)?;
         let mut values = Vec::new();
-        self.values(0, &mut |key, value| {
+        self.reading.values(0, &mut |key, value| {
             values.push((key, value));
             Ok(())
         })?;
@@ -357,7 +301,8 @@ impl Store for EtcdStore {
         let mut found: Vec<Revision> = Vec::new();
         let mut from = revision.max(self.oldest.load(Ordering::Acquire).saturating_sub(1));
         while from < to && found.len() < max {
-            let entries = self.entries(from, to, LOG_PAGE.min(i64::try_from(max).unwrap_or(LOG_PAGE)), 0)?;
+            let entries =
+                self.reading.entries(from, to, LOG_PAGE.min(i64::try_from(max).unwrap_or(LOG_PAGE)), 0)?;
             found.extend(entries.into_iter().flatten().filter(|entry| entry.revision > revision));
             from = found.last().map_or(to, |last| last.revision);
         }
@@ -389,11 +334,12 @@ impl Store for EtcdStore {
             (condition.head, condition.written)
         };
         each(Item::Last(head.revision))?;
-        self.values(moment, &mut |key, value| each(Item::Value(key, value)))?;
-        self.addresses(moment, each)?;
+        self.reading.values(moment, &mut |key, value| each(Item::Value(key, value)))?;
+        self.reading.addresses(moment, each)?;
         let mut from = head.oldest.saturating_sub(1);
         while from < head.revision {
-            for revision in self.entries(from, head.revision, LOG_PAGE, moment)?.into_iter().flatten() {
+            for revision in self.reading.entries(from, head.revision, LOG_PAGE, moment)?.into_iter().flatten()
+            {
                 from = revision.revision;
                 each(Item::Entry(revision))?;
             }

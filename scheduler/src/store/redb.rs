@@ -12,7 +12,7 @@ use std::{
     fs,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -22,15 +22,20 @@ use scheduler_core::change::{Key, Revision, Value};
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use super::{Item, SalvagedStore, Store, StoreError, codec};
-use opening::{Opening, find_damage};
+use super::{
+    Item, SalvagedStore, Store, StoreError,
+    codec::{self, Decoder},
+};
+use opening::{Looked, Opening, look};
 use tables::{FORMAT, FORMAT_OF_PLAIN_JSON, Meta};
+use whole::Whole;
 
 mod audit;
 mod opening;
 mod overlay;
 mod pages;
 mod tables;
+mod whole;
 
 const CACHE_BYTES: usize = 32 << 20;
 /// Entries that a backup holds in memory at a time.
@@ -47,6 +52,8 @@ pub struct RedbStore {
     epoch: String,
     opener: Box<Opener>,
     database: RwLock<Condition>,
+    /// What was read before it was opened, until somebody wants it or it changes.
+    read: Mutex<Option<Whole>>,
 }
 
 type Opener = dyn Fn() -> Result<Database, DatabaseError> + Send + Sync;
@@ -79,10 +86,15 @@ impl RedbStore {
         // redb makes a file in several steps, and calls one that is half-way damaged.
         if fs::metadata(path).map_or(true, |file| file.len() == 0) {
             make_whole(path)?;
-        } else if let Some((found, held)) = find_damage(path)? {
-            return Ok(Opening::Damaged(found, held));
         }
-        RedbStore::open_file(path).map(Opening::Whole)
+        let read = match look(path)? {
+            Looked::Whole(whole) => Some(whole),
+            Looked::Other => None,
+            Looked::Damaged(found, held) => return Ok(Opening::Damaged(found, held)),
+        };
+        let store = RedbStore::open_file(path)?;
+        *store.read.lock().unwrap_or_else(PoisonError::into_inner) = read;
+        Ok(Opening::Whole(store))
     }
 
     fn open_file(path: &Path) -> Result<RedbStore, StoreError> {
@@ -135,7 +147,8 @@ impl RedbStore {
         let database = open(path, &opener)?;
         let epoch = guarded(path, || read_or_make_epoch(path, &database))?;
         let (path, opener) = (path.to_owned(), Box::new(opener));
-        Ok(RedbStore { path, epoch, opener, database: RwLock::new(Condition::Good(database)) })
+        let (database, read) = (RwLock::new(Condition::Good(database)), Mutex::default());
+        Ok(RedbStore { path, epoch, opener, database, read })
     }
 
     fn read<T>(
@@ -153,6 +166,7 @@ impl RedbStore {
 
     /// Writes one transaction; a failure closes the file.
     fn change<T>(&self, with: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        drop(self.take_read());
         let result = {
             let condition = self.database.read().unwrap_or_else(PoisonError::into_inner);
             match &*condition {
@@ -161,6 +175,23 @@ impl RedbStore {
             }
         };
         result.map_err(|error| self.fail(error))
+    }
+
+    fn take_read(&self) -> Option<Whole> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Says so when redb shows another commit than what was read.
+    fn agrees(&self, whole: &Whole) -> Result<(), StoreError> {
+        let (revision, lens) = self.read(tables::read_shape)?;
+        let differs = lens.iter().find(|(table, len)| whole.lens.get(*table) != Some(len));
+        match differs {
+            Some((table, len)) => Err(self.damaged(format!("it shows {len} entries of {table}"))),
+            None if revision != whole.revision.to_string() => {
+                Err(self.damaged(format!("it shows revision {revision}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// What the file holds now, for as long as it is looked at.
@@ -234,6 +265,10 @@ impl Store for RedbStore {
     }
 
     fn load(&self) -> Result<(u64, Vec<(Key, Value)>), StoreError> {
+        // Another server may have changed it between the look and the opening.
+        if let Some(whole) = self.take_read().filter(|whole| self.agrees(whole).is_ok()) {
+            return Ok((whole.revision, whole.values));
+        }
         self.parse_current(guarded(&self.path, || self.read(tables::read_current))?)
     }
 
@@ -247,6 +282,22 @@ impl Store for RedbStore {
     fn log_after(&self, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError> {
         let entries = guarded(&self.path, || self.read(|txn| tables::read_log(txn, revision, max)))?;
         entries.iter().map(|(revision, bytes)| self.entry(*revision, bytes)).collect()
+    }
+
+    /// The text of each tells whether it may be about the key: most of a reader's time goes into reading the values.
+    fn log_about(&self, key: &Key, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError> {
+        let entries = guarded(&self.path, || self.read(|txn| tables::read_log(txn, revision, max)))?;
+        let name = serde_json::to_string(key).expect("keys are text");
+        let (mut decoder, mut found) = (Decoder::new(), Vec::new());
+        for (number, bytes) in &entries {
+            let damaged = |error| self.damaged(format!("revision {number}: {error}"));
+            let json = decoder.json(bytes).map_err(damaged)?;
+            let is_about = std::str::from_utf8(json).is_ok_and(|text| text.contains(&name));
+            if is_about || found.is_empty() {
+                found.push(codec::parse(json).map_err(damaged)?);
+            }
+        }
+        Ok(found)
     }
 
     fn oldest(&self) -> Result<u64, StoreError> {

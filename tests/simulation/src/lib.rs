@@ -115,6 +115,8 @@ pub enum Broken {
     BeginsAnew,
     /// Of several servers: a watch that goes on at another begins one revision too late.
     ResumesTooLate,
+    /// Of several servers: one that follows misses an entry of the log now and then.
+    MissesAnEntry,
 }
 
 impl Broken {
@@ -145,8 +147,13 @@ impl Broken {
     ];
 
     /// Those that several servers make.
-    pub const OF_SEVERAL: [Broken; 4] =
-        [Broken::AnswersBeforeDurable, Broken::StoreTakesAll, Broken::BeginsAnew, Broken::ResumesTooLate];
+    pub const OF_SEVERAL: [Broken; 5] = [
+        Broken::AnswersBeforeDurable,
+        Broken::StoreTakesAll,
+        Broken::BeginsAnew,
+        Broken::ResumesTooLate,
+        Broken::MissesAnEntry,
+    ];
 }
 
 /// What came of a seed.
@@ -181,6 +188,10 @@ pub struct Figures {
     pub lost: u64,
     /// Times that a reader of several servers was too slow for each revision.
     pub lagged: u64,
+    /// Times that one of several servers led with the copy that it kept while it followed.
+    pub copies: u64,
+    /// Times that the log did not go on from a copy.
+    pub astray: u64,
     /// Times that a node was taken down.
     pub left: u64,
     /// Times that an operator restored a backup.

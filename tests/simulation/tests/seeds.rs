@@ -27,13 +27,16 @@ fn what_must_hold_holds_after_every_step_and_everything_converges() {
 #[test]
 fn several_servers_lose_nothing_and_are_never_two_that_write() {
     println!("seeds 0 to {} of several servers", SEEDS - 1);
+    let (mut copies, mut astray) = (0, 0);
     for seed in 0..SEEDS {
         let outcome = play_several(seed, &Options::default());
         println!("seed {seed}: {:016x} {:?}", outcome.hash, outcome.figures);
         assert!(outcome.failure.is_none(), "{}", told(seed, &outcome));
         let figures = outcome.figures;
         assert!(figures.revisions > 50 && figures.acknowledged > 10 && figures.faults > 20, "{figures:?}");
+        (copies, astray) = (copies + figures.copies, astray + figures.astray);
     }
+    assert!(copies > 20 && astray > 5, "{copies} led with a copy, {astray} copies were of no use");
 }
 
 #[test]

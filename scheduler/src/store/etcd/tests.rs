@@ -1,6 +1,11 @@
 //! The store over a real etcd.
 
-use std::{collections::BTreeMap, sync::atomic::AtomicU32};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, AtomicU32},
+};
+
+use scheduler_core::state::State;
 
 use super::*;
 use crate::{
@@ -194,4 +199,99 @@ fn an_etcd_that_is_away_is_named_and_waited_for() {
     let store = EtcdStore::open(rig.etcd.clone(), "/p", "e", stood).unwrap();
     assert_eq!(store.load().unwrap().0, 1);
     store.commit(&[revision(2, None)]).unwrap();
+}
+
+/// Everything as a leader reads it that has no copy.
+fn read_anew(store: &EtcdStore) -> State {
+    let (revision, values) = store.load().unwrap();
+    State::load(revision, values)
+}
+
+fn copy(rig: &Rig) -> Copy {
+    Copy::read(rig.etcd.clone(), "/p", &AtomicBool::new(false)).unwrap().unwrap()
+}
+
+fn large(first: u64) -> Revision {
+    let mut large = revision(first, None);
+    let more = (1..2000).flat_map(|number| revision(1_000_000 + number, None).changes);
+    large.changes.extend(more);
+    large
+}
+
+#[test]
+fn a_copy_goes_along_with_the_log_and_is_what_a_leader_would_read() {
+    let Some(rig) = Rig::start("a_copy_goes_along_with_the_log_and_is_what_a_leader_would_read") else {
+        return;
+    };
+    let store = rig.open("/p");
+    let mut begun_with_nothing = copy(&rig);
+    store.commit(&[revision(1, None), revision(2, None)]).unwrap();
+    let mut copy = copy(&rig);
+    assert_eq!((copy.revision(), copy.follow().unwrap()), (2, Went::Nowhere));
+    store.commit(&[large(3)]).unwrap();
+    (4..200).for_each(|number| store.commit(&[revision(number, None)]).unwrap());
+    for copy in [&mut copy, &mut begun_with_nothing] {
+        while copy.follow().unwrap() == Went::On {}
+        assert_eq!(copy.revision(), 199);
+    }
+    // The last entries of a leader that dies.
+    store.commit(&[revision(200, None)]).unwrap();
+    rig.give_up(&store);
+    let store = rig.open("/p");
+    let expected = Some(read_anew(&store));
+    for copy in [copy, begun_with_nothing] {
+        assert!(store.go_on_from(copy).unwrap() == expected);
+    }
+}
+
+#[test]
+fn a_copy_is_whole_although_the_values_are_behind_the_log() {
+    let Some(rig) = Rig::start("a_copy_is_whole_although_the_values_are_behind_the_log") else { return };
+    let store = rig.open("/p");
+    store.commit(&[revision(1, None)]).unwrap();
+    let (operations, bytes) = store.entries_of(&[large(2)]).unwrap();
+    let head = Head { revision: 2, applied: 1, log_bytes: bytes.stored, ..Head::NEW };
+    store.write(&mut store.lock(), head, operations).unwrap();
+    let copy = copy(&rig);
+    assert_eq!(copy.revision(), 2);
+    rig.give_up(&store);
+    let store = rig.open("/p");
+    let expected = read_anew(&store);
+    assert!(store.go_on_from(copy).unwrap() == Some(expected));
+}
+
+#[test]
+fn a_copy_that_a_compaction_left_behind_is_of_no_use() {
+    let Some(rig) = Rig::start("a_copy_that_a_compaction_left_behind_is_of_no_use") else { return };
+    let store = rig.open("/p");
+    store.commit(&[revision(1, None)]).unwrap();
+    let (mut behind, not_at_the_log) = (copy(&rig), copy(&rig));
+    (2..10).for_each(|number| store.commit(&[revision(number, None)]).unwrap());
+    store.compact(5, 100).unwrap();
+    assert_eq!(behind.follow().unwrap(), Went::Astray);
+    assert!(store.go_on_from(not_at_the_log).unwrap().is_none());
+    // All of the log is gone: nothing says any more that the log is another.
+    let (mut last, at_takeover) = (copy(&rig), copy(&rig));
+    store.compact(10, 100).unwrap();
+    assert_eq!((last.follow().unwrap(), last.revision()), (Went::Nowhere, 9));
+    assert!(store.go_on_from(at_takeover).unwrap().is_none());
+    store.commit(&[revision(10, None)]).unwrap();
+    assert_eq!(last.follow().unwrap(), Went::Astray);
+}
+
+/// A snapshot of etcd is put back while servers run, and the cluster goes another way from there.
+#[test]
+fn a_copy_of_another_log_is_of_no_use() {
+    let Some(rig) = Rig::start("a_copy_of_another_log_is_of_no_use") else { return };
+    let store = rig.open("/p");
+    store.commit(&[revision(1, None)]).unwrap();
+    store.commit(&[revision(2, None)]).unwrap();
+    let (mut copy, at_takeover) = (copy(&rig), copy(&rig));
+    let other = Revision { message: "another way".to_owned(), ..revision(2, None) };
+    let (operations, _) = store.entries_of(&[other]).unwrap();
+    let head = store.lock().head;
+    store.write(&mut store.lock(), head, operations).unwrap();
+    store.commit(&[revision(3, None)]).unwrap();
+    assert_eq!((copy.follow().unwrap(), copy.revision()), (Went::Astray, 2));
+    assert!(store.go_on_from(at_takeover).unwrap().is_none());
 }

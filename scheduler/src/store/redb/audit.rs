@@ -1,4 +1,5 @@
-//! Is a file what was written? Looked at before redb opens it, because redb writes when it opens.
+//! What is wrong with a file, and what of it can be told. A good one is told by [`whole`](super::whole), and redb has not
+//! opened it yet: redb writes when it opens.
 //!
 //! Every page has its checksum, every value and every entry of the log reads and is what its key says, the log has no gap,
 //! and its last word on an object is the object. What the pages do not give any more is taken from the log where the log
@@ -19,20 +20,20 @@ use super::{
 use crate::store::{Damage, codec, damage::Hidden, salvage::Salvage};
 
 /// The tables of a store.
-const TABLES: [&str; 4] = ["meta", "current", "log", "addresses"];
+pub(super) const TABLES: [&str; 4] = ["meta", "current", "log", "addresses"];
 
 /// Looks at the whole file. `None`: it is of another format or was never finished, which the opening tells.
 ///
 /// # Errors
 /// The header cannot be read: nothing can be.
-pub(super) fn look(bytes: &dyn Bytes, keep: bool) -> Result<Option<Salvage>, String> {
+pub(super) fn look(bytes: &dyn Bytes) -> Result<Option<Salvage>, String> {
     let pages = Pages::open(bytes)?;
     let mut holes = Vec::new();
     let tables = pages.tables(&mut holes);
     if tables.is_empty() && holes.is_empty() {
         return Ok(None);
     }
-    let mut audit = Audit { keep, ..Audit::default() };
+    let mut audit = Audit::default();
     for table in &tables {
         audit.read(&pages, table, &mut holes);
     }
@@ -46,7 +47,6 @@ pub(super) fn look(bytes: &dyn Bytes, keep: bool) -> Result<Option<Salvage>, Str
 
 #[derive(Default)]
 struct Audit {
-    keep: bool,
     meta: BTreeMap<String, String>,
     values: BTreeMap<Key, Value>,
     /// Those that are there and do not read, with the reason.
@@ -72,7 +72,7 @@ struct Log {
     said: BTreeMap<Key, u64>,
 }
 
-/// A revision without the values that it changed: the largest part of a start is to read all of them.
+/// A revision without the values that it changed.
 #[derive(Deserialize)]
 struct Headline {
     revision: u64,
@@ -135,7 +135,7 @@ impl Audit {
     }
 
     fn address(&mut self, key: &[u8], pod: &[u8]) {
-        if let (true, Ok(bits)) = (self.keep, key.try_into().map(u128::from_le_bytes)) {
+        if let Ok(bits) = key.try_into().map(u128::from_le_bytes) {
             self.addresses.push((Ipv6Addr::from_bits(bits), String::from_utf8_lossy(pod).into_owned()));
         }
     }

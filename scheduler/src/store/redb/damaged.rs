@@ -103,6 +103,7 @@ fn whatever_is_damaged_what_is_shown_is_true_and_what_is_missing_is_told() {
                 continue;
             }
             fs::write(&path, &bytes).unwrap();
+            agree(&path);
             let name = format!("compacted {compacted}, clean {clean}, seed {seed}, byte {at}");
             match open(&path) {
                 Err(StoreError::Damaged { .. }) if at < HEADER_LEN || bytes.len() < written.bytes.len() => {
@@ -132,6 +133,14 @@ fn whatever_is_damaged_what_is_shown_is_true_and_what_is_missing_is_told() {
         whole > 20 && damaged > 80 && refused > 5 && shown > 4_000,
         "{whole} {damaged} {refused} {shown}"
     );
+}
+
+/// What reads a file in one go calls it whole if the audit finds nothing.
+fn agree(path: &Path) {
+    let file = fs::File::open(path).unwrap();
+    let audited = audit::look(&file);
+    let is_good = audited.is_ok_and(|found| found.is_some_and(|found| found.damage.count() == 0));
+    assert_eq!(whole::read(&file).is_some(), is_good);
 }
 
 /// Gives how many objects are shown.
@@ -169,6 +178,7 @@ fn spoiled(spoil: impl FnOnce(&Database)) -> (Arc<dyn Store>, Vec<String>) {
     let path = dir.path().join("store.redb");
     fs::write(&path, written(60, true).bytes).unwrap();
     spoil(&Database::open(&path).unwrap());
+    agree(&path);
     let store = open(&path).unwrap();
     let lines = store.damage().map(|damage| damage.lines().collect()).unwrap_or_default();
     (store, lines)
@@ -234,6 +244,9 @@ fn a_good_store_is_called_damaged_by_nobody() {
         fs::write(&path, written(compacted, clean).bytes).unwrap();
         let store = open(&path).unwrap();
         assert_eq!(store.damage().map(|damage| damage.lines().collect::<Vec<_>>()), None);
+        agree(&path);
+        let (before_it_was_opened, from_redb) = (store.load().unwrap(), store.load().unwrap());
+        assert_eq!(before_it_was_opened, from_redb);
         store.commit(&[revision(151, None)]).unwrap();
     }
 }

@@ -1,15 +1,28 @@
 //! What happens before redb opens a file: redb writes when it does, and a damaged file is not to be touched.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use redb::{Database, DatabaseError};
+use tracing::info;
 
-use super::{CACHE_BYTES, RedbStore, Store as _, StoreError, audit, guarded, overlay::Overlay};
+use super::{
+    CACHE_BYTES, RedbStore, Store as _, StoreError, audit, guarded,
+    overlay::Overlay,
+    pages::Bytes,
+    whole::{self, Whole},
+};
 use crate::store::salvage::Salvage;
+
+/// How often it is said how far a file is read.
+const TELL: Duration = Duration::from_secs(2);
 
 /// What came of opening a file that is there.
 pub(super) enum Opening {
@@ -18,8 +31,16 @@ pub(super) enum Opening {
     Damaged(Salvage, fs::File),
 }
 
-/// Looks at a file without changing it, while no server has it. `None`: it is good, or of another format.
-pub(super) fn find_damage(path: &Path) -> Result<Option<(Salvage, fs::File)>, StoreError> {
+/// What came of looking at a file.
+pub(super) enum Looked {
+    Whole(Whole),
+    /// It holds nothing yet, or is of another format: the opening tells.
+    Other,
+    Damaged(Salvage, fs::File),
+}
+
+/// Looks at a file without changing it, while no server has it.
+pub(super) fn look(path: &Path) -> Result<Looked, StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
     let damaged = |what| StoreError::Damaged { path: path.to_owned(), what };
     let file = fs::File::open(path).map_err(failed)?;
@@ -28,20 +49,25 @@ pub(super) fn find_damage(path: &Path) -> Result<Option<(Salvage, fs::File)>, St
         Err(fs::TryLockError::WouldBlock) => return Err(StoreError::InUse(path.to_owned())),
         Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
     }
-    let Some(mut found) = audit::look(&file, false).map_err(damaged)? else { return Ok(None) };
-    let refused = if found.damage.count() == 0 { try_to_open(path)? } else { None };
+    let refused = match whole::read(&Watched::new(&file, path)) {
+        Some(whole) => match try_to_open(path, Some(&whole))? {
+            None => return Ok(Looked::Whole(whole)),
+            refused => refused,
+        },
+        None => None,
+    };
+    let Some(mut found) = audit::look(&file).map_err(damaged)? else { return Ok(Looked::Other) };
+    let refused =
+        if found.damage.count() == 0 && refused.is_none() { try_to_open(path, None)? } else { refused };
     if found.damage.count() == 0 && refused.is_none() {
-        return Ok(None);
-    }
-    if let Some(again) = audit::look(&file, true).map_err(damaged)? {
-        found = again;
+        return Ok(Looked::Other);
     }
     refused.into_iter().for_each(|why| found.damage.add(format!("redb does not take the file: {why}")));
-    Ok(Some((found, file)))
+    Ok(Looked::Damaged(found, file))
 }
 
 /// What redb finds wrong with a file whose pages are good. It opens a copy that it may change.
-fn try_to_open(path: &Path) -> Result<Option<String>, StoreError> {
+fn try_to_open(path: &Path, whole: Option<&Whole>) -> Result<Option<String>, StoreError> {
     let overlay = fs::File::open(path).and_then(Overlay::new);
     let overlay = overlay.map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
     let overlay = Mutex::new(Some(overlay));
@@ -50,9 +76,46 @@ fn try_to_open(path: &Path) -> Result<Option<String>, StoreError> {
         let overlay = overlay.ok_or(DatabaseError::DatabaseAlreadyOpen)?;
         Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(overlay)
     };
-    let tried = guarded(path, || RedbStore::with_opener(path, opener)?.load().map(drop));
+    let tried = guarded(path, || {
+        let store = RedbStore::with_opener(path, opener)?;
+        match whole {
+            Some(whole) => store.agrees(whole),
+            None => store.load().map(drop),
+        }
+    });
     match tried {
         Err(StoreError::Damaged { what, .. }) => Ok(Some(what)),
         _ => Ok(None),
+    }
+}
+
+/// A file of which somebody waits for the end: says how far it is read when that takes long.
+struct Watched<'a> {
+    file: &'a fs::File,
+    path: &'a Path,
+    read: AtomicU64,
+    told: Mutex<Instant>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(file: &'a fs::File, path: &'a Path) -> Watched<'a> {
+        Watched { file, path, read: AtomicU64::new(0), told: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Bytes for Watched<'_> {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let read = self.read.fetch_add(out.len() as u64, Ordering::Relaxed);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.elapsed() >= TELL {
+            *told = Instant::now();
+            let [read_mib, of_mib] = [read, self.len()?].map(|bytes| bytes >> 20);
+            info!(store = %self.path.display(), read_mib, of_mib, "the store is read and checked before it is opened");
+        }
+        self.file.read(offset, out)
     }
 }

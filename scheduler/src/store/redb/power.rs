@@ -2,7 +2,13 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex},
+    num::NonZero,
+    ops::Range,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
 };
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -12,8 +18,8 @@ use scheduler_core::change::Key;
 use super::*;
 use crate::store::suite::revision;
 
-const SEEDS: u64 = 24;
-const CUTS_PER_SEED: usize = 50;
+const SEEDS: u64 = 120;
+const CUTS_PER_SEED: usize = 20;
 const SECTOR: usize = 512;
 /// Operations of the disk before it fails.
 const LIFE_MAX: u64 = 60;
@@ -22,19 +28,41 @@ const LIFE_OF_RECOVERY_MAX: u64 = 12;
 
 #[test]
 fn no_power_cut_loses_what_was_acknowledged_or_shows_what_never_was() {
-    let (mut cuts, mut second, mut in_flight) = (0, 0, 0);
-    for seed in 0..SEEDS {
-        let mut run = Run::new(seed);
-        for _ in 0..CUTS_PER_SEED {
-            run.live_and_die();
-            in_flight += u64::from(run.check());
+    let seeds = seeds();
+    let (next, played) = (AtomicU64::new(seeds.start), Mutex::new([0; 3]));
+    let play_some = || {
+        while let Some(seed) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| seeds.contains(seed))
+        {
+            let figures = play(seed);
+            let mut played = played.lock().unwrap();
+            *played = std::array::from_fn(|at| played[at] + figures[at]);
         }
-        (cuts, second) = (cuts + run.cuts, second + run.second);
-    }
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(play_some))));
+    let [cuts, second, in_flight] = played.into_inner().unwrap();
     println!(
-        "{cuts} power cuts, {second} of them during recovery; {in_flight} left what nobody had heard of"
+        "seeds {seeds:?}: {cuts} power cuts, {second} of them during recovery; {in_flight} left what nobody had heard of"
     );
-    assert!(cuts > 1200 && second > 100 && in_flight > 10, "{cuts} {second} {in_flight}");
+    let lives = (seeds.end - seeds.start) * CUTS_PER_SEED as u64;
+    assert!(cuts > lives && second * 15 > lives && in_flight * 200 > lives, "{cuts} {second} {in_flight}");
+}
+
+/// Those of every day, or those that `cargo xtask crash` wants.
+fn seeds() -> Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("HEXTET_CRASH_SEED").unwrap_or(0);
+    first..first + number("HEXTET_CRASH_ROUNDS").unwrap_or(SEEDS)
+}
+
+/// Power cuts, those during recovery, and those that left what nobody had heard of.
+fn play(seed: u64) -> [u64; 3] {
+    let (mut run, mut in_flight) = (Run::new(seed), 0);
+    for _ in 0..CUTS_PER_SEED {
+        run.live_and_die();
+        in_flight += u64::from(run.check());
+    }
+    [run.cuts, run.second, in_flight]
 }
 
 /// One disk through many lives.
@@ -96,11 +124,12 @@ impl Run {
         self.disk.heal();
         let seed = self.seed;
         // A cut is no damage.
-        let found = audit::look(&self.disk, false);
+        let found = audit::look(&self.disk);
         if self.is_made {
             let found = found.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
             let damage = found.map(|found| found.damage.lines().collect::<Vec<_>>()).unwrap_or_default();
             assert!(damage.is_empty(), "seed {seed}: {damage:#?}");
+            assert!(whole::read(&self.disk).is_some(), "seed {seed}: it is called damaged");
         }
         // A store gets its name when it is whole: until then the next start begins with another file.
         if !self.is_made && self.disk.open().is_err() {

@@ -3,8 +3,8 @@
 use std::net::Ipv6Addr;
 
 use redb::{
-    Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition,
-    TableError, WriteTransaction,
+    Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
+    ReadableTableMetadata as _, Table, TableDefinition, TableError, WriteTransaction,
 };
 use scheduler_core::change::{Change, Revision};
 
@@ -87,6 +87,18 @@ pub(super) fn read_current(txn: &ReadTransaction) -> Result<Raw, redb::Error> {
         values.push((key.value().to_owned(), value.value().to_vec()));
     }
     Ok((text(txn, "revision")?, values))
+}
+
+/// The revision, and how many entries each large table has.
+pub(super) type Shape = (String, [(&'static str, u64); 3]);
+
+pub(super) fn read_shape(txn: &ReadTransaction) -> Result<Shape, redb::Error> {
+    let lens = [
+        ("current", txn.open_table(CURRENT)?.len()?),
+        ("log", txn.open_table(LOG)?.len()?),
+        ("addresses", txn.open_table(ADDRESSES)?.len()?),
+    ];
+    Ok((text(txn, "revision")?, lens))
 }
 
 pub(super) fn read_log(

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    ops::ControlFlow,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -9,7 +10,10 @@ use std::{
 };
 
 use super::*;
-use crate::store::suite::{self, revision};
+use crate::{
+    history::{self, Seen},
+    store::suite::{self, revision},
+};
 use redb::StorageBackend;
 
 /// The suite that every store passes, over a file.
@@ -356,4 +360,25 @@ impl StorageBackend for Disk {
         self.bytes.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
         Ok(())
     }
+}
+
+#[test]
+fn a_reader_of_one_object_misses_none_of_its_revisions_and_is_spared_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("store.redb")).unwrap();
+    let revisions: Vec<Revision> = (1..=600).map(|number| revision(number, None)).collect();
+    store.commit(&revisions).unwrap();
+    let key = &revisions[299].changes[0].key;
+    let (mut found, mut passed_over) = (vec![], 0);
+    history::back(&store, Some(key), 601, |seen| {
+        match seen {
+            Seen::Revision(revision) => found.push(revision.revision),
+            Seen::Other => passed_over += 1,
+            Seen::Unreadable(number) => panic!("{number}"),
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    // The first of each chunk tells a reader when it was.
+    assert!(found.contains(&300) && found.len() <= 4 && found.len() + passed_over == 600, "{found:?}");
 }

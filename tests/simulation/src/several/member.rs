@@ -2,19 +2,23 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use rand::Rng as _;
-use scheduler::etcd::{Kv as _, claim, deposition};
+use scheduler::{
+    etcd::{Kv as _, claim, deposition},
+    store::{Copy, Went},
+};
 use scheduler_core::{endpoint::Selector, tenure::Tenure, watch::Message};
 
 use super::{
     Ask,
-    etcd::{Etcd, LEADER, LEASE, Link},
+    etcd::{Deaf, Etcd, LEADER, LEASE, Link},
     term::Term,
 };
 use crate::{
+    Broken,
     clock::{Clock, Time},
     shared::Shared,
 };
@@ -22,6 +26,8 @@ use crate::{
 pub(super) struct Member {
     number: usize,
     link: Link,
+    /// The state as far as it has read it while others lead.
+    copy: Option<Copy>,
     clock: Clock,
     role: Role,
     pub(super) frozen_until: Time,
@@ -39,7 +45,7 @@ impl Member {
     pub(super) fn new(number: usize, etcd: &Arc<Mutex<Etcd>>, shared: &mut Shared) -> Member {
         let (link, clock) = (Link::new(number, etcd), Clock::new(&mut shared.rng));
         let (frozen_until, queue) = (Time::default(), VecDeque::new());
-        Member { number, link, clock, role: Role::Stands, frozen_until, queue }
+        Member { number, link, copy: None, clock, role: Role::Stands, frozen_until, queue }
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -74,6 +80,7 @@ impl Member {
     pub(super) fn crash(&mut self, shared: &mut Shared) {
         shared.note(format!("server {} is killed", self.number));
         self.role = Role::Down;
+        self.copy = None;
         self.queue.clear();
     }
 
@@ -117,7 +124,8 @@ impl Member {
             let fence = response.header.map_or(0, |header| header.revision);
             shared.note(format!("server {} takes the lead at {fence}", self.number));
             let tenure = Tenure::new(asked, LEASE);
-            if let Some(term) = Term::begin(&self.link, fence, lease, tenure, shared) {
+            let copy = self.copy.take();
+            if let Some(term) = Term::begin(&self.link, fence, lease, tenure, copy, shared) {
                 self.role = Role::Leads(Box::new(term));
                 return;
             }
@@ -136,11 +144,35 @@ impl Member {
         if is_leader_down && shared.chance(0.3) {
             let _unknown = self.link.txn(deposition(LEADER.to_owned(), fence));
         }
+        // Seldom, so that a compaction is faster now and then.
+        if shared.rng.random_bool(0.02) {
+            self.go_along(shared);
+        }
         match self.link.get(LEADER) {
             Ok(Some(found)) if found.create_revision == fence => {}
             Ok(_) => self.role = Role::Stands,
             Err(_) => {}
         }
+    }
+
+    /// Goes along with the log, as the thread of a server that follows does.
+    fn go_along(&mut self, shared: &mut Shared) {
+        self.copy = match self.copy.take() {
+            None => self.begin_a_copy(shared.is_broken(Broken::MissesAnEntry)),
+            Some(mut copy) => match copy.follow() {
+                Ok(Went::Astray) => {
+                    shared.figures.astray += 1;
+                    None
+                }
+                _ => Some(copy),
+            },
+        };
+    }
+
+    fn begin_a_copy(&self, misses: bool) -> Option<Copy> {
+        let (link, never) = (self.link.clone(), AtomicBool::new(false));
+        let read = if misses { Copy::read(Deaf(link), "/p", &never) } else { Copy::read(link, "/p", &never) };
+        read.ok().flatten()
     }
 
     fn lead(&mut self, shared: &mut Shared) {

@@ -8,7 +8,7 @@ use std::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use scheduler::{
     etcd::{Kv as _, pb},
-    store::{EtcdStore, Store as _, StoreError},
+    store::{Copy, EtcdStore, Store as _, StoreError},
 };
 use scheduler_core::{
     batch::{self, Outcome, Surroundings},
@@ -30,8 +30,8 @@ use crate::{Broken, shared::Shared};
 /// Revisions that a watcher may be behind: few, so that some are.
 const REVISIONS_KEPT: usize = 12;
 const LOG_MAX: usize = 100_000;
-/// Revisions that a compaction leaves.
-const LOG_KEPT: u64 = 20;
+/// The most revisions that a compaction leaves.
+const LOG_KEPT_MAX: u64 = 20;
 
 pub(super) struct Term {
     store: EtcdStore,
@@ -63,11 +63,22 @@ impl Term {
         fence: i64,
         lease: i64,
         tenure: Tenure,
+        copy: Option<Copy>,
         shared: &mut Shared,
     ) -> Option<Term> {
         let store = EtcdStore::open(link.clone(), "/p", "e", Seat { fence }).ok()?;
-        let (revision, values) = store.load().ok()?;
-        let state = State::load(revision, values);
+        let kept = match copy {
+            Some(copy) => store.go_on_from(copy).ok()?,
+            None => None,
+        };
+        shared.figures.copies += u64::from(kept.is_some());
+        let state = match kept {
+            Some(state) => state,
+            None => {
+                let (revision, values) = store.load().ok()?;
+                State::load(revision, values)
+            }
+        };
         let state = if shared.is_broken(Broken::BeginsAnew) { State::default() } else { state };
         let durable = link.etcd().states.last().cloned().unwrap_or_default();
         if state != durable && shared.options.broken.is_none() {
@@ -91,7 +102,7 @@ impl Term {
             self.write_batch(asks, link, wall, shared);
         }
         if std::mem::take(&mut self.compacts) && !self.failed {
-            let before = self.state.revision().saturating_sub(LOG_KEPT);
+            let before = self.state.revision().saturating_sub(shared.rng.random_range(0..=LOG_KEPT_MAX));
             self.failed = self.store.compact(before, LOG_MAX).is_err();
         }
     }
