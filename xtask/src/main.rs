@@ -12,6 +12,7 @@ use clap::Parser;
 mod artifacts;
 mod bench;
 mod build;
+mod crash;
 mod demo;
 mod fuzz;
 mod process;
@@ -49,6 +50,8 @@ enum Xtask {
     Fuzz(fuzz::Args),
     /// Plays a cluster with faults, from one seed after the other: --seeds N, --seed FIRST
     Simulate(simulate::Args),
+    /// Cuts the power and kills servers, one round after the other: --rounds N, --minutes M
+    Crash(crash::Args),
     /// Makes docs/rfc.md: each clause of the RFCs, what we do, the test that shows it, the result per backend
     Rfc(rfc::Args),
     /// Checks that the tree keeps its own rules and that the documents match the code
@@ -77,6 +80,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
         Xtask::Bench(args) => bench::run(&workspace, &args),
         Xtask::Fuzz(args) => fuzz::run(&workspace, &args),
         Xtask::Simulate(args) => simulate::run(&workspace, &args),
+        Xtask::Crash(args) => crash::run(&workspace, &args),
         Xtask::Rfc(args) => rfc::run(&workspace, &args),
         Xtask::Tidy => tidy::run(&workspace),
     }
