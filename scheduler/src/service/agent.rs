@@ -92,7 +92,12 @@ impl AgentService {
             Some(node) if enrolled.role == Role::Node && state.is_key_of(node, key) => Ok(node.name.clone()),
             _ if enrolled.role == Role::Node && state.is_deleted(key) => Err(deleted(&enrolled.name)),
             Some(node) if let Some(status) = claim::with_old_key(&self.0, &node.name) => Err(status),
-            _ => Err(Status::permission_denied(format!(
+            Some(_) => Err(Status::permission_denied(format!(
+                "node {} has another key here: its name is another machine's now, or this key was replaced; to have \
+                 this machine here, join again with a new token",
+                enrolled.name
+            ))),
+            None => Err(Status::permission_denied(format!(
                 "this server knows no node {} with this key: was it put back from a backup of before the node joined? \
                  Its pods go on; to have it here, join again with a new token",
                 enrolled.name
