@@ -26,6 +26,10 @@ pub const ATTEMPTS_MAX: u32 = 1_000;
 const EXEC_ENTRIES_MAX: usize = 256;
 const EXEC_BYTES_MAX: usize = 64 * 1024;
 const POINTS_MAX: usize = 16;
+const ENV_ENTRIES_MAX: usize = 256;
+const ENV_BYTES_MAX: usize = 64 * 1024;
+/// Variables with such a name are Hextet's.
+const RESERVED_ENV: &str = "HEXTET_";
 
 /// A program at a point of the graph, or on events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +52,9 @@ pub struct Hook {
     /// As which user, by name; for a node's operator alone. Without it, root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// What is added to its environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
     /// How long it may run.
     #[serde(default)]
     pub timeout: Timeout,
@@ -89,6 +96,11 @@ pub enum HookProblem {
         /// How much fits.
         max: u64,
     },
+    /// It cannot be in an environment.
+    #[error(
+        "`{0}` cannot be set: a variable has a name without `=`, no byte 0, and does not start with HEXTET_"
+    )]
+    Variable(String),
     /// It is nowhere.
     #[error("say where it stands: `before`, `after` (a step or target), or `on` (events)")]
     Nowhere,
@@ -141,6 +153,7 @@ impl Hook {
         if !self.undo.is_empty() {
             at("undo", check_exec(&self.undo))?;
         }
+        at("env", check_env(&self.env))?;
         at("timeout", check_max(self.timeout.0.as_secs(), TIMEOUT_MAX.as_secs()))?;
         at("attempts", check_max(u64::from(self.attempts), u64::from(ATTEMPTS_MAX)))?;
         at("on", self.check_place())?;
@@ -163,7 +176,9 @@ impl Hook {
             return None;
         }
         let first = Duration::from_secs(1);
-        let mut step = Step::new(name, owner, "a program of the user's").deadline(self.timeout.0 + GRACE);
+        // With another text it is another step.
+        let text = format!("{self:?}");
+        let mut step = Step::new(name, owner, &text).deadline(self.timeout.0 + GRACE);
         step.retry = Retry { attempts_max: Some(self.attempts.max(1)), first, max: Duration::from_secs(60) };
         (step.before, step.requires) = (self.before.clone(), self.after.clone());
         (step.optional, step.undo) = (self.optional, !self.undo.is_empty());
@@ -188,6 +203,19 @@ impl Hook {
             _ => Err(HookProblem::Both),
         }
     }
+}
+
+fn check_env(env: &BTreeMap<String, String>) -> Result<(), HookProblem> {
+    check_max(env.len() as u64, ENV_ENTRIES_MAX as u64)?;
+    check_max(
+        env.iter().map(|(key, value)| (key.len() + value.len() + 2) as u64).sum(),
+        ENV_BYTES_MAX as u64,
+    )?;
+    let is_odd = |key: &str, value: &str| {
+        key.is_empty() || key.contains(['=', '\0']) || key.starts_with(RESERVED_ENV) || value.contains('\0')
+    };
+    let odd = env.iter().find(|(key, value)| is_odd(key, value));
+    odd.map_or(Ok(()), |(key, _)| Err(HookProblem::Variable(key.clone())))
 }
 
 fn check_exec(exec: &[String]) -> Result<(), HookProblem> {
@@ -295,6 +323,31 @@ mod tests {
             job(r#"{"exec": ["/bin/sh"], "after": ["running"], "timeout": "25h"}"#)
                 .ends_with("90000 is more than 86400")
         );
+    }
+
+    #[test]
+    fn a_variable_is_a_name_that_is_not_hextets() {
+        let with = |env: &str| {
+            check(&format!(r#"{{"exec": ["/bin/sh"], "after": ["running"], "env": {{{env}}}}}"#), Owner::Job)
+        };
+        assert_eq!(with(r#""PGPASSWORD": "a=b""#), Ok(()));
+        for odd in [r#""HEXTET_POD": "x""#, r#""": "x""#, r#""A=B": "x""#, r#""A": "\u0000""#] {
+            assert!(with(odd).unwrap_err().starts_with("hooks.h.env: `"), "{odd}");
+        }
+        assert!(
+            with(&format!(r#""A": "{}""#, "x".repeat(70_000))).unwrap_err().contains("is more than 65536")
+        );
+    }
+
+    #[test]
+    fn another_text_is_another_step() {
+        let step = |exec: &str| {
+            let hook: Hook =
+                serde_json::from_str(&format!(r#"{{"exec": ["{exec}"], "after": ["running"]}}"#)).unwrap();
+            hook.step("h", Owner::Job).unwrap()
+        };
+        assert_eq!(step("/bin/a"), step("/bin/a"));
+        assert_ne!(step("/bin/a"), step("/bin/b"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod node;
 mod nodes;
 mod plan;
 mod pods;
+mod retry;
 mod rm;
 mod rollback;
 mod routes;
@@ -85,6 +86,7 @@ enum Command {
     Whois(whois::Args),
     Logs(logs::Args),
     Why(why::Args),
+    Retry(retry::Args),
     Events(events::Args),
     Watch(watch::Args),
     Token(token::Args),
@@ -125,6 +127,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Whois(args) => block_on(whois::run(args, format)),
         Command::Logs(args) => block_on(logs::run(args)),
         Command::Why(args) => block_on(why::run(args, format)),
+        Command::Retry(args) => block_on(retry::run(args, format)),
         Command::Events(args) => block_on(events::run(args, format)),
         Command::Watch(args) => block_on(watch::run(args, format)),
         Command::Token(args) => block_on(token::run(args, format)),

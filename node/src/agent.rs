@@ -313,7 +313,7 @@ impl Agent {
             }
             FromServer::Refused(copy) => self.hear_refusal(copy),
             FromServer::Deleted(deleted) => self.hear_deleted(deleted).await,
-            FromServer::DescribePod(request) => self.describe(request),
+            FromServer::DescribePod(request) => self.describe(request).await,
             FromServer::ReadLogs(request) => {
                 if let Some(channel) = self.reports.channel() {
                     self.logs.start(channel, &self.paths, self.roster.assignment(), request);
@@ -618,11 +618,22 @@ impl Agent {
         }
     }
 
+    /// Tries again what of a pod has failed; the names of those steps.
+    async fn retry(&mut self, pod: &str) -> Vec<String> {
+        self.advance().await;
+        let (steps, duties) = self.roster.retry(pod);
+        info!(pod, ?steps, "somebody asked that what has failed is tried again");
+        self.fulfil(duties).await;
+        steps
+    }
+
     /// Answers the server's question why a pod is as it is.
-    fn describe(&mut self, request: v1::DescribePod) {
+    async fn describe(&mut self, request: v1::DescribePod) {
         let Some(channel) = self.reports.channel() else { return };
+        let retried = if request.retry { self.retry(&request.pod).await } else { Vec::new() };
         let mut answer = v1::SendDescriptionRequest {
             request_id: request.request_id,
+            retried,
             ..v1::SendDescriptionRequest::default()
         };
         match self.roster.steps_now(&request.pod, self.started.elapsed()) {

@@ -290,6 +290,7 @@ fn hook(hook: &v1::Hook) -> Hook {
         after: hook.after.clone(),
         on: hook.on.clone(),
         user: None,
+        env: hook.env.clone(),
         timeout,
         attempts: if hook.attempts == 0 { hextet_lifecycle::hook::ATTEMPTS } else { hook.attempts },
         optional: hook.optional,

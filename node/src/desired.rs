@@ -149,16 +149,16 @@ pub(crate) fn lease(paths: &NodePaths, pod: &PodRecord) -> Option<PathBuf> {
     pod.singleton.map(|_| paths.run_dir.join(lease_file::LEASE_FILE))
 }
 
-/// What a hook of a pod is told.
+/// What a hook of a pod is told: its own variables over the defaults, and Hextet's over both.
 pub(crate) fn hook_environment(
     identity: &Identity,
     id: &str,
     pod: &PodRecord,
     hook: &str,
+    own: &BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
     let address = pod.address.to_string();
-    let all = [
-        ("PATH", PATH),
+    let ours = [
         ("HEXTET_JOB", pod.job.as_str()),
         ("HEXTET_GROUP", &pod.group),
         ("HEXTET_POD", id),
@@ -167,7 +167,11 @@ pub(crate) fn hook_environment(
         ("HEXTET_ADDRESS", &address),
     ];
     let token = pod.singleton.map(|serial| ("HEXTET_FENCING_TOKEN".to_owned(), serial.to_string()));
-    all.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().chain(token).collect()
+    let mut all = BTreeMap::from([("PATH".to_owned(), PATH.to_owned())]);
+    all.extend(own.clone());
+    all.extend(ours.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    all.extend(token);
+    all
 }
 
 #[cfg(test)]

@@ -36,6 +36,8 @@ pub(crate) enum Event {
     SupervisorLost(String),
     /// None of its tasks lives and nor does its supervisor.
     SupervisorStopped,
+    /// Somebody asks that these steps, which have failed, are tried again.
+    Retry(Vec<String>),
     /// Time has passed.
     Tick,
     /// What it must run has changed.
@@ -199,6 +201,9 @@ impl PodState {
             Event::SupervisorStopped => {
                 self.status = None;
                 self.walk(Walk::Done(SUPERVISOR), now, &mut actions);
+            }
+            Event::Retry(steps) => {
+                steps.iter().for_each(|step| self.walk(Walk::Again(step), now, &mut actions));
             }
             Event::Tick => self.walk(Walk::Tick, now, &mut actions),
             Event::Changed(graph) => self.changed(graph, now, &mut actions),

@@ -305,7 +305,7 @@ impl Pods {
         } else {
             order.hook.user.as_deref().map(user).transpose()?
         };
-        let mut env = desired::hook_environment(&self.identity, id, record, order.name);
+        let mut env = desired::hook_environment(&self.identity, id, record, order.name, &order.hook.env);
         if let Some((kind, what)) = event {
             env.insert("HEXTET_EVENT".to_owned(), kind.to_owned());
             env.insert("HEXTET_MESSAGE".to_owned(), what.to_owned());

@@ -185,6 +185,19 @@ impl Roster {
         self.notes.push(Note { pod: pod.to_owned(), kind, what, last: None });
     }
 
+    /// Tries again what of the pod has failed, also for good; the names of those steps.
+    pub(crate) fn retry(&mut self, id: &str) -> (Vec<String>, Vec<Duty>) {
+        let has_failed = |step: &StepStatus| matches!(step.phase, StepPhase::Failed | StepPhase::Retrying);
+        let steps = self.steps_now(id, self.now).unwrap_or_default();
+        let names: Vec<String> = steps.into_iter().filter(has_failed).map(|step| step.name).collect();
+        if names.is_empty() {
+            return (names, Vec::new());
+        }
+        self.note(id, "pod-retried", format!("somebody asked: {} tried again", names.join(", ")));
+        let duties = self.happen(id, Event::Retry(names.clone()));
+        (names, duties)
+    }
+
     /// A script that followed an event of the pod has failed. Scripts do not follow that.
     pub(crate) fn script_failed(&mut self, pod: &str, what: String) {
         self.note(pod, "script-failed", what);

@@ -63,6 +63,7 @@ const METHODS: &[(&str, Access, Effect)] = &[
     ("hextet.v1.Cluster/StartDeploy", OPERATOR, Effect::Changes),
     ("hextet.v1.Cluster/ListDeploys", VIEWER, Effect::Reads),
     ("hextet.v1.Cluster/SteerDeploy", OPERATOR, Effect::Changes),
+    ("hextet.v1.Cluster/RetryPod", OPERATOR, Effect::Changes),
     ("hextet.v1.Cluster/DeclareDead", OPERATOR, Effect::Changes),
     ("hextet.v1.Cluster/DeleteNode", ADMIN, Effect::Changes),
     ("hextet.v1.Cluster/CreateToken", ADMIN, Effect::Changes),

@@ -225,9 +225,14 @@ impl Drop for Unfinished<'_> {
 
 /// Notes what a call asks the writer for.
 pub(crate) fn asked(event: &Event) {
+    about(&subject(event));
+}
+
+/// Notes what a call is about.
+pub(crate) fn about(what: &str) {
     note(|writes| {
         if writes.subjects.len() < SUBJECTS_MAX {
-            writes.subjects.push(subject(event));
+            writes.subjects.push(cut(what).to_owned());
         }
     });
 }

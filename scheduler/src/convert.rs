@@ -358,7 +358,7 @@ priority: -3
 preempts: true
 preemptible: true
 groups:
-  web: {count: 3, hooks: {m: {exec: [/bin/m], undo: [/bin/u], before: [running], timeout: 5m, attempts: 2, optional: true}, e: {exec: [/bin/e], on: [pod-failed]}}, availability: pet, spread: pack, constraints: {disk: fast, rack: [a, b], cores: {at-least: 4, not: [5]}}, resources: {gpu: 1}, apart: [{by: rack}, {from: other/db}], tasks: {a: {exec: [/bin/a, b], env: {K: v}, cpu: 2, memory: 1Gi, resources: {gpu: 2}}}}
+  web: {count: 3, hooks: {m: {exec: [/bin/m], undo: [/bin/u], env: {PGPASSWORD: hush}, before: [running], timeout: 5m, attempts: 2, optional: true}, e: {exec: [/bin/e], on: [pod-failed]}}, availability: pet, spread: pack, constraints: {disk: fast, rack: [a, b], cores: {at-least: 4, not: [5]}}, resources: {gpu: 1}, apart: [{by: rack}, {from: other/db}], tasks: {a: {exec: [/bin/a, b], env: {K: v}, cpu: 2, memory: 1Gi, resources: {gpu: 2}}}}
   db: {spread: rack, rollout: {previous: 3, next: 4, percent-next: 20}, tasks: {a: {exec: [/bin/a]}}}
 ";
 

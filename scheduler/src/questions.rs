@@ -30,7 +30,7 @@ struct Waiting {
 }
 
 impl Questions {
-    /// Asks `node` how far its pod is.
+    /// Asks `node` how far its pod is; with `retry` after it has tried again what has failed.
     ///
     /// # Errors
     /// In words, when it is not attached or does not answer in time.
@@ -39,9 +39,10 @@ impl Questions {
         sessions: &Sessions,
         node: &str,
         pod: &str,
-    ) -> Result<Vec<v1::StepStatus>, String> {
+        retry: bool,
+    ) -> Result<v1::SendDescriptionRequest, String> {
         let (request_id, answer) = self.begin(node)?;
-        let command = v1::DescribePod { request_id, pod: pod.to_owned() };
+        let command = v1::DescribePod { request_id, pod: pod.to_owned(), retry };
         let result = if sessions.send(node, Command::DescribePod(command)) {
             let answered = time::timeout(ANSWER_MAX, answer).await;
             answered.map_err(|_| format!("node {node} does not answer within {} s", ANSWER_MAX.as_secs()))
@@ -50,7 +51,11 @@ impl Questions {
         };
         self.lock().askers.remove(&request_id);
         match result?.map_err(|_| format!("node {node} does not answer"))? {
-            answer if answer.error.is_empty() => Ok(answer.steps.into_iter().take(STEPS_MAX).collect()),
+            mut answer if answer.error.is_empty() => {
+                answer.steps.truncate(STEPS_MAX);
+                answer.retried.truncate(STEPS_MAX);
+                Ok(answer)
+            }
             answer => Err(format!("node {node}: {}", answer.error)),
         }
     }
@@ -106,7 +111,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_that_is_not_there_is_named() {
-        let error = Questions::default().ask(&Sessions::default(), "n1", "p").await.unwrap_err();
+        let error = Questions::default().ask(&Sessions::default(), "n1", "p", false).await.unwrap_err();
         assert!(error.starts_with("node n1 is not attached"), "{error}");
     }
 

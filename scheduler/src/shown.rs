@@ -40,9 +40,10 @@ impl Shown {
         if self.environment {
             return;
         }
-        let tasks = job.groups.iter_mut().flat_map(|group| &mut group.tasks);
-        for value in tasks.flat_map(|task| task.env.values_mut()) {
-            *value = HIDDEN.to_owned();
+        for group in &mut job.groups {
+            let of_tasks = group.tasks.iter_mut().flat_map(|task| task.env.values_mut());
+            let of_hooks = group.hooks.iter_mut().flat_map(|hook| hook.env.values_mut());
+            of_tasks.chain(of_hooks).for_each(|value| *value = HIDDEN.to_owned());
         }
     }
 

@@ -30,10 +30,35 @@ async fn events(server: &TestServer, pod: &str) -> Vec<v1::ClusterEvent> {
 
 /// Answers as agents do, with one step.
 async fn answer(node: &FakeNode, request_id: u64) -> Result<(), tonic::Status> {
+    answer_retried(node, request_id, Vec::new()).await
+}
+
+async fn answer_retried(node: &FakeNode, request_id: u64, retried: Vec<String>) -> Result<(), tonic::Status> {
     let mut client = AgentClient::new(connect::mutual_tls(&node.credentials).await.unwrap());
     let step = v1::StepStatus { name: "tasks".into(), phase: "done".into(), ..Default::default() };
-    let request = v1::SendDescriptionRequest { request_id, steps: vec![step], error: String::new() };
+    let request = v1::SendDescriptionRequest { request_id, steps: vec![step], retried, ..Default::default() };
     client.send_description(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn what_failed_for_good_is_tried_again_by_the_pods_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let node = FakeNode::join(&server, "n1", 1).await;
+    server.apply("blog", 1, "one").await;
+    let pod = server.running(1).await.remove(0).id;
+    let asked = async {
+        let question = node.when("the question", |told| told.questions.first().cloned()).await;
+        assert_eq!((question.pod.as_str(), question.retry), (pod.as_str(), true));
+        answer_retried(&node, question.request_id, vec!["migrate".into()]).await.unwrap();
+    };
+    let retry = v1::RetryPodRequest { pod: pod.clone() };
+    let mut client = server.local().await;
+    let (retried, ()) = tokio::join!(client.retry_pod(retry), asked);
+    assert_eq!(retried.unwrap().into_inner().steps, ["migrate"]);
+    let none = server.local().await.retry_pod(v1::RetryPodRequest { pod: "none".into() }).await.unwrap_err();
+    assert_eq!(none.code(), Code::NotFound);
+    server.stop().await;
 }
 
 #[tokio::test]

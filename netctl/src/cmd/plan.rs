@@ -68,10 +68,11 @@ impl PodRow {
     fn line(&self) -> String {
         let PodRow { pod, node, fate, why, to, to_node } = self;
         let on = node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
+        let and = Some(format!(", {why}")).filter(|_| !why.is_empty()).unwrap_or_default();
         match *fate {
             "placed" => format!("  placed     {pod}{on}"),
-            "restarted" => format!("  restarted  {pod}{on}, same address"),
-            "kept" => format!("  kept       {pod}{on}, with other amounts kept free for it"),
+            "restarted" => format!("  restarted  {pod}{on}, same address{and}"),
+            "kept" => format!("  kept       {pod}{on}{and}"),
             "moved" => {
                 let to = to.as_deref().unwrap_or_default();
                 let there = to_node.as_ref().map_or("no node yet".to_owned(), |node| format!("on {node}"));

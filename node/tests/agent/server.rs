@@ -159,7 +159,7 @@ impl TestServer {
     }
 
     pub(crate) fn describe(&self, request_id: u64, pod: &str) {
-        let request = DescribePod { request_id, pod: pod.to_owned() };
+        let request = DescribePod { request_id, pod: pod.to_owned(), retry: false };
         self.talk.lock().unwrap().say(Command::DescribePod(request));
     }
 

@@ -116,7 +116,7 @@ pub fn secrecy(key: &Key, field: &str) -> Secrecy {
     match key {
         // With it the ids of pods that are not made yet can be told.
         Key::Cluster if field == "id_key" => Secrecy::Nobody,
-        // groups.GROUP.tasks.TASK.env.VARIABLE
+        // groups.GROUP.tasks.TASK.env.VARIABLE, and the same of hooks
         Key::Job(_) if field.split('.').nth(4) == Some("env") => Secrecy::Operators,
         _ => Secrecy::Open,
     }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use hextet_lifecycle::Hook;
+
 use crate::{
     change::{Change, Key, Value},
     event::{Event, Refusal, Texts},
@@ -44,7 +46,7 @@ pub enum PodFate {
     Placed,
     /// Its tasks are started anew, in the same place and with the same address.
     Restarted,
-    /// It goes on as it is, and other amounts are kept free for it.
+    /// It goes on as it is; what changes beside it is said in words.
     Kept,
     /// It cannot stay; this pod would take its place.
     Moved {
@@ -83,10 +85,10 @@ fn plan_one(
         Some(record) if !record.removed => record.version,
         _ => 0,
     };
-    let from = version(copy);
+    let (from, before) = (version(copy), copy.clone());
     let revision = handle(copy, &Event::ApplyJob(job.clone(), texts.clone()), origin, context)?;
     let changes = revision.map(|revision| revision.changes).unwrap_or_default();
-    let pods = pair(changes.iter().filter_map(planned).collect());
+    let pods = pair(changes.iter().filter_map(|change| planned(change, &before, copy)).collect());
     Ok(JobPlan { job: job.job.clone(), from, to: version(copy), pods })
 }
 
@@ -98,7 +100,7 @@ struct Planned {
     plan: PodPlan,
 }
 
-fn planned(change: &Change) -> Option<Planned> {
+fn planned(change: &Change, before: &State, after: &State) -> Option<Planned> {
     let Key::Pod(id) = &change.key else { return None };
     let pod = |value: &Option<Value>| match value {
         Some(Value::Pod(pod)) => Some(pod.clone()),
@@ -110,8 +112,31 @@ fn planned(change: &Change) -> Option<Planned> {
     let is_new = old.is_none();
     let was_live = old.as_ref().is_some_and(|old| old.node.is_some());
     let is_replaced = fate == PodFate::Stopped && was_live;
-    let plan = PodPlan { pod: id.to_string(), node: any.node.clone(), fate, why: any.message.clone() };
+    let why = match (&fate, &old, &new) {
+        (PodFate::Kept | PodFate::Restarted, Some(old), Some(new)) => beside((old, before), (new, after)),
+        _ => any.message.clone(),
+    };
+    let plan = PodPlan { pod: id.to_string(), node: any.node.clone(), fate, why };
     Some(Planned { group: (any.job.clone(), any.group.clone()), is_new, is_replaced, plan })
+}
+
+/// What an apply does for a pod that stays where it is, besides to its tasks.
+fn beside((old, before): (&Pod, &State), (new, after): (&Pod, &State)) -> String {
+    let hooks = |state: &State, pod: &Pod| {
+        let job = state.job_of(pod).cloned();
+        job.and_then(|job| Some(job.groups.get(&pod.group)?.hooks.clone())).unwrap_or_default()
+    };
+    let (had, has) = (hooks(before, old), hooks(after, new));
+    let runs = |(name, hook): &(&String, &Hook)| hook.on.is_empty() && had.get(*name) != Some(*hook);
+    let names: Vec<&str> = has.iter().filter(runs).map(|(name, _)| name.as_str()).collect();
+    let amounts = (&old.resources, &old.countables) != (&new.resources, &new.countables);
+    let amounts = amounts.then(|| "other amounts are kept free for it".to_owned());
+    let hooks = match names.as_slice() {
+        [] => None,
+        [name] => Some(format!("its hook {name} is run, and nothing waits for it")),
+        names => Some(format!("its hooks {} are run, and nothing waits for them", names.join(", "))),
+    };
+    amounts.into_iter().chain(hooks).collect::<Vec<_>>().join("; ")
 }
 
 fn fate(old: Option<&Pod>, new: Option<&Pod>) -> Option<PodFate> {

@@ -103,6 +103,15 @@ fn a_plan_is_what_the_apply_does() {
     let told = check(&mut world, &text(2, "").replace("/x", "/y").replace("300m", "200m"));
     assert!(told.len() == 2 && told.iter().all(|line| line.starts_with("Kept")), "{told:?}");
 
+    // A program is run, and no amount is another.
+    let hooks =
+        "hooks: {chk: {exec: [/bin/false], before: [running]}, tell: {exec: [/t], on: [pod-running]}},";
+    let told = check(&mut world, &text(2, hooks).replace("/x", "/y").replace("300m", "200m"));
+    let kept = |line: &String| {
+        line.starts_with("Kept") && line.contains("its hook chk is run") && !line.contains("amounts")
+    };
+    assert!(told.len() == 2 && told.iter().all(kept), "{told:?}");
+
     // Only what cannot stay moves.
     let told = check(&mut world, &text(2, "constraints: {disk: fast},").replace("/x", "/y"));
     assert_eq!(told.iter().filter(|line| line.starts_with("Moved")).count(), 1, "{told:?}");

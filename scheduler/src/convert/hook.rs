@@ -21,6 +21,7 @@ pub(super) fn to_message(name: &str, hook: &Hook) -> v1::Hook {
         timeout_ms: u64::try_from(hook.timeout.0.as_millis()).unwrap_or(u64::MAX),
         attempts: hook.attempts,
         optional: hook.optional,
+        env: hook.env.clone(),
     }
 }
 
@@ -51,6 +52,7 @@ fn from_message(message: v1::Hook) -> Hook {
         after: message.after,
         on: message.on,
         user: None,
+        env: message.env,
         timeout,
         attempts: if message.attempts == 0 { ATTEMPTS } else { message.attempts },
         optional: message.optional,

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 
 use super::{backup, deploy, explain, history, malformed, plan, status};
 use crate::{
-    auth, convert,
+    audit, auth, convert,
     hub::Hub,
     identity::Identity,
     logs,
@@ -288,6 +288,15 @@ impl Cluster for ClusterService {
         }
         let token = make_token(&self.0, changer, role, name, valid).await.map_err(status)?;
         Ok(Response::new(v1::CreateTokenResponse { token: token.to_string() }))
+    }
+
+    async fn retry_pod(
+        &self,
+        request: Request<v1::RetryPodRequest>,
+    ) -> Result<Response<v1::RetryPodResponse>, Status> {
+        let pod = request.into_inner().pod;
+        audit::about(&format!("pod/{pod}"));
+        Ok(Response::new(explain::retry(&self.0, pod).await?))
     }
 
     async fn explain_pod(

@@ -53,8 +53,8 @@ pub(super) async fn explain(hub: &Arc<Hub>, id: String) -> Result<v1::ExplainPod
     let (mut of_node, mut told) = (Vec::new(), false);
     match &pod.node {
         None => answer.reasons = reasons(hub, &pod),
-        Some(node) => match hub.questions.ask(&hub.sessions, node, id.as_str()).await {
-            Ok(steps) => (of_node, told) = (steps, true),
+        Some(node) => match hub.questions.ask(&hub.sessions, node, id.as_str(), false).await {
+            Ok(described) => (of_node, told) = (described.steps, true),
             Err(why) => answer.node_error = why,
         },
     }
@@ -64,6 +64,25 @@ pub(super) async fn explain(hub: &Arc<Hub>, id: String) -> Result<v1::ExplainPod
     let own = own_steps(&pod, told, hub.happenings.moments(&id), hub.clock.now());
     answer.steps = own.into_iter().chain(of_node).collect();
     Ok(answer)
+}
+
+/// Has the pod's node try again what of it has failed.
+pub(super) async fn retry(hub: &Arc<Hub>, id: String) -> Result<v1::RetryPodResponse, Status> {
+    let id = PodId(id);
+    let pod = hub.state().pods().get(&id).cloned();
+    let pod =
+        pod.ok_or_else(|| Status::not_found(format!("there is no pod `{id}`; `netctl pods` lists them")))?;
+    let nowhere = || Status::failed_precondition(format!("{id} runs nowhere: {}", pod.message));
+    let node = pod.node.as_deref().ok_or_else(nowhere)?;
+    let answer = hub.questions.ask(&hub.sessions, node, id.as_str(), true).await;
+    let answer = answer.map_err(Status::unavailable)?;
+    let is_left = |step: &v1::StepStatus| step.phase == "failed" && !step.follows.is_empty();
+    if answer.retried.is_empty() && answer.steps.iter().any(is_left) {
+        return Err(Status::failed_precondition(format!(
+            "the agent of node {node} cannot do that yet: upgrade it"
+        )));
+    }
+    Ok(v1::RetryPodResponse { steps: answer.retried })
 }
 
 /// Why no node takes the pod, node by node, the smallest change first.
