@@ -99,8 +99,6 @@ pub enum Broken {
     ForgetsWhoGaveUp,
     /// The store holds a deploy at the step before.
     RecordsTheLastStep,
-    /// A node that is taken down goes on renewing its lease, and the server reads it.
-    RenewsAfterLeaving,
     /// The server does not hear which agent says hello: one that was taken down, or another.
     ForgetsSessions,
     /// A node that is taken down says so before what only one node may run has ended.
@@ -121,7 +119,7 @@ pub enum Broken {
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Broken; 22] = [
+    pub const ALL: [Broken; 21] = [
         Broken::AnswersBeforeDurable,
         Broken::FollowsBeforeDurable,
         Broken::ForgetsToStop,
@@ -139,7 +137,6 @@ impl Broken {
         Broken::PassesUnseen,
         Broken::ForgetsWhoGaveUp,
         Broken::RecordsTheLastStep,
-        Broken::RenewsAfterLeaving,
         Broken::ForgetsSessions,
         Broken::LeavesTooEarly,
         Broken::DoesNotWaitForLeases,

@@ -219,7 +219,7 @@ impl Machine {
     }
 
     pub(crate) fn due(&mut self, due: AgentDue, server_listens: bool, shared: &mut Shared) {
-        if self.agent.as_ref().is_none_or(|agent| agent.is_leaving && !Machine::is_of_leaving(&due, shared)) {
+        if self.agent.as_ref().is_none_or(|agent| agent.is_leaving && !Machine::is_of_leaving(&due)) {
             return;
         }
         match due {

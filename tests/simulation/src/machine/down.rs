@@ -29,12 +29,11 @@ impl Machine {
     }
 
     /// What an agent still does that takes its node down.
-    pub(super) fn is_of_leaving(due: &AgentDue, shared: &Shared) -> bool {
+    pub(super) fn is_of_leaving(due: &AgentDue) -> bool {
         match due {
             AgentDue::Leave | AgentDue::Echo | AgentDue::Down => true,
             // Another thread renews the lease until it is given back.
             AgentDue::Renew(_) | AgentDue::Testify(..) => true,
-            AgentDue::ConnectLease => shared.is_broken(Broken::RenewsAfterLeaving),
             _ => false,
         }
     }
@@ -45,9 +44,7 @@ impl Machine {
             self.processes.retain(|_, process| !process.is_single);
             self.lease_file = None;
         }
-        if !shared.is_broken(Broken::RenewsAfterLeaving) {
-            self.agent_mut().lease.give_back();
-        }
+        self.agent_mut().lease.give_back();
         if let Some(stream) = self.agent_mut().stream {
             let report = NodeReport {
                 report: Some(Report::Leaving(NodeLeaving {

@@ -45,10 +45,7 @@ impl Server {
     }
 
     /// The node is taken down: renewals that are on their way would bring it back.
-    pub(super) fn give_back(&mut self, node: &str, shared: &Shared) {
-        if shared.is_broken(Broken::RenewsAfterLeaving) {
-            return;
-        }
+    pub(super) fn give_back(&mut self, node: &str) {
         let process = self.process_mut();
         if let Some(stream) = process.leases_held.remove(node) {
             process.holders.remove(&stream);

@@ -112,7 +112,7 @@ impl Server {
         session.is_leaving = true;
         let node = session.node.clone();
         self.process_mut().places.remove(&node);
-        self.give_back(&node, shared);
+        self.give_back(&node);
         let event = Event::NodeLeaving(node.clone(), left);
         self.ask(Request { event, origin: origin(&node), then: Then::Left(stream) }, shared);
     }
