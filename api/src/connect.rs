@@ -17,6 +17,8 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 pub use self::{
@@ -69,8 +71,8 @@ pub enum ConnectError {
     },
     /// The server shows another CA.
     #[error(
-        "the server at {server} is of another cluster: its CA is {found}, the expected one is {expected}; \
-             take a token of the cluster that you mean"
+        "the server at {server} is of another cluster, or its cluster has replaced its CA since: its CA is {found}, the \
+             expected one is {expected}; take a new token of the cluster that you mean"
     )]
     AnotherCluster {
         /// `host:port`.
@@ -104,6 +106,18 @@ pub enum ConnectError {
     All(Vec<ConnectError>),
 }
 
+impl ConnectError {
+    /// Whether a server was reached that shows another CA.
+    #[must_use]
+    pub fn is_another_ca(&self) -> bool {
+        match self {
+            ConnectError::AnotherCluster { .. } => true,
+            ConnectError::All(errors) => errors.iter().any(ConnectError::is_another_ca),
+            _ => false,
+        }
+    }
+}
+
 /// Connects to the server's Unix socket, which serves root on its machine.
 ///
 /// # Errors
@@ -127,23 +141,37 @@ pub async fn unix(path: &Path) -> Result<Channel, ConnectError> {
 /// # Errors
 /// What went wrong with the server, or [`ConnectError::All`] when there are several.
 pub async fn mutual_tls(credentials: &Credentials) -> Result<Channel, ConnectError> {
+    mutual_tls_and_ca(credentials).await.map(|(channel, _)| channel)
+}
+
+/// The same, and whether another CA than that of the credentials makes certificates by now: they are to be renewed then,
+/// whenever they end.
+///
+/// # Errors
+/// As [`mutual_tls`].
+pub async fn mutual_tls_and_ca(credentials: &Credentials) -> Result<(Channel, bool), ConnectError> {
     let config = tls::with_certificate(credentials)?;
     let (first, server) = dial::any(&credentials.servers, &config).await?;
+    let has_moved = has_another_ca(&first, &credentials.ca_der);
     let servers = credentials.servers.clone();
     let redial = move || {
         let (servers, config) = (servers.clone(), config.clone());
         async move { Ok(dial::any(&servers, &config).await?.0) }
     };
-    channel(server, first, redial).await
+    Ok((channel(server, first, redial).await?, has_moved))
+}
+
+/// A server shows its own certificate and next the CA that has made it.
+fn has_another_ca(stream: &TlsStream<TcpStream>, ca: &[u8]) -> bool {
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.get(1));
+    shown.is_some_and(|shown| shown.as_ref() != ca)
 }
 
 /// One connection with a certificate, for bytes that are HTTP/2 already.
 ///
 /// # Errors
 /// As [`mutual_tls`].
-pub async fn stream(
-    credentials: &Credentials,
-) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>, ConnectError> {
+pub async fn stream(credentials: &Credentials) -> Result<TlsStream<TcpStream>, ConnectError> {
     let config = tls::with_certificate(credentials)?;
     Ok(dial::any(&credentials.servers, &config).await?.0)
 }

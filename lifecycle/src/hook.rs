@@ -23,13 +23,17 @@ pub const GRACE: Duration = Duration::from_secs(10);
 pub const ATTEMPTS: u32 = 3;
 /// The most attempts that a hook may be given.
 pub const ATTEMPTS_MAX: u32 = 1_000;
-const EXEC_ENTRIES_MAX: usize = 256;
-const EXEC_BYTES_MAX: usize = 64 * 1024;
+/// The most entries in a program's argv.
+pub const EXEC_ENTRIES_MAX: usize = 256;
+/// The most bytes in a program's argv, each with its terminating zero.
+pub const EXEC_BYTES_MAX: usize = 64 * 1024;
+/// The most variables that a program is given.
+pub const ENV_ENTRIES_MAX: usize = 256;
+/// The most bytes in a program's environment.
+pub const ENV_BYTES_MAX: usize = 64 * 1024;
+/// Variables of this beginning are Hextet's to set.
+pub const RESERVED_ENV: &str = "HEXTET_";
 const POINTS_MAX: usize = 16;
-const ENV_ENTRIES_MAX: usize = 256;
-const ENV_BYTES_MAX: usize = 64 * 1024;
-/// Variables with such a name are Hextet's.
-const RESERVED_ENV: &str = "HEXTET_";
 
 /// A program at a point of the graph, or on events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -108,9 +108,10 @@ impl Client {
                 let credentials = Credentials::load(&path).map_err(unusable)?;
                 let server = credentials.servers.join(", ");
                 let waiting = format!("connecting to {server}");
-                let connecting = connect::mutual_tls(&credentials);
-                let channel = progress::shown(&waiting, connecting).await.map_err(unreachable)?;
-                let channel = keep_fresh(&path, &credentials, channel).await;
+                let connecting = connect::mutual_tls_and_ca(&credentials);
+                let (channel, has_moved) =
+                    progress::shown(&waiting, connecting).await.map_err(unreachable)?;
+                let channel = keep_fresh(&path, &credentials, has_moved, channel).await;
                 Ok(Client { channel, server })
             }
         }
@@ -129,11 +130,16 @@ impl Client {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> anyhow::Result<T> {
+        self.wait(call).await.map_err(|status| self.explain(&status))
+    }
+
+    /// The same, with the server's own word for what failed.
+    pub(crate) async fn wait<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Status> {
         let waiting = format!("waiting for {}", self.server);
-        match progress::shown(&waiting, call).await {
-            Ok(response) => Ok(response.into_inner()),
-            Err(status) => Err(self.explain(&status)),
-        }
+        progress::shown(&waiting, call).await.map(Response::into_inner)
     }
 
     /// What the server said, and what to do about it.
@@ -142,12 +148,12 @@ impl Client {
     }
 }
 
-/// A connection with new credentials, when the present ones end soon. Those that cannot be replaced go on being used.
-async fn keep_fresh(path: &Path, credentials: &Credentials, channel: Channel) -> Channel {
+/// A connection with new credentials, when the present ones end soon or are of a CA that goes out of use. Those that cannot be replaced go on being used.
+async fn keep_fresh(path: &Path, credentials: &Credentials, has_moved: bool, channel: Channel) -> Channel {
     let now = SystemTime::now();
     // Those that have ended are for the server to refuse, in its words.
     let has_ended = credentials.ends().is_none_or(|ends| ends <= now);
-    if has_ended || !credentials.is_due(now) {
+    if has_ended || !(has_moved || credentials.is_due(now)) {
         return channel;
     }
     let renewing = connect::renew_kept(path, credentials, channel.clone());
@@ -155,7 +161,8 @@ async fn keep_fresh(path: &Path, credentials: &Credentials, channel: Channel) ->
         Ok(Ok((_, fresh))) => fresh,
         Ok(Err(error)) => {
             let error = anyhow::Error::from(error);
-            print::note(format!("the credentials end soon and cannot be renewed: {error:#}"));
+            let why = if has_moved { "are of a CA that goes out of use" } else { "end soon" };
+            print::note(format!("the credentials {why} and cannot be renewed: {error:#}"));
             // What is in the file may be new.
             match Credentials::load(path) {
                 Ok(kept) => connect::mutual_tls(&kept).await.unwrap_or(channel),

@@ -2,6 +2,7 @@
 
 mod apply;
 mod backup;
+mod ca;
 mod cluster;
 mod compact;
 mod completions;
@@ -90,6 +91,7 @@ enum Command {
     Events(events::Args),
     Watch(watch::Args),
     Token(token::Args),
+    Ca(ca::Args),
     Login(login::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -131,6 +133,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Events(args) => block_on(events::run(args, format)),
         Command::Watch(args) => block_on(watch::run(args, format)),
         Command::Token(args) => block_on(token::run(args, format)),
+        Command::Ca(args) => block_on(ca::run(args, format)),
         Command::Login(args) => block_on(login::run(args)),
         Command::Completions(args) => completions::run(args),
         Command::Supervise(args) => supervise::run(args),
@@ -147,15 +150,20 @@ fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resu
         .block_on(command)
 }
 
+/// What a daemon that has ended has left, such as a disk that does not answer, is not waited for longer.
+const LEFT_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Runs a daemon.
 fn block_on_threads<T>(daemon: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     start_logging("info");
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(daemon)
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(daemon);
+    runtime.shutdown_timeout(LEFT_MAX);
+    result
 }
 
 /// Sends what `HEXTET_LOG` lets through to stderr; without it, `default`.

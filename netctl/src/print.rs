@@ -13,9 +13,10 @@ use serde::Serialize;
 const COLUMN_WIDTH_MIN: usize = 12;
 
 /// The shape of a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
     /// Columns for people
+    #[default]
     Table,
     /// One JSON value; streams give one per line
     Json,
@@ -27,25 +28,33 @@ pub(crate) enum Format {
 pub(crate) trait Row: Serialize {
     /// The names of the columns.
     const HEADER: &'static [&'static str];
+    /// Those of them that are cut where the terminal ends: text to read. What one copies is never cut.
+    const TEXT: &'static [&'static str] = &[];
 
     /// As many as there are columns.
     fn cells(&self) -> Vec<String>;
 }
 
-/// Prints a list.
+/// Prints a list to stdout: on a terminal no wider than that, as far as its columns can be cut.
+pub(crate) fn list<R: Row>(format: Format, rows: &[R]) -> anyhow::Result<()> {
+    let cells = rows.iter().map(Row::cells);
+    to_stdout(|out| match format {
+        Format::Table => Ok(narrow_table(out, R::HEADER, R::TEXT, cells, line_width())?),
+        Format::Json | Format::Yaml => value(out, format, &rows),
+    })
+}
+
+/// How wide a line of a table may be: as the terminal, or without one as it likes.
+pub(crate) fn line_width() -> usize {
+    let terminal = terminal_size::terminal_size().filter(|_| io::stdout().is_terminal());
+    terminal.map_or(usize::MAX, |(width, _)| usize::from(width.0))
+}
+
+/// Prints a list, with nothing cut.
 pub(crate) fn rows<R: Row>(out: &mut impl Write, format: Format, rows: &[R]) -> anyhow::Result<()> {
     match format {
         Format::Table => Ok(table(out, R::HEADER, rows.iter().map(Row::cells))?),
         Format::Json | Format::Yaml => value(out, format, &rows),
-    }
-}
-
-/// Prints a list, in a table no wider than the terminal: the widest columns are cut. Without a terminal nothing is.
-pub(crate) fn narrow_rows<R: Row>(out: &mut impl Write, format: Format, rows: &[R]) -> anyhow::Result<()> {
-    let width = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
-    match (format, width.filter(|_| io::stdout().is_terminal())) {
-        (Format::Table, Some(width)) => Ok(narrow_table(out, R::HEADER, rows.iter().map(Row::cells), width)?),
-        _ => self::rows(out, format, rows),
     }
 }
 
@@ -66,14 +75,14 @@ pub(crate) fn lines<'a>(out: &mut impl Write, mut lines: impl Iterator<Item = &'
     lines.try_for_each(|line| writeln!(out, "{}", printable(line)))
 }
 
-/// Prints one item of a stream: a line, or a YAML document.
+/// Prints one item of a stream: its text, mostly one line, or a YAML document.
 pub(crate) fn item<T: Serialize + Display>(
     out: &mut impl Write,
     format: Format,
     thing: &T,
 ) -> anyhow::Result<()> {
     match format {
-        Format::Table => writeln!(out, "{}", printable(&thing.to_string()))?,
+        Format::Table => lines(out, thing.to_string().lines())?,
         Format::Json => writeln!(out, "{}", serde_json::to_string(thing)?)?,
         Format::Yaml => write!(out, "---\n{}", serde_norway::to_string(thing)?)?,
     }
@@ -95,13 +104,14 @@ pub(crate) fn table(
     header: &[&str],
     rows: impl Iterator<Item = Vec<String>>,
 ) -> io::Result<()> {
-    narrow_table(out, header, rows, usize::MAX)
+    narrow_table(out, header, &[], rows, usize::MAX)
 }
 
-/// The same, with columns that are cut until a line has `line_width`, or only short ones are left.
-fn narrow_table(
+/// The same, with columns of `text` that are cut until a line has `line_width`, or only short ones are left.
+pub(crate) fn narrow_table(
     out: &mut impl Write,
     header: &[&str],
+    text: &[&str],
     rows: impl Iterator<Item = Vec<String>>,
     line_width: usize,
 ) -> io::Result<()> {
@@ -110,7 +120,11 @@ fn narrow_table(
     let mut widths: Vec<usize> = (0..header.len())
         .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
         .collect();
-    narrow(&mut widths, line_width);
+    let gaps = 2 * header.len().saturating_sub(1);
+    let (cuttable, whole): (Vec<_>, Vec<_>) =
+        widths.iter_mut().zip(header).partition(|(_, name)| text.contains(name));
+    let taken = whole.into_iter().map(|(width, _)| *width).sum::<usize>() + gaps;
+    narrow(cuttable.into_iter().map(|(width, _)| width).collect(), line_width.saturating_sub(taken));
     for line in &lines {
         let padded: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| cut(cell, *width)).collect();
         writeln!(out, "{}", padded.join("  ").trim_end())?;
@@ -119,11 +133,10 @@ fn narrow_table(
 }
 
 /// Takes from the widest until they fit beside each other, and from none that is short.
-fn narrow(widths: &mut [usize], line_width: usize) {
-    let gaps = 2 * widths.len().saturating_sub(1);
-    while widths.iter().sum::<usize>() + gaps > line_width {
+fn narrow(mut widths: Vec<&mut usize>, room: usize) {
+    while widths.iter().map(|width| **width).sum::<usize>() > room {
         match widths.iter_mut().max() {
-            Some(widest) if *widest > COLUMN_WIDTH_MIN => *widest -= 1,
+            Some(widest) if **widest > COLUMN_WIDTH_MIN => **widest -= 1,
             _ => return,
         }
     }
@@ -162,6 +175,19 @@ pub(crate) fn note(text: impl Display) {
     let _ = writeln!(io::stderr(), "note: {}", printable(&text.to_string()));
 }
 
+/// The same, and the last lines of what it is about.
+pub(crate) fn note_with(text: impl Display, output: &str) {
+    note(text);
+    let lines = quoted(output);
+    // Without a stderr there is nobody to tell.
+    let _ = io::stderr().write_all(lines.as_bytes());
+}
+
+/// What a program wrote, set off from what is said of it.
+pub(crate) fn quoted(output: &str) -> String {
+    output.lines().map(|line| format!("    | {}\n", printable(line))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,12 +216,22 @@ mod tests {
         };
         let narrowed = |width| {
             let mut out = Vec::new();
-            narrow_table(&mut out, &["REVISION", "CHANGE", "MESSAGE"], [row()].into_iter(), width).unwrap();
+            let header = ["REVISION", "CHANGE", "MESSAGE"];
+            narrow_table(&mut out, &header, &header[1..], [row()].into_iter(), width).unwrap();
             String::from_utf8(out).unwrap().lines().last().unwrap().to_owned()
         };
         assert_eq!(narrowed(80), "1042      pods: a, b, c, d, e, f, g, h  lease of n1 ended");
         assert_eq!(narrowed(44), "1042      pods: a, b, c, …  lease of n1 end…");
         assert_eq!(narrowed(3), "1042      pods: a, b,…  lease of n1…");
+    }
+
+    #[test]
+    fn what_one_copies_is_never_cut() {
+        let row =
+            vec!["fd12:3456:789a:1:2:3:4:5".to_owned(), "it waits for what is not there yet".to_owned()];
+        let mut out = Vec::new();
+        narrow_table(&mut out, &["ADDRESS", "WHY"], &["WHY"], [row].into_iter(), 20).unwrap();
+        assert!(String::from_utf8(out).unwrap().ends_with("\nfd12:3456:789a:1:2:3:4:5  it waits fo…\n"));
     }
 
     fn printed(format: Format) -> String {

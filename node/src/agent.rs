@@ -20,7 +20,7 @@ use dataplane::{
 };
 use dataplane_core::{Action as Operation, Desired, Mac};
 use hextet_api::v1;
-use hextet_lifecycle::Owner;
+use hextet_lifecycle::{Owner, pod::TASKS};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
@@ -31,6 +31,7 @@ use crate::{
     assignment::{self, Assignment},
     attach::{FromServer, Hello},
     backoff::Backoff,
+    behind::Behind,
     config::NodePaths,
     conflict::{Conflicts, Standing},
     desired::{Backends, Underlay, desired},
@@ -90,6 +91,7 @@ pub(crate) struct Agent {
     pub(crate) backends: Backends,
     pub(crate) uplink: UplinkChoice,
     pub(crate) roster: Roster,
+    pub(crate) behind: Behind,
     /// The origin of the roster's time.
     pub(crate) started: Instant,
     pub(crate) pods: Pods,
@@ -264,6 +266,7 @@ impl Agent {
                 () = Schedule::wait(step_due) => self.advance().await,
                 () = Schedule::wait(ask_due) => self.ask_for_addresses(),
                 () = Schedule::wait(lost_due) => self.look_after_lost_peers().await,
+                () = Schedule::wait(self.behind.next()) => self.ask_for_everything(),
                 () = changed(&mut inbox.changes) => self.schedule.changed(),
                 () = Schedule::wait(due) => self.reconcile().await,
                 permit = room => drop(permit.send(self.roster.take_news())),
@@ -389,6 +392,10 @@ impl Agent {
 
     /// Makes the server's word durable; what there is to do then.
     async fn take_over(&mut self, message: v1::Assignment) -> Option<Vec<Duty>> {
+        if !self.behind.can_follow(message.full) {
+            debug!(revision = message.revision, "it goes on from an assignment that is lost");
+            return None;
+        }
         let epoch = &self.roster.assignment().head.epoch;
         if !epoch.is_empty() && message.epoch != *epoch {
             warn!(epoch = message.epoch, "the server has another store than before; its word is followed");
@@ -398,12 +405,18 @@ impl Agent {
         for complaint in &complaints {
             warn!(complaint, "a part of the assignment is not followed");
         }
-        let Some(duties) = self.commit(pending).await else {
-            // Only a whole assignment can be followed after one that is lost.
-            self.hello.send_modify(|hello| hello.resets += 1);
-            return None;
-        };
-        Some(duties)
+        let duties = self.commit(pending).await;
+        match &duties {
+            Some(_) => self.behind.kept(),
+            None => self.behind.lost(Instant::now(), &mut rand::rng()),
+        }
+        duties
+    }
+
+    /// The first assignment of a stream is whole.
+    fn ask_for_everything(&mut self) {
+        self.behind.asked();
+        self.hello.send_modify(|hello| hello.resets += 1);
     }
 
     /// Peers whose lease has ended are asked whether they are there. One that does not answer is dead, as far as this
@@ -458,16 +471,19 @@ impl Agent {
     /// written and nothing has happened.
     async fn commit(&mut self, pending: Pending) -> Option<Vec<Duty>> {
         let (store, old) = (self.store.clone(), self.roster.assignment().clone());
-        let written =
-            tokio::task::spawn_blocking(move || store.commit(&old, &pending.next).map(|()| pending));
+        let pending = Arc::new(pending);
+        let next = pending.clone();
+        let written = tokio::task::spawn_blocking(move || store.commit(&old, &next.next));
         let written = written.await.context("the store's thread failed").and_then(|result| Ok(result?));
-        let pending = match written {
-            Ok(pending) => pending,
-            Err(error) => {
-                error!(error = format!("{error:#}"), "the assignment is not followed: it cannot be kept");
-                return None;
-            }
-        };
+        if let Err(error) = written {
+            let why = format!("{error:#}");
+            error!(error = why, "the assignment is not followed: it cannot be kept");
+            self.roster.not_kept(&pending, &why);
+            self.tell_notes();
+            return None;
+        }
+        // The thread that wrote it has let go of it.
+        let pending = Arc::into_inner(pending)?;
         let head = pending.next.head.clone();
         self.hello.send_modify(|hello| {
             (hello.rest.epoch, hello.rest.revision) = (head.epoch, head.revision);
@@ -639,17 +655,24 @@ impl Agent {
         match self.roster.steps_now(&request.pod, self.started.elapsed()) {
             None => answer.error = format!("pod {} is not on this node", request.pod),
             Some(steps) => {
-                let output =
-                    |step: &hextet_lifecycle::StepStatus| match self.roster.hook(&request.pod, &step.name) {
-                        Some(_) => self.pods.hook_output(&request.pod, &step.name),
-                        None => String::new(),
-                    };
-                answer.steps = steps.into_iter().map(|step| explain::message(output(&step), step)).collect();
+                let output = |step: &str| self.step_output(&request.pod, step);
+                answer.steps =
+                    steps.into_iter().map(|step| explain::message(output(&step.name), step)).collect();
                 let scripts = self.pods.scripts(&request.pod).into_iter();
                 answer.steps.extend(scripts.map(|step| explain::message(step.output.clone(), step)));
             }
         }
         explain::send(channel, answer);
+    }
+
+    /// The last lines that a hook wrote, or a task before it ended last.
+    fn step_output(&self, pod: &str, step: &str) -> String {
+        if self.roster.hook(pod, step).is_some() {
+            return self.pods.hook_output(pod, step);
+        }
+        let ending = self.roster.report(pod).and_then(|report| report.ending).filter(|_| step == TASKS);
+        let of_task = ending.filter(|ending| ending.what.starts_with("task "));
+        of_task.map(|ending| ending.output.clone()).unwrap_or_default()
     }
 
     /// Nothing of these pods runs, nothing is in the kernel and nothing on the disk: their records go, and they are

@@ -353,7 +353,7 @@ pub(crate) mod tests {
         v1::Assignment { epoch: "e".into(), revision: 7, full: true, pods, ..v1::Assignment::default() }
     }
 
-    fn peer(name: &str, subnet: u16) -> v1::Peer {
+    pub(crate) fn peer(name: &str, subnet: u16) -> v1::Peer {
         let prefix: Ipv6Addr = format!("fd00:1:2:{subnet:x}::").parse().unwrap();
         v1::Peer {
             name: name.into(),

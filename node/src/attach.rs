@@ -36,6 +36,10 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const REPORTS_MAX: usize = 16;
 /// How often it is looked whether the certificate ends soon.
 const RENEW_LOOK: Duration = Duration::from_secs(3600);
+/// In this time all nodes ask for certificates of another CA.
+const RENEW_SPREAD: Duration = Duration::from_secs(20);
+/// After this time, and once more as long at most, a node asks again that got none.
+const RENEW_AGAIN: Duration = Duration::from_secs(60);
 /// A full assignment of 10,000 pods with long environments.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -152,7 +156,14 @@ async fn attach(
     served: &mut bool,
 ) -> Result<End> {
     let credentials = certificates.credentials();
-    let mut channel = mutual_tls(&credentials).await?;
+    let mut channel = match mutual_tls(&credentials).await {
+        Err(error) if error.is_another_ca() => {
+            // A server that was put back from a backup may have the CA before this one.
+            certificates.not_known();
+            return Err(error.into());
+        }
+        connected => connected?,
+    };
     if certificates.is_due() {
         channel = renew(certificates, &channel).await.unwrap_or(channel);
     }
@@ -174,7 +185,9 @@ async fn attach(
         tokio::select! {
             command = commands.message() => {
                 let Some(command) = command.map_err(refused)? else { return Ok(End::Server) };
-                know_servers(certificates, &command).await;
+                if know(certificates, &command).await {
+                    looks.reset_after(rand::random_range(Duration::ZERO..RENEW_SPREAD));
+                }
                 if let Some(event) = event(command) {
                     if !*served {
                         info!(server = credentials.servers.first(), "attached to the server");
@@ -184,28 +197,35 @@ async fn attach(
                 }
             }
             _ = looks.tick() => {
-                if certificates.is_due() && let Some(channel) = renew(certificates, &channel).await {
-                    events.send(FromServer::Renewed { channel }).await.context("the agent ends")?;
+                if certificates.is_due() {
+                    match renew(certificates, &channel).await {
+                        Some(renewed) => {
+                            channel = renewed.clone();
+                            events.send(FromServer::Renewed { channel: renewed }).await.context("the agent ends")?;
+                        }
+                        None => looks.reset_after(RENEW_AGAIN + rand::random_range(Duration::ZERO..RENEW_AGAIN)),
+                    }
                 }
             }
             changed = is_another(hello, &said) => {
                 changed?;
-                info!("attaching anew: the node has something else to say of itself");
+                info!("attaching anew: the node has something else to say of itself, or must hear everything again");
                 return Ok(End::Agent);
             }
         }
     }
 }
 
-/// A node that cannot keep them goes on with those that it knew.
-async fn know_servers(certificates: &Certificates, command: &NodeCommand) {
-    let Some(Command::Assignment(assignment)) = &command.command else { return };
+/// A node that cannot keep the servers goes on with those that it knew. Whether another CA makes certificates.
+async fn know(certificates: &Certificates, command: &NodeCommand) -> bool {
+    let Some(Command::Assignment(assignment)) = &command.command else { return false };
     if let Err(error) = certificates.servers(&assignment.servers).await {
         warn!("the list of servers is not kept: {error:#}");
     }
+    certificates.ca(&assignment.ca)
 }
 
-/// Another certificate before the present one ends; without one the node goes on with that.
+/// Another certificate before the present one ends, or one of another CA; without one the node goes on with that.
 async fn renew(certificates: &Certificates, channel: &Channel) -> Option<Channel> {
     let renewed = certificates.renew(channel.clone()).await;
     renewed.inspect_err(|error| warn!("the node's certificate is not renewed: {error:#}")).ok()

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use hextet_api::{
     connect::{self, Credentials},
-    token::{SERVERS_MAX, is_host_and_port},
+    token::{Fingerprint, SERVERS_MAX, is_host_and_port},
 };
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
@@ -36,11 +36,17 @@ pub(crate) struct Certificates {
 struct Present {
     identity: Identity,
     renewed: Option<Instant>,
+    /// The CA that makes certificates, as the server says.
+    issuing: Option<Fingerprint>,
 }
 
 impl Certificates {
     pub(crate) fn new(store: Arc<Store>, identity: Identity, machine: String) -> Certificates {
-        Certificates { store, machine, present: Mutex::new(Present { identity, renewed: None }) }
+        Certificates {
+            store,
+            machine,
+            present: Mutex::new(Present { identity, renewed: None, issuing: None }),
+        }
     }
 
     /// What the next connection is made with.
@@ -48,9 +54,20 @@ impl Certificates {
         self.lock().identity.credentials.clone()
     }
 
-    /// Whether the certificate ends soon by this machine's clock.
+    /// The server says which CA makes certificates. Whether it is another than that of this node's.
+    pub(crate) fn ca(&self, told: &[u8]) -> bool {
+        let Ok(told) = told.try_into().map(Fingerprint) else { return false };
+        let mut present = self.lock();
+        present.issuing = Some(told);
+        present.has_another_ca()
+    }
+
+    /// Whether the certificate ends soon by this machine's clock, or is of a CA that goes out of use.
     pub(crate) fn is_due(&self) -> bool {
         let present = self.lock();
+        if present.has_another_ca() {
+            return true;
+        }
         let rests = present.renewed.is_some_and(|renewed| renewed.elapsed() < RENEW_PAUSE);
         !rests && present.identity.credentials.is_due(SystemTime::now())
     }
@@ -70,6 +87,7 @@ impl Certificates {
     async fn keep(&self, old: &Credentials, new: &Credentials) -> Result<()> {
         let (store, mut identity) = (self.store.clone(), self.lock().identity.clone());
         (identity.credentials, identity.previous) = (new.clone(), Some(old.clone()));
+        identity.remember_ca(old.ca_fingerprint());
         let kept = identity.clone();
         tokio::task::spawn_blocking(move || store.save_identity(&kept)).await??;
         let mut present = self.lock();
@@ -89,18 +107,24 @@ impl Certificates {
         Ok(())
     }
 
-    /// The server does not know the key: the next connection is made with the one before it, and the one after that with
+    /// The server does not know the key, or its CA is not the one that this node knows: the next connection is made with the one before it, and the one after that with
     /// this one again.
     pub(crate) fn not_known(&self) {
         let Identity { credentials, previous: Some(previous), .. } = &mut self.lock().identity else {
             return;
         };
         std::mem::swap(credentials, previous);
-        debug!("the server does not know this node's key: trying the one before it");
+        debug!("the server does not know this node's key or CA: trying those before them");
     }
 
     fn lock(&self) -> MutexGuard<'_, Present> {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Present {
+    fn has_another_ca(&self) -> bool {
+        self.issuing.is_some_and(|issuing| issuing != self.identity.credentials.ca_fingerprint())
     }
 }
 
@@ -121,6 +145,22 @@ fn merged(known: &[String], told: &[String]) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Those that it had are remembered, so that a token of before is told from one of another cluster.
+    #[test]
+    fn a_certificate_is_due_when_another_ca_makes_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("node.redb")).unwrap());
+        let identity = crate::identity::tests::identity();
+        let own = identity.credentials.ca_fingerprint();
+        let mut certificates = Certificates::new(store, identity, String::new());
+        assert!(!certificates.ca(&[]) && !certificates.ca(&own.0) && !certificates.is_due());
+        assert!(certificates.ca(&[7; 32]) && certificates.is_due());
+        // It was renewed a moment ago, and the CA is replaced again.
+        certificates.present.get_mut().unwrap().renewed = Some(Instant::now());
+        assert!(certificates.is_due());
+        assert!(!certificates.ca(&own.0) && !certificates.is_due(), "the way back was taken");
+    }
 
     #[test]
     fn servers_come_and_go_and_the_first_stays() {

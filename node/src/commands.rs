@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use dataplane::{Counter, Dataplane, MasqueradeBackend, Op, bpf::Bpf};
-use hextet_api::v1::NodeLeaving;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -19,7 +18,7 @@ use crate::{
     config::NodePaths,
     desired::{Backends, Underlay, desired},
     events::NodeEvent,
-    farewell::{self, TOLD, untold},
+    farewell::{self, untold},
     identity::Identity,
     keeper::{self, Place},
     lease_file,
@@ -32,6 +31,8 @@ use crate::{
     teardown,
     view::{FlowView, NodeView},
 };
+
+pub(crate) mod blind;
 
 /// What the agent would do to the kernel now, an operation per line; empty when all is as it should be.
 ///
@@ -84,9 +85,10 @@ pub async fn down(paths: &NodePaths) -> Result<Vec<String>> {
     require_root("take a node down")?;
     let paths = paths.absolute()?;
     match ask(&paths, Request::Down).await? {
-        Some(Answer::Lines(lines)) => {
+        Some(Answer::Lines(mut lines)) => {
             // The agent's lock is free when the agent has ended.
-            NodeLock::take(&paths.state_dir).await?;
+            let _lock = NodeLock::take(&paths.state_dir).await?;
+            lines.extend(blind::settle_store(&paths, &lines).await);
             Ok(lines)
         }
         Some(_) => bail!("the agent answered something else: is it of this version?"),
@@ -191,14 +193,21 @@ fn is_in_use(error: &anyhow::Error) -> bool {
 /// Works also when the store is damaged or gone: the kernel and the run folder say what is there.
 async fn down_without_agent(paths: &NodePaths) -> Result<Vec<String>> {
     let lock = if paths.state_dir.is_dir() { Some(NodeLock::take(&paths.state_dir).await?) } else { None };
-    let (mut lines, planned, mut dataplane) = match (Offline::open(paths).await, &lock) {
+    let mut lines = match (Offline::open(paths).await, &lock) {
         (Ok(mut offline), Some(lock)) => {
-            let told = offline.leave(paths, lock).await;
-            (vec![told], offline.planned_teardown().await, offline.dataplane)
+            let mut lines = vec![offline.leave(paths, lock).await];
+            let planned = offline.planned_teardown().await;
+            lines.extend(teardown::all(paths, &mut offline.dataplane, planned).await?);
+            lines
         }
-        _ => (Vec::new(), Vec::new(), open_dataplane(paths).await?),
+        _ => {
+            let mut dataplane = open_dataplane(paths).await?;
+            let mut lines = blind::end_pods_and_leave(paths, lock.as_ref()).await;
+            lines.extend(teardown::empty_kernel(paths, &mut dataplane, Vec::new()).await?);
+            lines
+        }
     };
-    lines.extend(teardown::all(paths, &mut dataplane, planned).await?);
+    lines.extend(blind::settle_store(paths, &lines).await);
     Ok(lines)
 }
 
@@ -240,16 +249,13 @@ impl Offline {
 
     /// Tells the server that the node is taken down, when what only one node may run has ended. Says how it went.
     async fn leave(&self, paths: &NodePaths, lock: &NodeLock) -> String {
-        let name = &self.identity.name;
-        if let Err(error) = self.end_singletons(paths).await {
-            return untold(name, &format!("a pod of which there may only be one has not ended: {error:#}"));
+        match self.end_singletons(paths).await {
+            Ok(()) => farewell::say(&self.identity, lock).await,
+            Err(error) => {
+                let why = format!("a pod of which there may only be one has not ended: {error:#}");
+                untold(&self.identity.name, &why)
+            }
         }
-        let told = async {
-            let machine = lock.machine().context("cannot tell which machine this is")?;
-            let leaving = NodeLeaving { machine, session: lease_file::session() };
-            farewell::tell(&self.identity, leaving).await
-        };
-        told.await.map_or_else(|error| untold(name, &format!("{error:#}")), |()| TOLD.to_owned())
     }
 
     /// They and their hooks end with the lease; a supervisor that does not look is ended.

@@ -33,6 +33,8 @@ pub struct NodeConfig {
     pub paths: NodePaths,
     /// The token to join with; not needed once the node has joined.
     pub join: Option<Token>,
+    /// A token with which a node comes back whose cluster has replaced its CA while it was away.
+    pub rejoin: Option<Token>,
     /// The node's name; none: the token's, else the host's.
     pub name: Option<String>,
     /// The device to the other nodes; none: that of the default route.

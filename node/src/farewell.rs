@@ -13,7 +13,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use crate::{attach::report, identity::Identity};
+use crate::{attach::report, identity::Identity, lease_file, lock::NodeLock};
 
 /// How long the server may take to write down that the node leaves.
 pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(3);
@@ -29,29 +29,34 @@ pub(crate) fn untold(node: &str, why: &str) -> String {
     )
 }
 
+/// Tells the server; says how it went.
+pub(crate) async fn say(identity: &Identity, lock: &NodeLock) -> String {
+    let told = async {
+        let machine = lock.machine().context("cannot tell which machine this is")?;
+        tell(identity, NodeLeaving { machine, session: lease_file::session() }).await
+    };
+    told.await.map_or_else(|error| untold(&identity.name, &format!("{error:#}")), |()| TOLD.to_owned())
+}
+
 /// Tells the server; why that was not possible.
 ///
 /// # Errors
 /// No server can be reached in [`LEAVE_MAX`], or it does not take the word.
-pub(crate) async fn tell(identity: &Identity, leaving: NodeLeaving) -> Result<()> {
+async fn tell(identity: &Identity, leaving: NodeLeaving) -> Result<()> {
     let telling = async {
-        match tell_with(&identity.credentials, leaving.clone()).await? {
-            Code::Ok => Ok(()),
-            // A server that was put back from a backup may know no other key than the one before.
-            Code::PermissionDenied if let Some(previous) = &identity.previous => {
-                match tell_with(previous, leaving).await? {
-                    Code::Ok => Ok(()),
-                    _ => bail!("it does not know this node's key"),
-                }
+        // A server that was put back from a backup may know no other key than the one before.
+        for credentials in std::iter::once(&identity.credentials).chain(&identity.previous) {
+            if tell_with(credentials, leaving.clone()).await? {
+                return Ok(());
             }
-            _ => bail!("it does not know this node's key"),
         }
+        bail!("it does not know this node's key")
     };
     timeout(LEAVE_MAX, telling).await.with_context(|| format!("no answer in {} s", LEAVE_MAX.as_secs()))?
 }
 
-/// One attempt: done, or the key is not known.
-async fn tell_with(credentials: &Credentials, leaving: NodeLeaving) -> Result<Code> {
+/// One attempt: true when it is done, false when the key is not known.
+async fn tell_with(credentials: &Credentials, leaving: NodeLeaving) -> Result<bool> {
     let mut client = AgentClient::new(mutual_tls(credentials).await?);
     let (reports, receiver) = mpsc::channel(1);
     reports.send(report(Report::Leaving(leaving))).await.context("the stream has ended")?;
@@ -62,8 +67,8 @@ async fn tell_with(credentials: &Credentials, leaving: NodeLeaving) -> Result<Co
     };
     drop(reports);
     match told {
-        Ok(()) => Ok(Code::Ok),
-        Err(status) if status.code() == Code::PermissionDenied => Ok(Code::PermissionDenied),
+        Ok(()) => Ok(true),
+        Err(status) if status.code() == Code::PermissionDenied => Ok(false),
         Err(status) => bail!("{} ({:?})", status.message(), status.code()),
     }
 }

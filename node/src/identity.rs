@@ -1,7 +1,7 @@
 //! Who this node is in its cluster: what it got when it joined, kept for ever.
 
 use hextet_address::{ClusterPrefix, GroupId, NodePrefix};
-use hextet_api::connect::Credentials;
+use hextet_api::{connect::Credentials, token::Fingerprint};
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
@@ -25,9 +25,31 @@ pub(crate) struct Identity {
     /// Those before the present ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) previous: Option<Credentials>,
+    /// SHA-256, in hex, of CAs of its cluster that were replaced, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) former_cas: Vec<String>,
 }
 
+/// The most CAs that are remembered.
+const FORMER_MAX: usize = 16;
+
 impl Identity {
+    /// Whether this is or was the CA of the node's cluster.
+    pub(crate) fn knows_ca(&self, ca: Fingerprint) -> bool {
+        self.credentials.ca_fingerprint() == ca || self.former_cas.contains(&ca.to_string())
+    }
+
+    /// Keeps in mind the CA of credentials that were replaced; to be told once the new ones are in their place.
+    pub(crate) fn remember_ca(&mut self, ca: Fingerprint) {
+        if self.knows_ca(ca) {
+            return;
+        }
+        if self.former_cas.len() == FORMER_MAX {
+            self.former_cas.remove(0);
+        }
+        self.former_cas.push(ca.to_string());
+    }
+
     /// From now on these servers are tried, with whatever certificate.
     pub(crate) fn name_servers(&mut self, servers: &[String]) {
         for credentials in std::iter::once(&mut self.credentials).chain(&mut self.previous) {
@@ -56,6 +78,7 @@ pub(crate) mod tests {
                 key_pkcs8_der: vec![3],
             },
             previous: None,
+            former_cas: vec![],
         }
     }
 }

@@ -44,7 +44,8 @@ pub(crate) enum JoinError {
     /// It has an identity of another cluster.
     #[error(
         "this machine is node {name} of the cluster with CA {present}, and the token is of the one with CA {token}; \
-         to move it, run `netctl node down` and remove its state folder first"
+         to move it, run `netctl node down` and remove its state folder first; if its own cluster has replaced the CA while it \
+         was away, give the token with --rejoin instead of --join"
     )]
     AnotherCluster { name: String, present: Fingerprint, token: Fingerprint },
     /// The server cannot be asked or says no.
@@ -74,7 +75,7 @@ pub(crate) enum JoinError {
 pub(crate) fn known(identity: Identity, config: &NodeConfig) -> Result<Identity, JoinError> {
     let present = identity.credentials.ca_fingerprint();
     if let Some(token) = &config.join {
-        if token.fingerprint != present {
+        if !identity.knows_ca(token.fingerprint) {
             let name = identity.name;
             return Err(JoinError::AnotherCluster { name, present, token: token.fingerprint });
         }
@@ -241,6 +242,7 @@ fn identity_of(joining: &Joining, prefixes: &Prefixes, enrolled: Enrolled) -> Re
         pod_ipv4: pod_ipv4.ok_or(JoinError::Answer("without the pods' IPv4 range"))?,
         credentials,
         previous: None,
+        former_cas: vec![],
     })
 }
 
@@ -261,6 +263,7 @@ mod tests {
         NodeConfig {
             paths: NodePaths { state_dir: "/x".into(), run_dir: "/x".into(), bpf_dir: "/x".into() },
             join,
+            rejoin: None,
             name: None,
             uplink: None,
             underlay: None,

@@ -25,7 +25,12 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{config::NodePaths, pod_ipv4::UID_BASE, pods::NETNS_DIR};
+use crate::{
+    config::NodePaths,
+    pod_ipv4::UID_BASE,
+    pods::NETNS_DIR,
+    processes::{self, Process},
+};
 
 /// How long killed processes may take to be gone.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -114,7 +119,7 @@ impl fmt::Display for Leftover {
 /// What is left of `owner` now.
 fn find(owner: &Owner) -> io::Result<Vec<Leftover>> {
     let netns = owner.netns.as_ref().and_then(|path| fs::metadata(path).ok()).map(|file| file.ino());
-    let all = processes()?;
+    let all = processes::all()?;
     let left = all.iter().filter(|(pid, process)| {
         process.uid >= UID_BASE
             && process.state != "Z"
@@ -131,44 +136,8 @@ fn find(owner: &Owner) -> io::Result<Vec<Leftover>> {
         .collect())
 }
 
-#[derive(Debug)]
-struct Process {
-    name: String,
-    state: String,
-    parent: i32,
-    uid: u32,
-}
-
-/// Every process of the machine; one that ends meanwhile is none.
-fn processes() -> io::Result<BTreeMap<i32, Process>> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-        if let Some(process) = parse(&String::from_utf8_lossy(&status)) {
-            all.insert(pid, process);
-        }
-    }
-    Ok(all)
-}
-
-/// Reads `/proc/PID/status` (proc_pid_status(5)).
-fn parse(status: &str) -> Option<Process> {
-    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let field = |name: &str| line(name)?.split_whitespace().next();
-    Some(Process {
-        name: line("Name:")?.to_owned(),
-        state: field("State:")?.to_owned(),
-        parent: field("PPid:")?.parse().ok()?,
-        uid: field("Uid:")?.parse().ok()?,
-    })
-}
-
 fn belongs(pid: i32, netns: Option<u64>, folders: &[PathBuf]) -> bool {
-    let is_there =
-        || netns.is_some() && fs::metadata(format!("/proc/{pid}/ns/net")).ok().map(|ns| ns.ino()) == netns;
+    let is_there = || netns.is_some() && processes::netns_of(pid).ok() == netns;
     let works_in = || {
         let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
         folders.iter().any(|folder| cwd.starts_with(folder))
@@ -212,15 +181,6 @@ mod tests {
     use nix::unistd::geteuid;
 
     use super::*;
-
-    #[test]
-    fn status_lines_are_read() {
-        let text = "Name:\ta (b)\nState:\tD (disk sleep)\nPPid:\t12\nUid:\t1879048193\t0\t0\t0\n";
-        let process = parse(text).unwrap();
-        assert_eq!((process.name.as_str(), process.state.as_str()), ("a (b)", "D"));
-        assert_eq!((process.parent, process.uid), (12, 1_879_048_193));
-        assert!(parse("Name:\tsh\n").is_none());
-    }
 
     #[test]
     fn an_error_names_some_of_many() {

@@ -11,7 +11,7 @@ use tracing::debug;
 use crate::{
     assignment::{Assignment, PodRecord},
     config::NodePaths,
-    logs::{self, Chunk, Selection},
+    logs::{self, Chunk, Position, Selection},
     supervisor::spec::log_path,
 };
 
@@ -76,8 +76,11 @@ fn task<'a>(pod: &'a PodRecord, wanted: &str) -> Result<&'a str, String> {
 async fn send(channel: Channel, request: ReadLogs, found: Result<PathBuf, String>) {
     let id = request.request_id;
     let (chunks, receiver) = mpsc::channel(CHUNKS_MAX);
-    // The first message names the request, also when the log is empty and followed.
-    let first = tokio_stream::once(message(id, Ok(Vec::new())));
+    // The first message names the request, also when the log is empty and followed; with a place where to go on from in that
+    // case. Whoever goes on has one.
+    let place = if request.after.is_empty() { Position::default().to_string() } else { String::new() };
+    let first = SendLogsRequest { request_id: id, position: place, ..SendLogsRequest::default() };
+    let first = tokio_stream::once(first);
     let messages = first.chain(ReceiverStream::new(receiver).map(move |chunk| message(id, chunk)));
     let reader = tokio::spawn(read(request, found, chunks));
     if let Err(status) = AgentClient::new(channel).send_logs(messages).await {
@@ -89,10 +92,11 @@ async fn send(channel: Channel, request: ReadLogs, found: Result<PathBuf, String
 
 async fn read(request: ReadLogs, found: Result<PathBuf, String>, chunks: mpsc::Sender<Chunk>) {
     let result = match found {
-        Ok(log) => {
-            let selection = Selection { log, tail_lines: request.tail_lines, follow: request.follow };
-            logs::read(selection, &chunks).await.map_err(|error| format!("cannot read the log: {error}"))
-        }
+        Ok(log) => select(log, &request).map(|selection| logs::read(selection, &chunks)),
+        Err(why) => Err(why),
+    };
+    let result = match result {
+        Ok(reading) => reading.await.map_err(|error| format!("{:#}", anyhow::Error::from(error))),
         Err(why) => Err(why),
     };
     if let Err(why) = result {
@@ -101,12 +105,18 @@ async fn read(request: ReadLogs, found: Result<PathBuf, String>, chunks: mpsc::S
     }
 }
 
+fn select(log: PathBuf, request: &ReadLogs) -> Result<Selection, String> {
+    let after = Some(&request.after).filter(|after| !after.is_empty());
+    let after = after.map(|after| after.parse()).transpose()?;
+    Ok(Selection { log, tail_lines: request.tail_lines, follow: request.follow, after })
+}
+
 fn message(request_id: u64, chunk: Chunk) -> SendLogsRequest {
-    let (data, error) = match chunk {
-        Ok(data) => (data, String::new()),
-        Err(why) => (Vec::new(), why),
+    let (data, position, error) = match chunk {
+        Ok((data, position)) => (data, position.to_string(), String::new()),
+        Err(why) => (Vec::new(), String::new(), why),
     };
-    SendLogsRequest { request_id, data, error }
+    SendLogsRequest { request_id, data, error, position }
 }
 
 #[cfg(test)]

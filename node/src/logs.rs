@@ -4,10 +4,13 @@
 //! inotify; nothing polls.
 
 use std::{
+    fmt,
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    str::FromStr,
+    time::UNIX_EPOCH,
 };
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -21,8 +24,17 @@ pub(crate) const CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// Room for some events; one needs `NAME_MAX` and 17 bytes at most.
 const EVENTS_BYTES: usize = 4096;
 
-/// A part of a log, or why there is no more.
-pub(crate) type Chunk = Result<Vec<u8>, String>;
+/// A part of a log and where it ends, or why there is no more.
+pub(crate) type Chunk = Result<(Vec<u8>, Position), String>;
+
+/// A place in a log: how far into which of its files. A file is told by its inode and by when it was made, as the inode of one
+/// that is no more may be given again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    inode: u64,
+    made_ns: u128,
+    offset: u64,
+}
 
 /// What to read.
 #[derive(Clone, Debug)]
@@ -32,18 +44,33 @@ pub(crate) struct Selection {
     pub(crate) tail_lines: u32,
     /// Go on until the pod is gone or nobody reads.
     pub(crate) follow: bool,
+    /// Begin here, and not with the last lines.
+    pub(crate) after: Option<Position>,
+}
+
+/// Why a log cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LogError {
+    #[error("cannot read the log")]
+    Read(#[from] io::Error),
+    #[error(
+        "what was written meanwhile is lost in part: the log was moved away more than once; `netctl logs` shows what is kept"
+    )]
+    Lost,
 }
 
 /// Sends the selected part of a log in chunks; returns at its end, or when nobody reads any more.
 ///
 /// # Errors
-/// When a file cannot be read. A task that has not written anything has an empty log.
-pub(crate) async fn read(selection: Selection, chunks: &mpsc::Sender<Chunk>) -> io::Result<()> {
+/// When a file cannot be read, or is not there any more. A task that has not written anything has an empty log.
+pub(crate) async fn read(selection: Selection, chunks: &mpsc::Sender<Chunk>) -> Result<(), LogError> {
     // Watched before it is read: what is written in between is not missed.
     let watch = selection.follow.then(|| FolderWatch::new(&selection.log)).transpose()?;
     let mut current = open(&selection.log)?;
-    if let Some(file) = &mut current {
-        send_tail(&selection, file, chunks).await?;
+    match (selection.after, &mut current) {
+        (Some(after), current) => go_on(&selection.log, after, current, chunks).await?,
+        (None, Some(file)) => send_tail(&selection, file, chunks).await?,
+        (None, None) => {}
     }
     let Some(watch) = watch else { return Ok(()) };
     while !chunks.is_closed() {
@@ -52,6 +79,50 @@ pub(crate) async fn read(selection: Selection, chunks: &mpsc::Sender<Chunk>) -> 
             () = chunks.closed() => return Ok(()),
         }
         catch_up(&selection.log, &mut current, chunks).await?;
+    }
+    Ok(())
+}
+
+/// Sends what was written after a place, which may be in the file before the current one by now.
+async fn go_on(
+    log: &Path,
+    after: Position,
+    current: &mut Option<File>,
+    chunks: &mpsc::Sender<Chunk>,
+) -> Result<(), LogError> {
+    if after == Position::default() {
+        // There was no file then: whatever there is came since.
+        return send_all(open(&rotated(log))?, current, chunks).await;
+    }
+    if let Some(file) = current
+        && seek(file, after)?
+    {
+        return Ok(send_rest(file, chunks).await?);
+    }
+    let mut before = open(&rotated(log))?.ok_or(LogError::Lost)?;
+    if !seek(&mut before, after)? {
+        return Err(LogError::Lost);
+    }
+    send_all(Some(before), current, chunks).await
+}
+
+/// Goes to the place, if it is in this file.
+fn seek(file: &mut File, to: Position) -> io::Result<bool> {
+    let (here, len) = (Position::in_file(file)?, file.metadata()?.len());
+    let is_here = (here.inode, here.made_ns) == (to.inode, to.made_ns) && to.offset <= len;
+    if is_here {
+        file.seek(SeekFrom::Start(to.offset))?;
+    }
+    Ok(is_here)
+}
+
+async fn send_all(
+    mut before: Option<File>,
+    current: &mut Option<File>,
+    chunks: &mpsc::Sender<Chunk>,
+) -> Result<(), LogError> {
+    for file in [before.as_mut(), current.as_mut()].into_iter().flatten() {
+        send_rest(file, chunks).await?;
     }
     Ok(())
 }
@@ -101,7 +172,7 @@ async fn send_rest(file: &mut File, chunks: &mpsc::Sender<Chunk>) -> io::Result<
         let mut chunk = vec![0; CHUNK_BYTES_MAX];
         let len = file.read(&mut chunk)?;
         chunk.truncate(len);
-        if len == 0 || chunks.send(Ok(chunk)).await.is_err() {
+        if len == 0 || chunks.send(Ok((chunk, Position::in_file(file)?))).await.is_err() {
             return Ok(());
         }
     }
@@ -133,6 +204,38 @@ fn tail_start(file: &mut File, lines: u32) -> io::Result<(u64, u32)> {
     Ok((0, if len > 0 { found + 1 } else { 0 }))
 }
 
+impl Position {
+    /// Where a file stands.
+    fn in_file(mut file: &File) -> io::Result<Position> {
+        let about = file.metadata()?;
+        let made = about.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+        let made_ns = made.map_or(0, |made| made.as_nanos());
+        Ok(Position { inode: about.ino(), made_ns, offset: file.stream_position()? })
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.inode, self.made_ns, self.offset)
+    }
+}
+
+impl FromStr for Position {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Position, String> {
+        let mut parts = text.splitn(3, '.');
+        let mut part = || parts.next().unwrap_or_default();
+        let (inode, made_ns, offset) = (part().parse().ok(), part().parse().ok(), part().parse().ok());
+        let position = inode.zip(made_ns).zip(offset).map(|((inode, made_ns), offset)| Position {
+            inode,
+            made_ns,
+            offset,
+        });
+        position.ok_or_else(|| format!("`{text}` is no place in a log"))
+    }
+}
+
 fn open(path: &Path) -> io::Result<Option<File>> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
@@ -158,6 +261,10 @@ impl FolderWatch {
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_DELETE_SELF;
         inotify.add_watch(&folder, what)?;
+        // A log that is read keeps its folder's inode, which then does not tell of its end: the folder above does.
+        if let Some(above) = folder.parent() {
+            inotify.add_watch(above, AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM)?;
+        }
         let events = pipe::Receiver::from_owned_fd_unchecked(inotify.into())?;
         Ok(FolderWatch { events, folder })
     }
@@ -212,10 +319,28 @@ mod tests {
                 .unwrap();
         }
 
-        fn start(&self, tail_lines: u32, follow: bool) -> (Reader, JoinHandle<io::Result<()>>) {
+        fn start(&self, tail_lines: u32, follow: bool) -> (Reader, JoinHandle<Result<(), LogError>>) {
+            self.start_at(Selection { log: self.path(), tail_lines, follow, after: None })
+        }
+
+        fn start_at(&self, selection: Selection) -> (Reader, JoinHandle<Result<(), LogError>>) {
             let (sender, chunks) = mpsc::channel(4);
-            let selection = Selection { log: self.path(), tail_lines, follow };
-            (Reader { chunks }, tokio::spawn(async move { read(selection, &sender).await }))
+            let reader = Reader { chunks, last: Position::default() };
+            (reader, tokio::spawn(async move { read(selection, &sender).await }))
+        }
+
+        /// What comes after a place, without following it.
+        async fn after(&self, place: Position) -> Result<String, LogError> {
+            let after = Some(place.to_string().parse().unwrap());
+            let selection = Selection { log: self.path(), tail_lines: 1, follow: false, after };
+            let (mut reader, task) = self.start_at(selection);
+            let text = reader.until_end().await;
+            task.await.unwrap().map(|()| text)
+        }
+
+        fn rotate(&self, text: &str) {
+            fs::rename(self.path(), rotated(&self.path())).unwrap();
+            self.append(text);
         }
 
         async fn all(&self, tail_lines: u32) -> String {
@@ -228,14 +353,17 @@ mod tests {
 
     struct Reader {
         chunks: mpsc::Receiver<Chunk>,
+        /// Where the last chunk ended.
+        last: Position,
     }
 
     impl Reader {
         async fn until_end(&mut self) -> String {
             let mut text = Vec::new();
             while let Some(chunk) = timeout(DEADLINE, self.chunks.recv()).await.unwrap() {
-                let chunk = chunk.unwrap();
+                let (chunk, place) = chunk.unwrap();
                 assert!(chunk.len() <= CHUNK_BYTES_MAX);
+                self.last = place;
                 text.extend(chunk);
             }
             String::from_utf8(text).unwrap()
@@ -245,7 +373,8 @@ mod tests {
             let mut text = String::new();
             while !text.ends_with(end) {
                 let chunk = timeout(DEADLINE, self.chunks.recv()).await.expect(&text).unwrap().unwrap();
-                text.push_str(&String::from_utf8(chunk).unwrap());
+                self.last = chunk.1;
+                text.push_str(&String::from_utf8(chunk.0).unwrap());
             }
             text
         }
@@ -295,6 +424,44 @@ mod tests {
         log.append("start of the second\n");
         assert_eq!(reader.until("second\n").await, "end of the first\nstart of the second\n");
         drop(reader);
+        timeout(DEADLINE, task).await.unwrap().unwrap().unwrap();
+    }
+
+    /// A restart of the server ended `netctl logs -f`, and who began anew read lines twice or not at all.
+    #[tokio::test]
+    async fn a_reader_goes_on_where_it_was_also_after_a_rotation() {
+        let log = Log::new("one\ntwo\n");
+        let (mut reader, _task) = log.start(1, true);
+        reader.until("two\n").await;
+        let place = reader.last;
+        assert_eq!(log.after(place).await.unwrap(), "");
+        log.append("three\n");
+        assert_eq!(log.after(place).await.unwrap(), "three\n");
+        log.rotate("four\n");
+        assert_eq!(log.after(place).await.unwrap(), "three\nfour\n");
+        log.rotate("five\n");
+        assert!(matches!(log.after(place).await, Err(LogError::Lost)), "three is gone");
+        assert_eq!(log.after(Position::default()).await.unwrap(), "four\nfive\n", "there was nothing then");
+    }
+
+    #[test]
+    fn what_is_no_place_is_refused() {
+        for text in ["", "1", "1.2", "1.2.x", "1.2.3.4", "-1.2.3"] {
+            assert!(text.parse::<Position>().is_err(), "{text}");
+        }
+    }
+
+    /// It had read that its log was gone before the folder was, and heard no more.
+    #[tokio::test]
+    async fn a_follower_ends_also_when_the_folder_goes_after_the_log() {
+        let log = Log::new("text\n");
+        let (mut reader, task) = log.start(0, true);
+        reader.until("text\n").await;
+        fs::remove_file(log.path()).unwrap();
+        // Meanwhile it hears of that; if it does not, it hears of both at once.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fs::remove_dir(log.folder.path()).unwrap();
+        assert_eq!(reader.until_end().await, "");
         timeout(DEADLINE, task).await.unwrap().unwrap().unwrap();
     }
 

@@ -1,10 +1,14 @@
 //! What the server still has to be told of this node's pods: the last word per pod, never a queue of words. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use hextet_api::v1::{
-    AddressConflict, NodeReport, PodEvent, PodEvents, PodPhase, PodReport, PodReports, node_report,
+    AddressConflict, NodeReport, PodEnding, PodEvent, PodEvents, PodPhase, PodReport, PodReports, node_report,
 };
+use hextet_lifecycle::Ending;
 
 use crate::pod_state::{Phase, Report};
 
@@ -13,12 +17,15 @@ const PODS_PER_MESSAGE: usize = 500;
 /// Events that wait for a server.
 const EVENTS_MAX: usize = 1_000;
 
+/// How a pod is, and of which version of its job that is said.
+pub(crate) type Told = (Report, u32);
+
 /// What is new since the present stream was told last. Without a stream nothing is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct News {
     attached: bool,
-    sent: BTreeMap<String, Report>,
-    news: BTreeMap<String, Report>,
+    sent: BTreeMap<String, Told>,
+    news: BTreeMap<String, Told>,
     gone: BTreeSet<String>,
     conflicts: BTreeMap<String, AddressConflict>,
     /// The newest, also without a stream.
@@ -28,7 +35,7 @@ pub(crate) struct News {
 
 impl News {
     /// A new stream knows nothing: `all` is news.
-    pub(crate) fn attached(&mut self, all: BTreeMap<String, Report>) {
+    pub(crate) fn attached(&mut self, all: BTreeMap<String, Told>) {
         *self = News { attached: true, news: all, ..self.without_stream() };
     }
 
@@ -51,18 +58,13 @@ impl News {
     }
 
     /// The state of `pod`; said only when it is another than the one that was said last.
-    pub(crate) fn pod(&mut self, pod: &str, now: Option<Report>) {
+    pub(crate) fn pod(&mut self, pod: &str, now: Option<Told>) {
         let Some(now) = now.filter(|_| self.attached) else { return };
         if self.sent.get(pod) == Some(&now) {
             self.news.remove(pod);
         } else {
             self.news.insert(pod.to_owned(), now);
         }
-    }
-
-    /// The server has another text for `pod` and does not know how it is with that: its state is said again.
-    pub(crate) fn doubted(&mut self, pod: &str) {
-        self.sent.remove(pod);
     }
 
     /// Nothing is left of `pod`. The server asks again on each new stream until it has heard it.
@@ -103,7 +105,7 @@ impl News {
         let gone = gone.into_iter().map(|id| PodReport { id, gone: true, ..PodReport::default() });
         let mut pods: Vec<PodReport> = gone.collect();
         for (id, now) in news {
-            pods.push(message(&id, &now));
+            pods.push(message(&id, &now, self.sent.get(&id)));
             self.sent.insert(id, now);
         }
         NodeReport { report: Some(node_report::Report::Pods(PodReports { pods })) }
@@ -118,7 +120,16 @@ fn take_some<From, Item>(
     std::iter::from_fn(|| pop(from)).take(count).collect()
 }
 
-fn message(id: &str, report: &Report) -> PodReport {
+/// The words on a pod. How it ended last is said when that is news beside the words before: not each time that it ends so
+/// again.
+fn message(id: &str, (report, job_version): &Told, before: Option<&Told>) -> PodReport {
+    let before = before.and_then(|(before, of)| Some((before.ending.as_ref()?, of)));
+    let is_same = |ending: &Arc<Ending>, (before, of): (&Arc<Ending>, &u32)| {
+        Arc::ptr_eq(ending, before) || of == job_version && ending.is_like(before)
+    };
+    let is_news = |ending: &&Arc<Ending>| before.is_none_or(|before| !is_same(ending, before));
+    let ending = report.ending.as_ref().filter(is_news);
+    let said = |ending: &Arc<Ending>| PodEnding { what: ending.what.clone(), output: ending.output.clone() };
     let phase = match report.phase {
         Phase::Starting => PodPhase::Starting,
         Phase::Running => PodPhase::Running,
@@ -130,6 +141,8 @@ fn message(id: &str, report: &Report) -> PodReport {
         message: report.message.clone(),
         restarts: report.restarts,
         gone: false,
+        job_version: *job_version,
+        ending: ending.map(said),
     }
 }
 
@@ -137,11 +150,11 @@ fn message(id: &str, report: &Report) -> PodReport {
 mod tests {
     use super::*;
 
-    fn state(phase: Phase) -> Report {
-        Report { phase, message: String::new(), restarts: 0 }
+    fn state(phase: Phase) -> Told {
+        (Report { phase, message: String::new(), restarts: 0, ending: None }, 1)
     }
 
-    fn attached(all: BTreeMap<String, Report>) -> News {
+    fn attached(all: BTreeMap<String, Told>) -> News {
         let mut news = News::default();
         news.attached(all);
         news
@@ -158,6 +171,8 @@ mod tests {
         assert_eq!(ids(news.take()), [("a".into(), false)]);
         news.pod("a", Some(state(Phase::Running)));
         assert!(news.is_empty());
+        news.pod("a", Some((state(Phase::Running).0, 2)));
+        assert_eq!(ids(news.take()), [("a".into(), false)], "another version is another word");
     }
 
     #[test]
@@ -196,6 +211,37 @@ mod tests {
         assert!(!news.is_empty());
         assert_eq!(news.take().report, Some(node_report::Report::Conflict(conflict)));
         assert!(news.is_empty());
+    }
+
+    /// A task that ends every half a minute would fill the log with what it writes each time.
+    #[test]
+    fn how_a_task_ended_is_said_once_to_a_stream_and_again_when_it_is_news() {
+        let failed = |output: &str, restarts| {
+            let ending = Some(Arc::new(Ending::new("task t: exited with status 3", output.as_bytes())));
+            Some((Report { ending, restarts, ..state(Phase::Failed).0 }, 1))
+        };
+        let said = |news: &mut News| {
+            let Some(node_report::Report::Pods(reports)) = news.take().report else { panic!("not of pods") };
+            reports.pods[0].ending.as_ref().map(|ending| ending.output.clone())
+        };
+        let mut news = attached(BTreeMap::new());
+        news.pod("a", failed("12:00:01 no table", 0));
+        assert_eq!(said(&mut news).as_deref(), Some("12:00:01 no table"));
+        news.pod("a", failed("12:00:31 no table", 1));
+        assert_eq!(said(&mut news), None);
+        news.pod("a", failed("12:01:01 no disk", 2));
+        assert_eq!(said(&mut news).as_deref(), Some("12:01:01 no disk"));
+        let again = failed("12:01:01 no disk", 2).unwrap();
+        news.pod("a", Some(again.clone()));
+        assert!(news.is_empty());
+        let (report, _) = failed("12:02:01 no disk", 3).unwrap();
+        news.pod("a", Some((report.clone(), 2)));
+        assert!(said(&mut news).is_some(), "another version failed like it");
+        news.pod("a", Some((Report { phase: Phase::Running, ..report }, 3)));
+        assert_eq!(said(&mut news), None, "a version with the same tasks has not failed");
+        news.detached();
+        news.attached(BTreeMap::from([("a".into(), failed("12:01:01 no disk", 2).unwrap())]));
+        assert!(said(&mut news).is_some(), "another stream knows nothing");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use hextet_lifecycle::{
-    Command, Event as Walk, Graph, Owner, Run, StepStatus,
+    Command, Ending, Event as Walk, Graph, Owner, Run, StepStatus,
     pod::{ANNOUNCED, FOLDERS, HOOKS, LINK, ROUTES, SUPERVISOR, TASKS},
 };
 
@@ -28,8 +28,8 @@ pub(crate) enum Event {
     NetworkGone,
     /// Its folders are made or removed.
     Folders(Result<(), String>),
-    /// A hook of it, or what undoes one, has come to its end.
-    Hook(String, Result<(), String>),
+    /// A hook of it, or what undoes one, has come to its end; else why, and the last lines that it wrote.
+    Hook(String, Result<(), HookFailure>),
     /// Its supervisor said this.
     Status(Status),
     /// Its supervisor has ended or was not started.
@@ -40,12 +40,20 @@ pub(crate) enum Event {
     Retry(Vec<String>),
     /// Time has passed.
     Tick,
-    /// What it must run has changed.
-    Changed(Arc<Graph>),
+    /// What it must run has changed: its steps, and perhaps its tasks.
+    Changed { graph: Arc<Graph>, tasks: bool },
     /// It must leave its address, for another that it has by now or will get.
     Displaced,
     /// It must end.
     Remove,
+}
+
+/// Why a hook has failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HookFailure {
+    pub(crate) why: String,
+    /// The last lines that it wrote.
+    pub(crate) output: String,
 }
 
 /// What is missing in the kernel.
@@ -89,6 +97,8 @@ pub(crate) struct Report {
     pub(crate) phase: Phase,
     pub(crate) message: String,
     pub(crate) restarts: u32,
+    /// How a task or a hook of it ended by itself last.
+    pub(crate) ending: Option<Arc<Ending>>,
 }
 
 /// The phase of a pod that lives.
@@ -111,6 +121,8 @@ pub(crate) struct PodState {
     supervisor_error: Option<String>,
     /// Why its kernel objects are not as they should be.
     network_error: Option<String>,
+    /// How a task or a hook of it ended by itself last.
+    ending: Option<Arc<Ending>>,
     /// Nothing is known of it yet since the agent started: what the server knows is as good.
     unknown: bool,
     /// It leaves its address for another.
@@ -133,6 +145,7 @@ impl PodState {
             restarts_before: 0,
             supervisor_error: None,
             network_error: None,
+            ending: None,
             unknown: from_store,
             moves: false,
             removing: false,
@@ -195,7 +208,7 @@ impl PodState {
             Event::NetworkGone => self.network_gone(now, &mut actions),
             Event::NetworkReplaced => actions.extend(self.is_supervised().then_some(Action::Check)),
             Event::Folders(result) => self.ended(FOLDERS, result, now, &mut actions),
-            Event::Hook(name, result) => self.ended(&name, result, now, &mut actions),
+            Event::Hook(name, result) => self.hook_ended(&name, result, now, &mut actions),
             Event::Status(status) => self.hear(status, now, &mut actions),
             Event::SupervisorLost(why) => self.supervisor_lost(why, now, &mut actions),
             Event::SupervisorStopped => {
@@ -206,7 +219,7 @@ impl PodState {
                 steps.iter().for_each(|step| self.walk(Walk::Again(step), now, &mut actions));
             }
             Event::Tick => self.walk(Walk::Tick, now, &mut actions),
-            Event::Changed(graph) => self.changed(graph, now, &mut actions),
+            Event::Changed { graph, tasks } => self.changed(graph, tasks, now, &mut actions),
             Event::Displaced => self.displaced(now, &mut actions),
             Event::Remove => self.remove(now, &mut actions),
         }
@@ -219,9 +232,10 @@ impl PodState {
         if self.unknown || self.removing {
             return None;
         }
-        let restarts = self.restarts_before;
-        let plain =
-            |phase, message: String| Some(Report { phase, message: bounded_message(message), restarts });
+        let (restarts, ending) = (self.restarts_before, self.ending.clone());
+        let plain = |phase, message: String| {
+            Some(Report { phase, message: bounded_message(message), restarts, ending: ending.clone() })
+        };
         if self.moves {
             return plain(Phase::Starting, "it moves to another address".to_owned());
         }
@@ -233,7 +247,7 @@ impl PodState {
         }
         if let Some(status) = &self.status {
             let report = report_of(status);
-            return Some(Report { restarts: report.restarts.saturating_add(restarts), ..report });
+            return Some(Report { restarts: report.restarts.saturating_add(restarts), ending, ..report });
         }
         match self.hook_in_the_way() {
             Some((phase, message)) => plain(phase, message),
@@ -322,6 +336,19 @@ impl PodState {
         }
     }
 
+    fn hook_ended(
+        &mut self,
+        name: &str,
+        result: Result<(), HookFailure>,
+        now: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Err(HookFailure { why, output }) = &result {
+            self.ending = Some(Arc::new(Ending::new(&format!("hook {name}: {why}"), output.as_bytes())));
+        }
+        self.ended(name, result.map_err(|failure| failure.why), now, actions);
+    }
+
     fn hear(&mut self, status: Status, now: Duration, actions: &mut Vec<Action>) {
         if !self.is_supervised() {
             return;
@@ -330,6 +357,11 @@ impl PodState {
         self.walk(Walk::Done(SUPERVISOR), now, actions);
         let failed = status.tasks.iter().find(|(_, task)| task.state == TaskState::Failed);
         let why = failed.map(|(name, task)| format!("task {name}: {}", task.message));
+        if let Some(ending) = &status.ending
+            && self.ending.as_deref() != Some(ending)
+        {
+            self.ending = Some(Arc::new(ending.clone()));
+        }
         let all_run = status.tasks.values().all(|task| task.state == TaskState::Running);
         self.status = Some(status);
         match why {
@@ -358,7 +390,10 @@ impl PodState {
         actions.push(Action::Reconcile);
     }
 
-    fn changed(&mut self, graph: Arc<Graph>, now: Duration, actions: &mut Vec<Action>) {
+    fn changed(&mut self, graph: Arc<Graph>, tasks: bool, now: Duration, actions: &mut Vec<Action>) {
+        if tasks {
+            self.forget_tasks();
+        }
         if self.is_supervised() {
             actions.push(Action::Update);
         }
@@ -369,6 +404,14 @@ impl PodState {
         let failed: Vec<String> = self.run.failed_for_good().map(|(name, _)| name.to_owned()).collect();
         failed.iter().for_each(|name| self.walk(Walk::Again(name), now, actions));
         self.walk(Walk::Tick, now, actions);
+    }
+
+    /// What its supervisor said was of other tasks than those that it must run.
+    fn forget_tasks(&mut self) {
+        self.ending = None;
+        for task in self.status.iter_mut().flat_map(|status| status.tasks.values_mut()) {
+            (task.state, task.message) = (TaskState::Starting, String::new());
+        }
     }
 
     fn displaced(&mut self, now: Duration, actions: &mut Vec<Action>) {
@@ -460,7 +503,7 @@ fn report_of(status: &Status) -> Report {
         }
         None => (Phase::Starting, what_is_waited_for(status)),
     };
-    Report { phase, message, restarts }
+    Report { phase, message, restarts, ending: None }
 }
 
 fn what_is_waited_for(status: &Status) -> String {

@@ -24,10 +24,14 @@ use crate::{
     keeper::{self, News, Place, Wanted},
     lease_file,
     leftovers::{self, Owner as Belongs},
-    pod_state::{Action, Event},
+    pod_state::{Action, Event, HookFailure},
     scripts::{self, Ended, ScriptNews, Scripts},
     socket,
-    supervisor::{hook::HookSpec, spec::PodSpec, status::SOCKET_FILE},
+    supervisor::{
+        hook::HookSpec,
+        spec::PodSpec,
+        status::{SOCKET_FILE, Status},
+    },
 };
 
 /// Where `ip` and the dataplane keep network namespaces.
@@ -109,12 +113,15 @@ impl Pods {
     /// What a keeper's news mean for its pod.
     pub(crate) fn heard(&mut self, id: &str, news: News) -> Option<Event> {
         Some(match news {
+            // It has yet to hear of the present text.
+            News::Status(status) if self.is_outdated(id, &status) => return None,
             News::Status(status) => Event::Status(status),
             News::Hook { name, run, result } => {
                 if self.runs.get(&(id.to_owned(), name.clone())) != Some(&run) {
                     return None;
                 }
-                Event::Hook(name, result)
+                let output = if result.is_err() { self.hook_output(id, &name) } else { String::new() };
+                Event::Hook(name, result.map_err(|why| HookFailure { why, output }))
             }
             // It is no step of the pod: see [`Pods::heard_script`].
             News::Script(_) => return None,
@@ -128,6 +135,11 @@ impl Pods {
                 Event::SupervisorStopped
             }
         })
+    }
+
+    fn is_outdated(&self, id: &str, status: &Status) -> bool {
+        let wanted = self.all.get(id).map(watch::Sender::borrow);
+        wanted.is_some_and(|wanted| !wanted.stop && wanted.spec.fingerprint != status.fingerprint)
     }
 
     /// Takes note of how a script came out that followed an event of a pod; what is to be told of it.
@@ -449,12 +461,7 @@ impl Pods {
     }
 
     fn place(&self, id: &str) -> Place {
-        Place {
-            pod: id.to_owned(),
-            run_dir: self.paths.pod_run_dir(id),
-            program: self.program.clone(),
-            owner: Belongs::pod(&self.paths, id),
-        }
+        Place { program: self.program.clone(), ..Place::of(&self.paths, id) }
     }
 }
 

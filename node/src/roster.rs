@@ -16,7 +16,7 @@ use hextet_lifecycle::{Graph, Hook, Owner, Phase as StepPhase, Step, StepStatus,
 use crate::{
     assignment::{self, Assignment, PodRecord},
     identity::Identity,
-    news::News,
+    news::{News, Told},
     pod_state::{Action, Event, Failure, Phase, PodState, Report},
 };
 
@@ -35,7 +35,7 @@ pub(crate) enum Duty {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Note {
     pub(crate) pod: String,
-    /// One of [`hextet_lifecycle::hook::EVENTS`], or `step-done`, `step-undone`, `script-failed`.
+    /// One of [`hextet_lifecycle::hook::EVENTS`], or `step-done`, `step-undone`, `script-failed`, `not-kept`.
     pub(crate) kind: &'static str,
     pub(crate) what: String,
     /// What the pod was, when its record is gone.
@@ -76,6 +76,9 @@ pub(crate) struct Roster {
     /// On the caller's monotonic clock.
     now: Duration,
     notes: Vec<Note>,
+    /// Pods of which the server wants something that could not be kept, and what it is told of them if that is another
+    /// version than the one that runs.
+    unkept: BTreeMap<String, Option<Told>>,
     /// A stream has begun, and its first assignment has not come.
     is_news: bool,
 }
@@ -92,6 +95,7 @@ impl Roster {
             hooks: BTreeMap::new(),
             now: Duration::ZERO,
             notes: Vec::new(),
+            unkept: BTreeMap::new(),
             is_news: false,
         }
     }
@@ -174,7 +178,9 @@ impl Roster {
             record.hooks.keys().chain(self.hooks.keys()).filter(|name| was_hooked(name)).collect();
         let (pod, actions) = PodState::begin(graph, from_store, &hooks, self.now);
         self.pods.insert(id.to_owned(), pod);
-        self.note(id, "pod-starting", "it is assigned to this node".to_owned());
+        if !from_store {
+            self.note(id, "pod-starting", "it is assigned to this node".to_owned());
+        }
         duties(id, actions)
     }
 
@@ -203,9 +209,34 @@ impl Roster {
         self.note(pod, "script-failed", what);
     }
 
+    /// What the server wants could not be kept, and is not followed. Noted once of each pod that it changes, until it can
+    /// be; of another version than the one that runs, the server is told that it does not begin.
+    pub(crate) fn not_kept(&mut self, pending: &Pending, why: &str) {
+        let now = &self.assignment.pods;
+        let changed = pending.next.pods.iter().filter(|(id, next)| now.get(*id) != Some(next));
+        let what = format!("its node goes on as before: what it is told cannot be kept: {why}");
+        let word = |id: &str, next: &PodRecord| {
+            let is_new = now.get(id).is_none_or(|now| now.job_version != next.job_version);
+            let report = Report { phase: Phase::Starting, message: what.clone(), restarts: 0, ending: None };
+            is_new.then_some((report, next.job_version))
+        };
+        let words: Vec<_> = changed.map(|(id, next)| (id.clone(), word(id, next))).collect();
+        for (pod, word) in words {
+            if self.unkept.insert(pod.clone(), word).is_none() {
+                self.note(&pod, "not-kept", what.clone());
+            }
+            self.tell(&pod);
+        }
+    }
+
     fn note_changes(&mut self, id: &str, before: &(Option<Report>, Vec<StepStatus>), event_is_end: bool) {
         let Some(pod) = self.pods.get(id) else { return };
         let (report, steps) = (pod.report(), pod.steps(self.now));
+        // One that had a supervisor when the agent started runs on, until something else is heard of it.
+        let runs_on = report.as_ref().is_none_or(|report| report.phase == Phase::Running);
+        if before.0.is_none() && runs_on && !pod.is_ending() {
+            return;
+        }
         for (old, new) in before.1.iter().zip(&steps).filter(|(old, new)| old.name == new.name) {
             if let Some((kind, what)) = step_note(old, new) {
                 self.note(id, kind, what);
@@ -277,7 +308,10 @@ impl Roster {
     ) -> Vec<Duty> {
         let old = std::mem::replace(&mut self.assignment, pending.next);
         match pending.then {
-            Then::Assigned(unknown) => self.assigned(&old, &unknown, is_changed),
+            Then::Assigned(unknown) => {
+                self.unkept.clear();
+                self.assigned(&old, &unknown, is_changed)
+            }
             Then::Displaced(pod) => {
                 let mut duties = vec![Duty::Reconcile];
                 duties.extend(self.happen(&pod, Event::Displaced));
@@ -306,9 +340,6 @@ impl Roster {
                 duties.extend(self.begin(&id, false, |_| false));
             }
             let before = old.pods.get(&id);
-            if before.is_some_and(|before| before.job_version != record.job_version) {
-                self.news.doubted(&id);
-            }
             let event = if record.removing {
                 Some(Event::Remove)
             } else if before.is_some_and(|before| before.address != record.address) {
@@ -316,10 +347,10 @@ impl Roster {
             } else {
                 // Hooks that have failed for want of a lease are tried again when there may be one.
                 let again = is_news && record.singleton.is_some();
-                let changed = |before: &&PodRecord| {
-                    again || is_changed(&id, before, &record) || before.hooks != record.hooks
-                };
-                before.filter(changed).map(|_| Event::Changed(self.graph(&record)))
+                let tasks = before.is_some_and(|before| is_changed(&id, before, &record));
+                let changed = |before: &PodRecord| again || tasks || before.hooks != record.hooks;
+                let event = || Event::Changed { graph: self.graph(&record), tasks };
+                before.is_some_and(changed).then(event)
             };
             duties.extend(event.into_iter().flat_map(|event| self.happen(&id, event)));
             self.tell(&id);
@@ -369,7 +400,8 @@ impl Roster {
 
     /// A stream is there that knows nothing.
     pub(crate) fn attached(&mut self) {
-        let all = self.pods.iter().filter_map(|(id, pod)| Some((id.clone(), pod.report()?)));
+        let ids = self.pods.keys().chain(self.unkept.keys());
+        let all = ids.filter_map(|id| Some((id.clone(), self.word(id)?)));
         self.news.attached(all.collect());
         self.is_news = true;
     }
@@ -438,7 +470,13 @@ impl Roster {
     }
 
     fn tell(&mut self, pod: &str) {
-        self.news.pod(pod, self.pods.get(pod).and_then(PodState::report));
+        self.news.pod(pod, self.word(pod));
+    }
+
+    /// What the server is to know of a pod.
+    fn word(&self, pod: &str) -> Option<Told> {
+        let unkept = self.unkept.get(pod).cloned().flatten();
+        unkept.or_else(|| Some((self.pods.get(pod)?.report()?, self.assignment.pods.get(pod)?.job_version)))
     }
 }
 
@@ -481,7 +519,10 @@ fn is_ipv4_given(old: &Assignment, new: &Assignment) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        assignment::tests::pod, identity::tests::identity, pod_state::Phase, supervisor::status::Status,
+        assignment::tests::pod,
+        identity::tests::identity,
+        pod_state::{HookFailure, Phase},
+        supervisor::status::Status,
     };
 
     fn full(pods: Vec<v1::PodAssignment>) -> v1::Assignment {
@@ -506,6 +547,14 @@ mod tests {
         events.into_iter().map(|event| roster.happen("a", event)).last().unwrap()
     }
 
+    /// What the server is told of pods.
+    fn reported(roster: &mut Roster) -> Vec<v1::PodReport> {
+        match roster.take_news().report.unwrap() {
+            v1::node_report::Report::Pods(pods) => pods.pods,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn running() -> Vec<Event> {
         vec![Event::Folders(Ok(())), Event::NetworkReady(None), Event::Status(Status::default())]
     }
@@ -519,6 +568,34 @@ mod tests {
         follow(&mut roster, full(vec![pod("a", 1)]));
         roster.happen("a", Event::Folders(Ok(())));
         assert_eq!(roster.happen("a", Event::NetworkReady(None)), [Duty::Act("a".into(), Action::Supervise)]);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_said_of_the_versions_that_do_not_begin() {
+        let mut roster = roster();
+        follow(&mut roster, full(vec![pod("a", 1), pod("b", 2)]));
+        happen(&mut roster, running());
+        drop((roster.take_notes(), roster.take_news()));
+        let next = v1::PodAssignment { job_version: 9, ..pod("a", 1) };
+        let wanted = full(vec![next, pod("b", 2), pod("c", 3)]);
+        for stream in 0..2 {
+            let (pending, _) = roster.told(wanted.clone());
+            roster.not_kept(&pending, "the disk is full");
+            let said: Vec<_> =
+                reported(&mut roster).into_iter().map(|pod| (pod.id, pod.job_version)).collect();
+            let all = [("a", 9), ("b", 1), ("c", 1)].map(|(id, version)| (id.to_owned(), version));
+            match stream {
+                0 => assert_eq!(said, [all[0].clone(), all[2].clone()]),
+                _ => assert_eq!(said, all, "a new stream knows nothing"),
+            }
+            let notes: Vec<_> = roster.take_notes().into_iter().map(|note| (note.pod, note.kind)).collect();
+            let once = [("a".to_owned(), "not-kept"), ("c".to_owned(), "not-kept")];
+            assert_eq!(notes, once[..if stream == 0 { 2 } else { 0 }]);
+            roster.attached();
+        }
+        assert_eq!(roster.report("a").map(|report| report.phase), Some(Phase::Running), "it goes on");
+        follow(&mut roster, wanted);
+        assert!(reported(&mut roster).iter().all(|pod| !pod.message.contains("cannot be kept")));
     }
 
     #[test]
@@ -566,6 +643,11 @@ mod tests {
         after.happen("b", Event::NetworkReady(None));
         after.happen("b", Event::Status(Status::default()));
         assert_eq!(after.report("b").map(|report| report.phase), Some(Phase::Running));
+        let of_b =
+            |roster: &mut Roster| roster.take_notes().into_iter().filter(|note| note.pod == "b").count();
+        assert_eq!(of_b(&mut after), 0, "nothing has happened to it");
+        after.happen("b", Event::SupervisorLost("it was killed".into()));
+        assert!(of_b(&mut after) > 0);
     }
 
     /// An agent that starts while a supervisor is down hears the server before it boots. It once said of all other pods
@@ -595,9 +677,7 @@ mod tests {
         follow(&mut roster, full(vec![pod("a", 1)]));
         assert!(roster.news().is_empty());
         follow(&mut roster, full(vec![v1::PodAssignment { job_version: 3, ..pod("a", 1) }]));
-        let report = roster.take_news().report.unwrap();
-        let v1::node_report::Report::Pods(pods) = report else { panic!("{report:?}") };
-        assert_eq!(pods.pods[0].phase(), v1::PodPhase::Running);
+        assert_eq!(reported(&mut roster)[0].phase(), v1::PodPhase::Running);
     }
 
     #[test]
@@ -633,11 +713,12 @@ mod tests {
     fn a_hook_that_failed_for_want_of_a_lease_is_tried_again_when_the_node_is_served() {
         let hooks = r#"{"a": {"exec": ["/bin/m"], "before": ["running"], "attempts": 1}}"#;
         let run = Duty::Act("a".into(), Action::RunHook("a".into()));
+        let failure = HookFailure { why: "no lease".into(), output: String::new() };
         for singleton in [true, false] {
             let message = || full(vec![v1::PodAssignment { singleton, ..pod("a", 1) }]);
             let mut roster = roster().with_hooks(serde_json::from_str(hooks).unwrap());
             assert!(follow(&mut roster, message()).contains(&run));
-            assert!(!roster.happen("a", Event::Hook("a".into(), Err("no lease".into()))).contains(&run));
+            assert!(!roster.happen("a", Event::Hook("a".into(), Err(failure.clone()))).contains(&run));
             assert!(!follow(&mut roster, message()).contains(&run), "the same stream");
             roster.attached();
             assert_eq!(follow(&mut roster, message()).contains(&run), singleton);

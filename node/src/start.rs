@@ -3,7 +3,7 @@
 //! The order is what makes a failed start harmless: nothing is made in the kernel before the node knows who it
 //! is and that it can do what it was asked for.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use dataplane::{Changes, Config, Dataplane, Features, NoBpf, announce::Announcer};
@@ -20,6 +20,7 @@ use crate::{
     agent::{Agent, Inbox, Schedule, UplinkChoice, underlay},
     assignment::Head,
     attach::{self, Hello},
+    behind::Behind,
     certificates::Certificates,
     config::{
         MasqueradeChoice, NdpChoice, NodeConfig, NodePaths, machine_cpu_millis, machine_memory_bytes,
@@ -38,9 +39,11 @@ use crate::{
     lost_peers::LostPeers,
     pods::{NETNS_DIR, Pods},
     port_log::PortLog,
+    rejoin,
     reports::Reports,
     roster::Roster,
     store::{READ_MAX, Settings, Store},
+    supervisor::namespace,
 };
 
 /// What waits for the agent; who has more to say waits too.
@@ -55,6 +58,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
     let config = NodeConfig { paths: config.paths.absolute()?, ..config };
     let paths = config.paths.clone();
     require_root("run a node")?;
+    require_pid_namespaces(namespace::probe())?;
     make_folders(&paths)?;
     let lock = NodeLock::take(&paths.state_dir).await?;
     let machine = lock.machine().context("cannot tell which machine this is")?;
@@ -112,6 +116,7 @@ pub async fn run(config: NodeConfig, shutdown: impl Future) -> Result<()> {
         announcer,
         conflicts: Conflicts::default(),
         lost_peers: LostPeers::default(),
+        behind: Behind::default(),
         backends,
         uplink,
         hello,
@@ -154,7 +159,13 @@ async fn identify(
     let backends = Backends { filtering: config.filtering, ipv6_exit: config.ipv6_exit, ..chosen };
     check_filtering(backends)?;
     let identity = match store.identity()? {
-        Some(identity) => join::known(identity, config)?,
+        Some(identity) => {
+            let identity = match &config.rejoin {
+                Some(token) => rejoin::rejoin(store, identity, token).await?,
+                None => identity,
+            };
+            join::known(identity, config)?
+        }
         // Later it may be missing for a while, as at boot; a new node is better told at once.
         None => join::join(store, config, &underlay(dataplane, uplink).await?).await?,
     };
@@ -164,6 +175,24 @@ async fn identify(
 /// Ends with a sentence when this process may not do what it was asked to.
 pub(crate) fn require_root(what: &str) -> Result<()> {
     if geteuid().is_root() { Ok(()) } else { bail!("only root can {what}: run it with sudo") }
+}
+
+/// Without them no task can be started. When they are only used up, pods that run go on, and so does the agent.
+fn require_pid_namespaces(probed: io::Result<()>) -> Result<()> {
+    match probed {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => bail!(
+            "this kernel has no PID namespaces, with which the processes of a pod end: boot one that was built with \
+             CONFIG_PID_NS, as those of distributions are"
+        ),
+        Err(error) => {
+            warn!(
+                %error,
+                "no PID namespace can be made, so no pod can be started: is user.max_pid_namespaces (sysctl) used up?"
+            );
+            Ok(())
+        }
+    }
 }
 
 /// Opens the kernel for the node in `paths`.
@@ -317,6 +346,17 @@ mod tests {
             (true, Some(&had), Ok(())),
         ] {
             assert!(refuse_fallback(auto, before, &bpf).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_pid_namespaces_is_refused_by_name_and_one_that_has_none_left_is_not() {
+        let errno = |errno: nix::errno::Errno| Err(io::Error::from(errno));
+        let error = require_pid_namespaces(errno(nix::errno::Errno::EINVAL)).unwrap_err().to_string();
+        assert!(error.contains("CONFIG_PID_NS"), "{error}");
+        assert!(require_pid_namespaces(errno(nix::errno::Errno::ENOSPC)).is_ok());
+        if geteuid().is_root() {
+            namespace::probe().unwrap();
         }
     }
 

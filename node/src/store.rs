@@ -2,10 +2,13 @@
 //!
 //! Every commit is durable when it returns; the agent acts on an assignment only after that. Values are JSON,
 //! so that a damaged or strange entry can be read by people.
+//!
+//! A file is looked at before it is opened ([`look`]); one that is not what was written is never opened.
 
 use std::{
     collections::BTreeMap,
     fs::{OpenOptions, Permissions},
+    io::ErrorKind,
     net::Ipv6Addr,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -13,16 +16,23 @@ use std::{
     time::Duration,
 };
 
+use aside::sync_folder;
 use dataplane_core::{Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend};
+use hextet_redb_check::guarded;
+pub(crate) use look::{Found, look};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 use crate::{
     assignment::{Assignment, Head, Peer, PodRecord},
     identity::Identity,
 };
+
+pub(crate) mod aside;
+mod look;
 
 type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 
@@ -80,14 +90,22 @@ pub(crate) enum StoreError {
     #[error("{} is in use by another process", path.display())]
     InUse { path: PathBuf },
     /// It cannot be opened.
-    #[error(
-        "cannot open {}; if it is damaged, run `netctl node down`, remove the file and join again with a new token",
-        path.display()
-    )]
+    #[error("cannot open {}", path.display())]
     Open {
         path: PathBuf,
         #[source]
         source: Box<redb::Error>,
+    },
+    /// It is not what was written.
+    #[error(
+        "the node's store {} is damaged ({}): it is not changed, and pods that run go on; {}",
+        path.display(), flaws.join("; "), way_back(*is_known)
+    )]
+    Damaged {
+        path: PathBuf,
+        flaws: Vec<String>,
+        /// Whether the node's identity can be read.
+        is_known: bool,
     },
     /// Reading failed.
     #[error("cannot read {}", path.display())]
@@ -105,8 +123,8 @@ pub(crate) enum StoreError {
     },
     /// An entry makes no sense.
     #[error(
-        "{} holds a {what} that cannot be read; run `netctl node down`, remove the file and join again with a new token",
-        path.display()
+        "{} holds a {what} that cannot be read; {}",
+        path.display(), way_back(true)
     )]
     Entry {
         path: PathBuf,
@@ -116,9 +134,63 @@ pub(crate) enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether it is for want of room alone.
+    fn is_full(&self) -> bool {
+        let StoreError::Write { source, .. } = self else { return false };
+        let redb::Error::Io(error) = source.as_ref() else { return false };
+        matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    }
+}
+
+/// What to do about a damaged store.
+fn way_back(is_known: bool) -> &'static str {
+    if is_known {
+        "run `netctl node down`, which keeps the node's identity, and then `netctl node`: the server tells it what to run"
+    } else {
+        "which node this is cannot be read: run `netctl node down`, on the server `netctl rm node/NAME`, and join again with a new \
+         token"
+    }
+}
+
+fn open_failed(path: &Path, error: redb::Error) -> StoreError {
+    StoreError::Open { path: path.to_owned(), source: Box::new(error) }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// Opens a store that is there and whole.
+fn open_whole(path: &Path) -> Result<Database, StoreError> {
+    let found = look(path)?;
+    if !found.is_whole() {
+        let is_known = found.identity.is_some();
+        return Err(StoreError::Damaged { path: path.to_owned(), flaws: found.lines().collect(), is_known });
+    }
+    open_database(path)
+}
+
+/// Makes a store under another name, as redb calls one that is made half-way damaged; gives that name.
+fn make(
+    path: &Path,
+    fill: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
+) -> Result<PathBuf, StoreError> {
+    let new = path.with_extension("redb.new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(open_failed(&new, error.into())),
+        _ => {}
+    }
+    try_write(&open_database(&new)?, fill)
+        .map_err(|source| StoreError::Write { path: new.clone(), source: Box::new(source) })?;
+    Ok(new)
+}
+
 /// Opens the file, which holds the node's key and is root's alone.
 fn open_database(path: &Path) -> Result<Database, StoreError> {
-    let failed = |error: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(error) };
+    let failed = |error: redb::Error| open_failed(path, error);
     OpenOptions::new()
         .create(true)
         .append(true)
@@ -126,10 +198,17 @@ fn open_database(path: &Path) -> Result<Database, StoreError> {
         .open(path)
         .and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
         .map_err(|error| failed(error.into()))?;
-    Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
+    let opened = guarded(|| builder().create(path)).map_err(|what| panicked(path, what))?;
+    opened.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
         error => failed(error.into()),
     })
+}
+
+/// redb met with something that cannot be.
+fn panicked(path: &Path, what: String) -> StoreError {
+    let is_known = look(path).is_ok_and(|found| found.identity.is_some());
+    StoreError::Damaged { path: path.to_owned(), flaws: vec![what], is_known }
 }
 
 impl Store {
@@ -146,8 +225,21 @@ impl Store {
 
     /// Opens the store, or makes an empty one.
     pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
-        let store = Store { database: Mutex::new(Some(open_database(path)?)), path: path.to_owned() };
-        store.write(|_| Ok(()))?;
+        if !path.exists() {
+            let new = make(path, |_| Ok(()))?;
+            std::fs::rename(&new, path)
+                .and_then(|()| sync_folder(path))
+                .map_err(|error| open_failed(path, error.into()))?;
+        }
+        let store = Store { database: Mutex::new(Some(open_whole(path)?)), path: path.to_owned() };
+        match store.write(|_| Ok(())) {
+            // What is in it is read all the same: pods run on, and a reboot starts them.
+            Err(error) if error.is_full() && store.identity()?.is_some() => {
+                let why = anyhow::Error::from(error);
+                warn!("{why:#}; what the server says is followed once there is room");
+            }
+            result => result?,
+        }
         Ok(store)
     }
 
@@ -161,6 +253,9 @@ impl Store {
     }
 
     pub(crate) fn save_settings(&self, settings: &Settings) -> Result<(), StoreError> {
+        if self.settings()?.as_ref() == Some(settings) {
+            return Ok(());
+        }
         self.write(|tables| tables.set_meta(SETTINGS, settings))
     }
 
@@ -258,9 +353,10 @@ impl Store {
         let mut open = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match open.take() {
             Some(database) => database,
-            None => open_database(&self.path)?,
+            None => open_whole(&self.path)?,
         };
-        let result = work(&database);
+        let lent = guarded(|| (work(&database), database));
+        let (result, database) = lent.map_err(|what| panicked(&self.path, what))?;
         if !matches!(result, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
             *open = Some(database);
         }
@@ -325,6 +421,8 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("entries have text keys and no failing parts")
 }
 
+#[cfg(test)]
+mod damaged;
 #[cfg(test)]
 mod tests {
     use std::fs;

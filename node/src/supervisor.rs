@@ -21,6 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use hextet_lifecycle::Ending;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -40,10 +41,11 @@ mod child;
 mod clients;
 pub(crate) mod hook;
 mod log_file;
-mod namespace;
+pub(crate) mod namespace;
 pub mod spec;
 pub mod status;
 mod strays;
+mod tail;
 mod task;
 
 use self::{
@@ -51,8 +53,9 @@ use self::{
     log_file::LogFile,
     namespace::PidNamespace,
     spec::{PodSpec, TaskSpec},
-    status::{Command, LOCK_FILE, Status, TaskStatus},
+    status::{Command, LOCK_FILE, Status, TaskState, TaskStatus},
     strays::Family,
+    tail::Tail,
     task::Life,
 };
 use crate::lease_file;
@@ -142,6 +145,7 @@ struct Supervisor {
     clients: Clients,
     tasks: BTreeMap<String, Task>,
     stopping: bool,
+    ending: Option<Ending>,
     told: Status,
 }
 
@@ -150,6 +154,8 @@ struct Task {
     life: Life,
     started: Instant,
     log: LogFile,
+    /// Of the present run.
+    tail: Tail,
     outputs: Vec<File>,
     /// Removed from the spec: forgotten once it has ended.
     leaving: bool,
@@ -173,6 +179,7 @@ impl Supervisor {
             clients: Clients::listen(pod_dir).context("cannot listen on the supervisor's socket")?,
             tasks: BTreeMap::new(),
             stopping: false,
+            ending: None,
             told: Status::default(),
             spec,
         };
@@ -230,6 +237,7 @@ impl Supervisor {
         let spec = &self.spec;
         for task in self.tasks.values_mut().filter(|task| task.life.is_due(now)) {
             task.start(spec, &mut self.namespace, now);
+            self.ending = task.ending().filter(|_| task.life.pid().is_none()).or(self.ending.take());
         }
     }
 
@@ -258,6 +266,7 @@ impl Supervisor {
             fingerprint: self.spec.fingerprint.clone(),
             netns_inode: self.netns_inode,
             stopped: false,
+            ending: self.ending.clone(),
             tasks: self.tasks.iter().map(|(name, task)| (name.clone(), self.task_status(task))).collect(),
         }
     }
@@ -372,6 +381,10 @@ impl Supervisor {
                 }
             }
         }
+        if spec.tasks != self.spec.tasks {
+            // How others ended says nothing of these.
+            self.ending = None;
+        }
         // Where the pod lives does not change while it lives.
         self.spec = PodSpec { netns: self.spec.netns.clone(), uid: self.spec.uid, ..spec };
     }
@@ -390,6 +403,7 @@ impl Supervisor {
             self.namespace.reaped(pid);
             if let (Some(task), Ok(result)) = (task, result) {
                 task.ended(result, Instant::now());
+                self.ending = task.ending().or(self.ending.take());
             }
         }
     }
@@ -422,12 +436,14 @@ impl Task {
             life: Life::new(now),
             started: now,
             log: LogFile::new(pod.log(&spec.name), LOG_BYTES_MAX),
+            tail: Tail::default(),
             outputs: Vec::new(),
             leaving: false,
         }
     }
 
     fn start(&mut self, pod: &PodSpec, namespace: &mut PidNamespace, now: Instant) {
+        self.tail = Tail::default();
         let (user, folder) = (pod.uid.map(|uid| (uid, uid)), pod.private_folder(&self.spec.name));
         match child::start(&self.spec, user, &folder, Some(namespace)) {
             Ok(child) => {
@@ -455,14 +471,22 @@ impl Task {
         self.life.ended(format!("{how} after {after:.1} s"), now);
     }
 
+    /// How it ended by itself, or why it could not be started, while it waits for its next start.
+    fn ending(&self) -> Option<Ending> {
+        let status = self.life.status();
+        let what = format!("task {}: {}", self.spec.name, status.message);
+        (status.state == TaskState::Failed).then(|| Ending::new(&what, self.tail.bytes()))
+    }
+
     /// Moves what the pipes hold into the log; a pipe that nobody writes to any more is closed.
     fn read_output(&mut self) {
         let mut chunk = vec![0; OUTPUT_CHUNK_BYTES];
-        let log = &mut self.log;
+        let (log, tail) = (&mut self.log, &mut self.tail);
         self.outputs.retain_mut(|output| match output.read(&mut chunk) {
             Ok(0) => false,
             Ok(len) => {
                 log.append(&chunk[..len]);
+                tail.push(&chunk[..len]);
                 true
             }
             Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),

@@ -12,6 +12,9 @@ use crate::{
     pods::folders,
 };
 
+/// What a line of something that could not be done begins with.
+pub(crate) const FAILED: &str = "failed: ";
+
 /// Supervisors that are stopped at a time.
 const STOPS_MAX: usize = 64;
 
@@ -24,23 +27,30 @@ pub(crate) async fn all(
     planned: Vec<String>,
 ) -> Result<Vec<String>> {
     let mut lines = stop_pods(paths).await;
-    let failures =
-        dataplane.teardown().await.context("cannot read the kernel: nothing was taken out of it")?;
-    lines.extend(planned);
-    for (op, error) in &failures {
-        lines.push(format!("failed: {op}: {:#}", anyhow::anyhow!("{error}")));
-    }
-    if let Err(error) = files::remove_folder(&paths.pods_run_dir()) {
-        lines.push(format!("failed: remove {}: {error}", paths.pods_run_dir().display()));
-    }
-    lines.push(format!(
-        "the identity stays in {}; `netctl node` brings everything back",
-        paths.store().display()
-    ));
+    lines.extend(empty_kernel(paths, dataplane, planned).await?);
     Ok(lines)
 }
 
-async fn stop_pods(paths: &NodePaths) -> Vec<String> {
+/// Takes everything out of the kernel, and says what was done.
+pub(crate) async fn empty_kernel(
+    paths: &NodePaths,
+    dataplane: &mut Dataplane,
+    planned: Vec<String>,
+) -> Result<Vec<String>> {
+    let failures =
+        dataplane.teardown().await.context("cannot read the kernel: nothing was taken out of it")?;
+    let mut lines = planned;
+    for (op, error) in &failures {
+        lines.push(format!("{FAILED}{op}: {:#}", anyhow::anyhow!("{error}")));
+    }
+    if let Err(error) = files::remove_folder(&paths.pods_run_dir()) {
+        lines.push(format!("{FAILED}remove {}: {error}", paths.pods_run_dir().display()));
+    }
+    Ok(lines)
+}
+
+/// Stops every pod that the run folder or a process tells of, and says what was done.
+pub(crate) async fn stop_pods(paths: &NodePaths) -> Vec<String> {
     let mut lines = Vec::new();
     let mut stops = JoinSet::new();
     for id in folders(&paths.pods_run_dir()) {
@@ -51,7 +61,7 @@ async fn stop_pods(paths: &NodePaths) -> Vec<String> {
         stops.spawn(async move {
             match keeper::stop(&place).await {
                 Ok(()) => format!("stop pod {}", place.pod),
-                Err(error) => format!("failed: stop pod {}: {error:#}", place.pod),
+                Err(error) => format!("{FAILED}stop pod {}: {error:#}", place.pod),
             }
         });
     }
@@ -68,6 +78,6 @@ async fn end_leftovers(paths: &NodePaths) -> Option<String> {
     match leftovers::end(&Owner::agent(paths)).await {
         Ok(0) => None,
         Ok(count) => Some(format!("end {count} processes that pods had left behind")),
-        Err(error) => Some(format!("failed: end what pods have left behind: {error:#}")),
+        Err(error) => Some(format!("{FAILED}end what pods have left behind: {error:#}")),
     }
 }

@@ -10,15 +10,18 @@ mod server;
 
 use std::{
     fs::{self, File},
+    io::Write as _,
     net::Ipv6Addr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Output},
+    process::{Child, Command, Output},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use hextet_api::v1::{Hook, LookFor, PodAssignment, PodPhase, PodReport, ReadLogs, StepStatus, Task};
+use hextet_api::v1::{
+    Hook, LookFor, PodAssignment, PodEvent, PodPhase, PodReport, ReadLogs, StepStatus, Task,
+};
 use nix::{
     sys::signal::{Signal, kill},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -94,6 +97,40 @@ fn a_killed_agent_leaves_the_pod_alone_and_its_successor_adopts_it() {
     let plan = node.run_once("plan");
     let own: Vec<&str> = plan.lines().filter(|line| !line.starts_with("protocol ")).collect();
     assert!(own.is_empty(), "{own:?}");
+}
+
+/// It ended with `is the disk full?`, and its node was lost after a lease.
+#[test]
+fn an_agent_that_starts_on_a_full_disk_keeps_its_pods_and_follows_when_there_is_room() {
+    let Some(mut node) = TestNode::new("full") else { return };
+    let small = Small::mount(node.path("state"));
+    let server = node.serve();
+    node.start(true);
+    let pod = node.pod(&server, 1, "echo $$ > pid; exec sleep 1000");
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let before = node.task_pid(&pod);
+    small.fill();
+    let mut large = node.pod(&server, 2, "exec sleep 1000");
+    let filler = (0..10).map(|number| (format!("FILLER{number}"), "x".repeat(100_000)));
+    large.tasks[0].env.extend(filler);
+    server.assign(vec![large.clone()], vec![]);
+    node.wait_for("the agent to say so", || node.log().contains("it cannot be kept"));
+    let told = |event: &PodEvent| event.kind == "not-kept" && event.pod == large.id;
+    node.wait_for("the server to be told", || server.talk.lock().unwrap().events.iter().any(told));
+    let why = |report: PodReport| report.message.contains("is the disk full?");
+    node.wait_for("its word on the pod", || server.report(&large.id).is_some_and(why));
+    // What goes on from that is lost, too.
+    let next = node.pod(&server, 3, "exec sleep 1000");
+    server.assign(vec![next.clone()], vec![]);
+    node.kill();
+    server.talk.lock().unwrap().reports.clear();
+    node.start(false);
+    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    assert_eq!(node.task_pid(&pod), before);
+    node.wait_for("its word on the pod", || server.report(&large.id).is_some_and(why));
+    small.make_room();
+    [&large, &next].iter().for_each(|pod| node.wait_for_phase(&server, &pod.id, PodPhase::Running));
 }
 
 /// There must never be two that live: what may be replaced elsewhere has ended here before, also without the agent.
@@ -406,6 +443,7 @@ fn logs_are_sent_followed_and_end_with_the_pod() {
         task: task.into(),
         tail_lines,
         follow,
+        after: String::new(),
     };
     let log = |id: u64| {
         server
@@ -905,6 +943,36 @@ impl Drop for TestNode {
         let _ = self.command("down").output();
         // Empty by now.
         let _ = fs::remove_dir_all(self.bpf_dir());
+    }
+}
+
+/// A file system of 16 MiB.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf) -> Small {
+        fs::create_dir_all(&at).unwrap();
+        let path = at.to_str().unwrap().to_owned();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "hextet-test", &path]).status();
+        assert!(mounted.unwrap().success());
+        Small(at)
+    }
+
+    fn fill(&self) {
+        let mut file = fs::File::create(self.0.join("filler")).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // The pods of the test may still use it.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 

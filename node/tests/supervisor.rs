@@ -76,12 +76,31 @@ fn a_task_that_ends_is_started_again_with_growing_waits() {
     assert!(pod.log("web").lines().count() >= 3);
 }
 
+/// Its log went with its pod, and all that was left was a number.
+#[test]
+fn the_last_lines_of_a_task_that_ended_are_told_those_of_its_last_run() {
+    let script =
+        "if [ -e again ]; then seq 1 100000; echo no such table; exit 3; fi; touch again; echo first; exit 4";
+    let pod = TestPod::new(&[("web", script), ("db", "exec sleep 1000")]);
+    let supervisor = pod.start();
+    let second =
+        |status: &Status| status.ending.as_ref().is_some_and(|ending| ending.what.contains("status 3"));
+    let ending = supervisor.connect().wait_for(second).ending.unwrap();
+    assert!(ending.what.starts_with("task web: exited with status 3 after "), "{ending:?}");
+    let lines: Vec<&str> = ending.output.lines().collect();
+    assert_eq!((lines.len(), lines[0], lines[9]), (10, "99992", "no such table"));
+    // Whoever connects only now is told, too: the task may run again by then.
+    assert!(supervisor.connect().wait_for(|status| status.ending.is_some()).ending.is_some());
+}
+
 #[test]
 fn a_program_that_does_not_exist_is_named() {
     let mut pod = TestPod::new(&[("web", "")]);
     pod.spec.tasks[0].exec = vec!["/no/such/program".into()];
     let supervisor = pod.start();
     let status = supervisor.connect().wait_for(|status| status.tasks["web"].state == TaskState::Failed);
+    let ending = status.ending.as_ref().unwrap();
+    assert!(ending.what.starts_with("task web: ") && ending.output.is_empty(), "{ending:?}");
     assert_eq!(
         status.tasks["web"].message,
         "cannot run /no/such/program: No such file or directory (os error 2)"

@@ -67,6 +67,8 @@ const METHODS: &[(&str, Access, Effect)] = &[
     ("hextet.v1.Cluster/DeclareDead", OPERATOR, Effect::Changes),
     ("hextet.v1.Cluster/DeleteNode", ADMIN, Effect::Changes),
     ("hextet.v1.Cluster/CreateToken", ADMIN, Effect::Changes),
+    ("hextet.v1.Cluster/GetCa", VIEWER, Effect::Reads),
+    ("hextet.v1.Cluster/TurnCa", ADMIN, Effect::Changes),
     ("grpc.health.v1.Health/Check", VIEWER, Effect::Reads),
     ("grpc.health.v1.Health/Watch", VIEWER, Effect::Reads),
     ("grpc.health.v1.Health/List", VIEWER, Effect::Reads),

@@ -4,14 +4,9 @@
 //! holds what was sent: no secret, no token, no environment. What the scheduler and the nodes do by themselves is in
 //! the log of revisions, not here.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{future::Future, net::SocketAddr, path::Path, sync::Mutex};
 
-use scheduler_core::event::Event;
+use scheduler_core::{authority::Turn, event::Event};
 use serde::Serialize;
 use tonic::{Code, Status};
 use tracing::{error, info, warn};
@@ -19,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::{
     clock::Clock,
     identity::Identity,
+    mutex::lock,
     writer::{Committed, WriteError},
 };
 
@@ -252,7 +248,7 @@ fn note(write: impl FnOnce(&mut Writes)) {
 /// What an event is about, in a word or two. Names only, and never what it holds.
 fn subject(event: &Event) -> String {
     match event {
-        Event::ApplyJob(job, _) => format!("job/{}", cut(&job.job)),
+        Event::ApplyJob(job, _) | Event::ApplyJobAt(_, job, _) => format!("job/{}", cut(&job.job)),
         Event::DeleteJob(name) => format!("job/{}", cut(name)),
         Event::Deploy(job, _) => format!("deploy of job/{}", cut(&job.job)),
         Event::DeployOrder(id, _) => format!("deploy/{}", cut(&id.to_string())),
@@ -260,6 +256,12 @@ fn subject(event: &Event) -> String {
         Event::CreateToken(_, token) => {
             format!("token for {} {}", token.role.word(), token.name.as_deref().unwrap_or("-"))
         }
+        Event::TurnCa(turn) => match turn {
+            Turn::Rotate { next, .. } => format!("ca/{}", cut(next)),
+            Turn::Undo => "ca, undo".to_owned(),
+            Turn::Retire { force: true } => "ca, retire by force".to_owned(),
+            Turn::Retire { .. } => "ca, retire".to_owned(),
+        },
         Event::Renew(renew) => format!("key of {}", cut(&renew.holder.uri())),
         Event::KeyUsed(holder, _) => format!("key of {}", cut(&holder.uri())),
         Event::Enroll(enroll) => format!("key {}", enroll.key.get(..16).unwrap_or_default()),
@@ -277,10 +279,6 @@ pub(crate) fn from_tcp(remote: Option<SocketAddr>) -> String {
 
 fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(TEXT_LEN_MAX)]
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

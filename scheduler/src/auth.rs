@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use scheduler_core::state::State;
 use tonic::{
     Code, Status,
     body::Body,
@@ -21,7 +22,7 @@ use crate::{
     audit::{self, Audit, Call},
     hub::Hub,
     identity::{Denied, Identity},
-    read_only, service,
+    pki, read_only, rotation, service,
 };
 
 /// Checks callers before they reach a service, and writes down what they change.
@@ -71,7 +72,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let (caller, from) = self.layer.door.identify(&request);
+        let (caller, from, signer) = self.layer.door.identify(&request);
         let call = Call { caller: caller.clone(), from, path: request.uri().path().to_owned() };
         let (access, effect) = access::of_method(&call.path);
         let hub = &self.layer.hub;
@@ -86,7 +87,10 @@ where
             }
             return Box::pin(async move { Ok(status.into_http()) });
         }
-        let checked = allowed.and_then(|()| caller.check_good(access, &hub.state(), hub.clock.wall()));
+        let state = hub.state();
+        let checked = allowed
+            .and_then(|()| check_ca(hub, &state, &caller, access, signer.as_deref()))
+            .and_then(|()| caller.check_good(access, &state, hub.clock.wall()));
         if let Err(denied) = checked {
             warn!(%caller, path = call.path, "refused");
             self.layer.audit.refused(&call, &denied.to_string());
@@ -100,6 +104,7 @@ where
             return Box::pin(async move { Ok(status.into_http()) });
         }
         request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(Signer(signer));
         let answer = self.inner.call(request);
         if access == Access::Node {
             let audit = self.layer.audit.clone();
@@ -133,9 +138,13 @@ fn outcome<E>(answer: &Result<Response<Body>, E>) -> Status {
 
 impl Door {
     /// Who calls, and from where.
-    fn identify<B>(self, request: &Request<B>) -> (Identity, String) {
+    /// The key of the CA that signed the certificate comes along, if there is one.
+    fn identify<B>(self, request: &Request<B>) -> (Identity, String, Option<Vec<u8>>) {
         match self {
-            Door::Socket => at_socket(request.extensions().get::<UdsConnectInfo>()),
+            Door::Socket => {
+                let (identity, from) = at_socket(request.extensions().get::<UdsConnectInfo>());
+                (identity, from, None)
+            }
             Door::Tls => with_tls(request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()),
         }
     }
@@ -161,12 +170,33 @@ pub(crate) fn is_root(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
-fn with_tls(connection: Option<&TlsConnectInfo<TcpConnectInfo>>) -> (Identity, String) {
+/// The certificate of whoever comes so is by a CA that was in use at the time of the handshake: it may not be any more.
+fn check_ca(
+    hub: &Arc<Hub>,
+    state: &State,
+    caller: &Identity,
+    access: Access,
+    signer: Option<&[u8]>,
+) -> Result<(), Denied> {
+    let Some(signer) = signer.filter(|_| access != Access::Anybody) else { return Ok(()) };
+    let ca = hub.pki.ca_with_key(signer);
+    let authorities = state.authorities().map(AsRef::as_ref);
+    caller.check_ca(ca.as_deref(), authorities)?;
+    // Who renews a certificate is not late.
+    if access != Access::Enrolled
+        && let (Some(ca), Some(authorities)) = (ca, authorities)
+    {
+        rotation::note_late(hub, authorities, caller, &ca);
+    }
+    Ok(())
+}
+
+fn with_tls(connection: Option<&TlsConnectInfo<TcpConnectInfo>>) -> (Identity, String, Option<Vec<u8>>) {
     let chain = connection.and_then(TlsConnectInfo::peer_certs);
     let leaf = chain.as_ref().and_then(|chain| chain.first());
     let identity = leaf.map_or(Identity::Nobody, |leaf| Identity::of_certificate(leaf));
     let remote = connection.and_then(|connection| connection.get_ref().remote_addr());
-    (identity, audit::from_tcp(remote))
+    (identity, audit::from_tcp(remote), leaf.and_then(|leaf| pki::signer(leaf)))
 }
 
 fn refusal(denied: &Denied) -> Status {
@@ -175,9 +205,20 @@ fn refusal(denied: &Denied) -> Status {
         | Denied::NotRoot { .. }
         | Denied::Ended(_)
         | Denied::NodeEnded(_)
+        | Denied::Retired
+        | Denied::Compromised
         | Denied::Replaced => Status::unauthenticated(denied.to_string()),
         Denied::Role { .. } => Status::permission_denied(denied.to_string()),
     }
+}
+
+/// The key of the CA that signed the caller's certificate.
+#[derive(Clone)]
+struct Signer(Option<Vec<u8>>);
+
+/// The key of the CA that signed the caller's certificate, if there is one.
+pub(crate) fn signer<T>(request: &tonic::Request<T>) -> Option<Vec<u8>> {
+    request.extensions().get::<Signer>().and_then(|signer| signer.0.clone())
 }
 
 /// Who makes a request. Every request that reaches a service has passed the layer.

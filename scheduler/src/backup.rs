@@ -13,7 +13,6 @@
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -32,18 +31,25 @@ use serde::{Deserialize, Serialize};
 use crate::{
     clock::Clock,
     founding,
-    pki::{Authority, Pki},
+    pki::{Authority, Keyring, Pki},
     remains,
     store::{Damage, Item, RedbStore, Store, StoreError, codec},
 };
+
+mod into_etcd;
+mod new_file;
+
+pub use into_etcd::restore_into_etcd;
+pub use new_file::NewFile;
 
 const FORMAT: &[u8] = b"hextet-backup-1\n";
 /// Of a damaged store.
 const FORMAT_INCOMPLETE: &[u8] = b"hextet-backup-1-incomplete\n";
 /// A record is one value or one revision, compressed.
 const RECORD_BYTES_MAX: u32 = 1 << 28;
-/// Records that are written to a store at a time.
+/// Records that are written to a store at a time, and their bytes in the file: what is read before more is written.
 const CHUNK: usize = 1000;
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// One record of a backup.
 #[derive(Serialize, Deserialize)]
@@ -55,6 +61,9 @@ enum Record {
         /// How long leases are that the server grants; 0 in backups from before there was this.
         #[serde(default)]
         lease_ms: u64,
+        /// CAs besides the one that makes certificates.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        others: Vec<Authority>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         damage: Option<Damage>,
     },
@@ -88,7 +97,7 @@ pub enum Incomplete {
 
 /// What a backup says of itself.
 struct Begun {
-    authority: Authority,
+    keyring: Keyring,
     lease_ms: u64,
     damage: Option<Damage>,
 }
@@ -99,14 +108,15 @@ struct Begun {
 /// The store cannot be read, or `sink` has failed.
 pub(crate) fn write(
     store: &dyn Store,
-    authority: Authority,
+    keyring: Keyring,
     lease: Duration,
     sink: &mut dyn FnMut(Vec<u8>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let damage = store.damage().map(|damage| damage.as_ref().clone());
     sink(if damage.is_some() { FORMAT_INCOMPLETE } else { FORMAT }.to_vec())?;
     let (epoch, lease_ms) = (store.epoch().to_owned(), u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
-    sink(framed(&Record::Begin { epoch, authority, lease_ms, damage }))?;
+    let Keyring { issuing: authority, others } = keyring;
+    sink(framed(&Record::Begin { epoch, authority, lease_ms, others, damage }))?;
     let mut items = 0;
     store.dump(&mut |item| {
         items += 1;
@@ -128,7 +138,6 @@ fn framed(record: &Record) -> Vec<u8> {
 /// There is a cluster in the directory, the file is not a whole backup or one of a damaged store that is not to be
 /// taken, or something cannot be written.
 pub fn restore(file: &Path, dir: &Path, incomplete: Incomplete) -> anyhow::Result<Restored> {
-    founding::make(dir)?;
     let (path, pki) = (dir.join(founding::FILE), dir.join("pki"));
     let unfinished = dir.join(remains::UNFINISHED);
     ensure!(
@@ -137,47 +146,85 @@ pub fn restore(file: &Path, dir: &Path, incomplete: Incomplete) -> anyhow::Resul
         dir.display()
     );
     // What a restore has left that was ended half-way.
-    if unfinished.exists() {
-        fs::remove_file(&unfinished).with_context(|| format!("cannot remove {}", unfinished.display()))?;
+    let left = remains::of_restore(dir);
+    if !left.is_empty() {
+        for file in left {
+            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
         if pki.exists() {
             fs::remove_dir_all(&pki).with_context(|| format!("cannot remove {}", pki.display()))?;
         }
     }
     ensure!(!pki.exists(), "{} is there already: move it away", pki.display());
-    let missing = read(file, |_| Ok(()))?.damage;
-    let missing = missing.map_or(Ok(Vec::new()), |damage| check_incomplete(file, &damage, incomplete))?;
+    let backup = Checked::read(file, incomplete, |_| Ok(()))?;
 
+    founding::make(dir)?;
     let store = RedbStore::open(&unfinished)?;
-    let mut waiting = Vec::new();
-    let mut items = 0;
-    let Begun { authority, lease_ms, .. } = read(file, |item| {
-        // A log with gaps would be a damaged one.
-        if !missing.is_empty() && matches!(item, Item::Entry(_)) {
-            return Ok(());
-        }
-        items += 1;
-        waiting.push(item);
-        if waiting.len() == CHUNK {
-            store.fill(&std::mem::take(&mut waiting))?;
-        }
-        Ok(())
-    })?;
-    store.fill(&waiting)?;
+    let items = backup.fill(&mut |items| store.fill(items))?;
     let clock = Clock::start();
-    let revision = go_on(&store, lease_ms, clock)?;
+    let revision = go_on(&store, backup.begun.lease_ms, clock)?;
     let epoch = store.epoch().to_owned();
     drop(store);
-    Pki::open_shared(&pki, &epoch, &authority, clock.wall())?;
+    Pki::open_shared(&pki, &epoch, &backup.begun.keyring, 0, clock.wall())?;
     fs::rename(&unfinished, &path).with_context(|| format!("cannot make {}", path.display()))?;
     fs::File::open(dir).and_then(|dir| dir.sync_all()).context("cannot sync the state directory")?;
-    Ok(Restored { revision, items, epoch, missing })
+    Ok(Restored { revision, items, epoch, missing: backup.missing() })
+}
+
+/// A backup that was read from its beginning to its end, and may be restored.
+struct Checked {
+    file: PathBuf,
+    begun: Begun,
+}
+
+impl Checked {
+    /// Reads all of it; `look` is shown each item.
+    fn read(
+        file: &Path,
+        incomplete: Incomplete,
+        look: impl Fn(&Item) -> Result<(), StoreError>,
+    ) -> anyhow::Result<Checked> {
+        let begun = read(file, |item, _| Ok(look(&item)?))?;
+        if let Some(damage) = &begun.damage {
+            check_incomplete(file, damage, incomplete)?;
+        }
+        Ok(Checked { file: file.to_owned(), begun })
+    }
+
+    /// What it lacks, a line each.
+    fn missing(&self) -> Vec<String> {
+        self.begun.damage.iter().flat_map(Damage::missing).collect()
+    }
+
+    /// Puts its items into a store, some at a time; gives how many there are.
+    fn fill(&self, put: &mut dyn FnMut(&[Item]) -> Result<(), StoreError>) -> anyhow::Result<u64> {
+        let (mut waiting, mut bytes, mut items) = (Vec::new(), 0, 0);
+        read(&self.file, |item, len| {
+            // A log with gaps would be a damaged one.
+            if self.begun.damage.is_some() && matches!(item, Item::Entry(_)) {
+                return Ok(());
+            }
+            (items, bytes) = (items + 1, bytes + len);
+            waiting.push(item);
+            if waiting.len() == CHUNK || bytes >= CHUNK_BYTES {
+                bytes = 0;
+                put(&std::mem::take(&mut waiting))?;
+            }
+            Ok(())
+        })?;
+        put(&waiting)?;
+        Ok(items)
+    }
 }
 
 /// The state is that of the backup, and nobody knows what came after it: the first revision of the restored store says
-/// what follows from that. Gives the last one of the backup.
-fn go_on(store: &dyn Store, lease_ms: u64, clock: Clock) -> anyhow::Result<u64> {
+/// what follows from that. Gives the last one of the backup. A store without a cluster goes on as it is.
+pub(crate) fn go_on(store: &dyn Store, lease_ms: u64, clock: Clock) -> anyhow::Result<u64> {
     let (revision, values) = store.load()?;
     let mut state = State::load(revision, values);
+    if state.cluster().is_none() {
+        return Ok(revision);
+    }
     let (time, mut rng) = (clock.wall(), rand::rng());
     let event = Event::Restored(Mark { revision, time, lease_ms });
     let origin = Origin { changer: "user:root".to_owned(), message: String::new() };
@@ -189,26 +236,32 @@ fn go_on(store: &dyn Store, lease_ms: u64, clock: Clock) -> anyhow::Result<u64> 
     Ok(revision)
 }
 
-/// What the backup of a damaged store lacks, if it may be taken.
-fn check_incomplete(file: &Path, damage: &Damage, incomplete: Incomplete) -> anyhow::Result<Vec<String>> {
-    let missing: Vec<String> = damage.lines().collect();
-    let (name, list) = (file.display(), missing.join("\n  "));
+/// Refuses what is not to be taken of a damaged store.
+fn check_incomplete(file: &Path, damage: &Damage, incomplete: Incomplete) -> anyhow::Result<()> {
+    let name = file.display();
+    let missing: Vec<String> = damage.missing().collect();
+    let lacks = match missing.is_empty() {
+        true => "the history has the newest state of every object that it lacks".to_owned(),
+        false => format!("it lacks:\n  {}", missing.join("\n  ")),
+    };
     // Without them the prefix would be another, and names of pods would be given a second time.
     for key in [Key::Cluster, Key::Counters] {
         ensure!(
             !damage.may_hide(&key),
-            "{name} is of a damaged store and lacks the record `{key}`, without which a cluster cannot go on: restore a backup from before; it lacks:\n  {list}"
+            "{name} is of a damaged store and lacks the record `{key}`, without which a cluster cannot go on: restore a backup from before; {lacks}"
         );
     }
     ensure!(
         incomplete == Incomplete::Take,
-        "{name} is not a whole backup, it is what could be read of a damaged store: restore one from before, or take what there is, without the history, with --incomplete; it lacks:\n  {list}"
+        "{name} is not a whole backup, it is what could be read of a damaged store: restore one from before, or take what there is, without the history, with --incomplete; {lacks}"
     );
-    Ok(missing)
+    Ok(())
 }
 
 /// Reads a whole backup.
-fn read(file: &Path, mut each: impl FnMut(Item) -> anyhow::Result<()>) -> anyhow::Result<Begun> {
+///
+/// `each` is given the items and how many bytes they take in the file.
+fn read(file: &Path, mut each: impl FnMut(Item, usize) -> anyhow::Result<()>) -> anyhow::Result<Begun> {
     let damaged = || format!("{} is not a whole backup", file.display());
     let opened = fs::File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
     let mut reader = BufReader::new(opened);
@@ -219,23 +272,26 @@ fn read(file: &Path, mut each: impl FnMut(Item) -> anyhow::Result<()>) -> anyhow
         .with_context(damaged)?;
     let known = format == FORMAT || format == FORMAT_INCOMPLETE;
     ensure!(known, "{}: it does not begin as a backup of this version does", damaged());
-    let Record::Begin { authority, lease_ms, damage, .. } = record(&mut reader).with_context(damaged)? else {
+    let (Record::Begin { authority, lease_ms, others, damage, .. }, _) =
+        record(&mut reader).with_context(damaged)?
+    else {
         bail!("{}: it does not say whose it is", damaged());
     };
     let mut count = 0;
     loop {
         match record(&mut reader).with_context(damaged)? {
-            Record::Item(item) => each(item)?,
-            Record::End { items } if items == count => break,
+            (Record::Item(item), len) => each(item, len)?,
+            (Record::End { items }, _) if items == count => break,
             _ => bail!("{}: records are missing", damaged()),
         }
         count += 1;
     }
     ensure!(reader.read(&mut [0])? == 0, "{}: there is more behind its end", damaged());
-    Ok(Begun { authority, lease_ms, damage })
+    Ok(Begun { keyring: Keyring { issuing: authority, others }, lease_ms, damage })
 }
 
-fn record(reader: &mut impl Read) -> io::Result<Record> {
+/// A record and its length.
+fn record(reader: &mut impl Read) -> io::Result<(Record, usize)> {
     let mut len = [0; 4];
     reader.read_exact(&mut len)?;
     let len = u32::from_be_bytes(len);
@@ -244,58 +300,5 @@ fn record(reader: &mut impl Read) -> io::Result<Record> {
     }
     let mut bytes = vec![0; len as usize];
     reader.read_exact(&mut bytes)?;
-    codec::decode(&bytes)
-}
-
-/// A file that gets its name when all of it is on the disk, and only if nothing has that name.
-pub struct NewFile {
-    path: PathBuf,
-    unfinished: PathBuf,
-    file: fs::File,
-}
-
-impl NewFile {
-    /// Begins the file, for its owner alone.
-    ///
-    /// # Errors
-    /// Something has that name, or it cannot be written.
-    pub fn create(path: &Path) -> anyhow::Result<NewFile> {
-        ensure!(!path.exists(), "{} is there already: give another name", path.display());
-        let mut name = path.file_name().context("give the name of a file")?.to_owned();
-        name.push(".unfinished");
-        let unfinished = path.with_file_name(name);
-        let file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
-        let file = file.with_context(|| format!("cannot write {}", unfinished.display()))?;
-        Ok(NewFile { path: path.to_owned(), unfinished, file })
-    }
-
-    /// Adds bytes.
-    ///
-    /// # Errors
-    /// The disk is full or fails.
-    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        io::Write::write_all(&mut self.file, bytes)
-    }
-
-    /// Syncs it and gives it its name.
-    ///
-    /// # Errors
-    /// The disk failed, or something has that name by now.
-    pub fn finish(self) -> anyhow::Result<()> {
-        self.file.sync_all().with_context(|| format!("cannot sync {}", self.unfinished.display()))?;
-        // Unlike a rename, a link never replaces.
-        fs::hard_link(&self.unfinished, &self.path)
-            .with_context(|| format!("cannot make {}", self.path.display()))?;
-        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        fs::File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all())?;
-        Ok(())
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        // Under its own name the file stays, if it has got one.
-        let _ = fs::remove_file(&self.unfinished);
-    }
+    Ok((codec::decode(&bytes)?, bytes.len()))
 }

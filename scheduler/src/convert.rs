@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 
 use hextet_api::{address, v1};
+use hextet_lifecycle::Ending;
 use scheduler_core::{
     assignment::{Assigned, Diff},
     countable::Countables,
+    ending::LastEnding,
     endpoint::{Endpoint, EndpointState},
     event::{Conflict, Mac, PodReport},
     job::{Availability, Group, Job, Task},
@@ -206,6 +208,17 @@ pub fn pod(pod: &Pod) -> v1::Pod {
     }
 }
 
+/// How a pod failed last.
+#[must_use]
+pub fn ending(ending: &LastEnding) -> v1::LastEnding {
+    v1::LastEnding {
+        what: ending.what.clone(),
+        output: ending.output.clone(),
+        unix_ms: ending.time.0,
+        job_version: ending.job_version,
+    }
+}
+
 /// A node and what is asked of it.
 #[must_use]
 pub fn node(state: &State, node: &Node) -> v1::Node {
@@ -277,8 +290,16 @@ pub fn pod_report(message: v1::PodReport) -> Result<PodReport, ConvertError> {
         _ if message.gone => PodPhase::Terminating,
         _ => return Err(ConvertError::Unknown { field: "phase", value: message.phase }),
     };
-    let (id, gone) = (PodId(message.id), message.gone);
-    Ok(PodReport { id, phase, message: message.message, restarts: message.restarts, gone })
+    let ending = message.ending.map(|ending| Ending::new(&ending.what, ending.output.as_bytes()));
+    Ok(PodReport {
+        id: PodId(message.id),
+        phase,
+        message: message.message,
+        restarts: message.restarts,
+        gone: message.gone,
+        ending,
+        version: Some(message.job_version).filter(|version| *version > 0),
+    })
 }
 
 /// Another machine has the address of a pod.
@@ -312,6 +333,7 @@ pub fn assignment(diff: Diff, revision: u64, epoch: &str, full: bool) -> v1::Ass
         removed_pods: diff.removed_pods.into_iter().map(|id| id.0).collect(),
         term: diff.term,
         servers: vec![],
+        ca: vec![],
     }
 }
 

@@ -28,6 +28,7 @@ use self::pb::{
 
 mod kv;
 pub mod location;
+mod standing;
 
 #[doc(hidden)]
 #[allow(missing_docs, clippy::all, unreachable_pub, reason = "generated; the .proto holds the docs")]
@@ -37,6 +38,7 @@ pub mod pb {
 
 pub use kv::{Kv, Right, claim, deposition};
 pub use location::{Location, LocationError, TlsFiles};
+pub(crate) use standing::{Said, Standing};
 
 /// How long one member may take to answer.
 const CALL_MAX: Duration = Duration::from_secs(2);

@@ -1,12 +1,7 @@
 //! How a cluster begins: [`init`] makes its state directory, and a server that finds none does the same with what
 //! is usual. What is decided here is kept for ever.
 
-use std::{
-    fs,
-    os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail, ensure};
 use hextet_address::{ClusterPrefix, NodePrefix};
@@ -19,16 +14,19 @@ use scheduler_core::{
     transition::{Context, Origin, handle},
 };
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::{
     clock::Clock,
-    etcd::{self, Etcd},
-    pki::{self, Authority, Pki},
+    election::Seat,
+    etcd::{self, Etcd, Right as _, pb},
+    hub::Hub,
+    pki::{self, Authority, Keyring, Pki},
     remains,
     server::StoreChoice,
     several,
-    store::{RedbStore, Store},
+    store::{RedbStore, Store, StoreError},
 };
 
 /// The range that every node hands out to its pods, when nothing is said.
@@ -36,6 +34,11 @@ pub const POD_IPV4: &str = "10.254.0.0/20";
 
 /// The store's name in the state directory.
 pub(crate) const FILE: &str = "server.redb";
+
+/// Where in etcd is what several servers share.
+pub(crate) const KEY: &str = "founding";
+/// Is in etcd while a restore goes on, or was ended half-way.
+pub(crate) const RESTORING: &str = "restoring";
 
 /// How what several servers share is written.
 const SHARED_FORMAT: &str = "hextet-etcd-1";
@@ -52,7 +55,8 @@ pub struct Founding {
 /// An open state directory.
 pub(crate) struct Opened {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) pki: Pki,
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) keeper: Keeper,
     pub(crate) state: State,
 }
 
@@ -93,7 +97,7 @@ pub(crate) async fn open(dir: &Path, pod_ipv4: Option<Ipv4Network>, clock: Clock
         found(&mut state, store.as_ref(), Founding { pod_ipv4, ..Founding::default() }, clock)?;
     }
     tell_kept(&state, pod_ipv4);
-    Ok(Opened { store, pki, state })
+    Ok(Opened { store, pki: Arc::new(pki), keeper: Keeper::Folder, state })
 }
 
 /// What several servers share from the first one's start: who they are. It is in etcd, and whoever can read
@@ -103,53 +107,172 @@ pub(crate) struct Shared {
     format: String,
     epoch: String,
     authority: Authority,
-    /// The folder of this server's certificates.
+    /// CAs besides the one that makes certificates, as in [`Keyring`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    others: Vec<Authority>,
+    /// The revision of etcd at which it was written.
     #[serde(skip)]
-    dir: PathBuf,
+    written: i64,
 }
 
 impl Shared {
+    pub(crate) fn new(epoch: &str, keyring: Keyring) -> Shared {
+        let Keyring { issuing: authority, others } = keyring;
+        Shared { format: SHARED_FORMAT.to_owned(), epoch: epoch.to_owned(), authority, others, written: 0 }
+    }
+
     pub(crate) fn epoch(&self) -> &str {
         &self.epoch
     }
 
-    /// This server's certificates.
-    pub(crate) fn pki(&self, clock: Clock) -> anyhow::Result<Pki> {
-        Ok(Pki::open_shared(&self.dir, &self.epoch, &self.authority, clock.wall())?)
+    /// This server's certificates, in the folder `dir`.
+    pub(crate) fn pki(&self, dir: &Path, clock: Clock) -> anyhow::Result<Arc<Pki>> {
+        let pki =
+            Pki::open_shared(&dir.join("pki"), &self.epoch, &self.keyring(), self.written, clock.wall())?;
+        Ok(Arc::new(pki))
+    }
+
+    /// Uses the CAs that are there by now.
+    pub(crate) fn tell(&self, pki: &Pki, clock: Clock) {
+        if let Err(error) = pki.take(self.keyring(), self.written, clock.wall()) {
+            warn!("the CAs in etcd cannot be used: {:#}", anyhow::Error::from(error));
+        }
+    }
+
+    fn keyring(&self) -> Keyring {
+        Keyring { issuing: self.authority.clone(), others: self.others.clone() }
+    }
+
+    fn of(found: &pb::KeyValue, key: &str) -> anyhow::Result<Shared> {
+        let mut shared: Shared =
+            serde_json::from_slice(&found.value).with_context(|| format!("{key} in etcd is damaged"))?;
+        ensure!(
+            shared.format == SHARED_FORMAT,
+            "{key} in etcd has format {:?}, this program reads {SHARED_FORMAT:?}: use the version of netctl that wrote it",
+            shared.format
+        );
+        shared.written = found.mod_revision;
+        Ok(shared)
     }
 }
 
+/// Where the keys of the CAs are kept.
+pub(crate) enum Keeper {
+    /// In the folder of the one server.
+    Folder,
+    /// In etcd, for all servers, as long as this one leads.
+    Etcd(Etcd, String, Seat),
+}
+
+impl Keeper {
+    /// Keeps the keys, and uses them from then on.
+    pub(crate) async fn keep(&self, hub: &Hub, keyring: Keyring) -> anyhow::Result<()> {
+        let (pki, now) = (hub.pki.clone(), hub.clock.wall());
+        let version = match self {
+            Keeper::Folder => pki.loaded().version + 1,
+            Keeper::Etcd(etcd, prefix, seat) => keep_in_etcd(etcd, prefix, seat, keyring.clone()).await?,
+        };
+        let is_copy = matches!(self, Keeper::Etcd(..));
+        spawn_blocking(move || {
+            match pki.keep(&keyring) {
+                // What is in etcd counts.
+                Err(error) if is_copy => warn!("the keys of the CAs are not kept here, too: {error}"),
+                kept => kept?,
+            }
+            Ok(pki.take(keyring, version, now)?)
+        })
+        .await?
+    }
+}
+
+/// Gives the revision of etcd. A server that does not lead any more changes nothing.
+async fn keep_in_etcd(etcd: &Etcd, prefix: &str, seat: &Seat, keyring: Keyring) -> anyhow::Result<i64> {
+    let key = founding_key(prefix);
+    let found = etcd.get(&key).await?.with_context(|| format!("{key} has gone from etcd"))?;
+    let Keyring { issuing, others } = keyring;
+    let next = Shared { authority: issuing, others, ..Shared::of(&found, &key)? };
+    let compare =
+        vec![etcd::created_at(seat.key(), seat.fence()), etcd::written_at(&key, found.mod_revision)];
+    let success = vec![etcd::put(key, serde_json::to_vec(&next)?, 0)];
+    let answer = etcd.txn(pb::TxnRequest { compare, success, failure: vec![] }).await?;
+    ensure!(answer.succeeded, "another server leads by now: ask it");
+    Ok(answer.header.map_or(0, |header| header.revision))
+}
+
+fn founding_key(prefix: &str) -> String {
+    format!("{prefix}/{KEY}")
+}
+
+/// Gives the cluster another epoch: what is in etcd was put back. A server that does not lead any more changes nothing.
+pub(crate) async fn rename(etcd: &Etcd, prefix: &str, seat: &Seat, shared: Shared) -> anyhow::Result<Shared> {
+    let next = Shared { epoch: random_epoch(), ..shared };
+    let key = founding_key(prefix);
+    let compare = vec![etcd::created_at(seat.key(), seat.fence()), etcd::written_at(&key, next.written)];
+    let success = vec![etcd::put(key, serde_json::to_vec(&next)?, 0)];
+    let answer = etcd.txn(pb::TxnRequest { compare, success, failure: vec![] }).await?;
+    if !answer.succeeded {
+        return Err(StoreError::Deposed.into());
+    }
+    Ok(Shared { written: answer.header.map_or(0, |header| header.revision), ..next })
+}
+
+/// What servers share now.
+pub(crate) async fn shared(etcd: &Etcd, prefix: &str) -> anyhow::Result<Shared> {
+    let key = founding_key(prefix);
+    let found = etcd.get(&key).await?.with_context(|| format!("{key} has gone from etcd"))?;
+    Shared::of(&found, &key)
+}
+
 /// What the first server has left in etcd; the first one makes it.
-pub(crate) async fn share(etcd: &Etcd, prefix: &str, dir: &Path, clock: Clock) -> anyhow::Result<Shared> {
+pub(crate) async fn share(
+    etcd: &Etcd,
+    prefix: &str,
+    dir: &Path,
+    clock: Clock,
+) -> anyhow::Result<(Shared, Arc<Pki>)> {
     make(dir)?;
-    let key = format!("{prefix}/founding");
+    let key = founding_key(prefix);
     if etcd.get(&key).await?.is_none() {
+        let restoring = format!("{prefix}/{RESTORING}");
+        check_begins(etcd, prefix, &restoring, dir).await?;
         let epoch = random_epoch();
-        let (format, authority) = (SHARED_FORMAT.to_owned(), Authority::make(&epoch)?);
-        let drawn = Shared { format, epoch, authority, dir: PathBuf::new() };
+        let drawn = Shared::new(&epoch, Keyring::of(Authority::make(&epoch)?));
         let success = vec![etcd::put(key.clone(), serde_json::to_vec(&drawn)?, 0)];
-        let compare = vec![etcd::created_at(&key, 0)];
+        let compare = vec![etcd::created_at(&key, 0), etcd::created_at(&restoring, 0)];
         // Whoever was first: what is there then is read.
         etcd.txn(etcd::pb::TxnRequest { compare, success, failure: vec![] }).await?;
     }
-    let found = etcd.get(&key).await?.with_context(|| format!("{key} has gone from etcd"))?;
-    let mut shared: Shared =
-        serde_json::from_slice(&found.value).with_context(|| format!("{key} in etcd is damaged"))?;
-    ensure!(
-        shared.format == SHARED_FORMAT,
-        "{key} in etcd has format {:?}, this program reads {SHARED_FORMAT:?}: use the version of netctl that wrote it",
-        shared.format
-    );
-    shared.dir = dir.join("pki");
-    shared.pki(clock)?;
-    Ok(shared)
+    let shared = shared(etcd, prefix).await?;
+    let pki = shared.pki(dir, clock)?;
+    Ok((shared, pki))
+}
+
+/// Whether a cluster may begin below a prefix of etcd that has none.
+async fn check_begins(etcd: &Etcd, prefix: &str, restoring: &str, dir: &Path) -> anyhow::Result<()> {
+    let place = format!("etcd at {} below {prefix}", etcd.endpoints());
+    if etcd.get(restoring).await?.is_some() {
+        bail!(
+            "{place} holds a restore that goes on or was ended half-way: wait for it, or run `netctl server restore` again; \
+             nothing was changed"
+        );
+    }
+    if dir.join("pki").exists() {
+        bail!(
+            "{} holds the certificates of a cluster (pki), and {place} has none: check --store, or restore a backup of it with \
+             `netctl server restore FILE --store etcd://...`; a new cluster begins with an empty state directory. Nothing \
+             was changed",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// Goes on with what is in the store of several servers; the first one makes the cluster.
 pub(crate) fn begin(
     store: Arc<dyn Store>,
     mut state: State,
-    shared: &Shared,
+    pki: Arc<Pki>,
+    keeper: Keeper,
     pod_ipv4: Option<Ipv4Network>,
     clock: Clock,
 ) -> anyhow::Result<Opened> {
@@ -157,7 +280,7 @@ pub(crate) fn begin(
         found(&mut state, store.as_ref(), Founding { pod_ipv4, ..Founding::default() }, clock)?;
     }
     tell_kept(&state, pod_ipv4);
-    Ok(Opened { store, pki: shared.pki(clock)?, state })
+    Ok(Opened { store, pki, keeper, state })
 }
 
 /// Makes the cluster of a store that has none.
@@ -178,7 +301,7 @@ pub(crate) fn only_first(
     state.cluster().cloned().context("a new cluster is a change")
 }
 
-fn random_epoch() -> String {
+pub(crate) fn random_epoch() -> String {
     format!("{:032x}", rand::rng().random::<u128>())
 }
 

@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,7 @@ use tracing::{debug, warn};
 use crate::{
     auth,
     clock::Clock,
+    mutex::lock,
     net::{self, Accept, Connection},
     pki::Pki,
 };
@@ -52,7 +53,7 @@ pub(crate) enum Mode {
 pub(crate) struct Lead {
     /// `host:port`.
     pub(crate) servers: Vec<String>,
-    pub(crate) pki: Pki,
+    pub(crate) pki: Arc<Pki>,
     pub(crate) clock: Clock,
 }
 
@@ -85,7 +86,7 @@ pub(crate) fn channel() -> (Inlets, Outlets) {
 /// Accepts connections until it is dropped.
 pub(crate) struct Front {
     mode: watch::Sender<Mode>,
-    _tasks: JoinSet<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Front {
@@ -103,7 +104,13 @@ impl Front {
         }
         let bound = Arc::new(Semaphore::new(net::SOCKET_CONNECTIONS_MAX));
         tasks.spawn(accept(socket, bound, mode.subscribe(), sorry.clone()));
-        Front { mode, _tasks: tasks }
+        Front { mode, tasks: Mutex::new(tasks) }
+    }
+
+    /// Closes the sockets, so that the next server can have them. What was put in goes on; what was forwarded ends.
+    pub(crate) async fn close(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        tasks.shutdown().await;
     }
 
     /// From here on connections go this way; those that were forwarded end.

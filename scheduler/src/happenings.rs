@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
 };
 
 use hextet_api::v1;
@@ -18,7 +18,7 @@ use scheduler_core::{
 use tokio::sync::broadcast;
 use tracing::warn;
 
-use crate::clock;
+use crate::{clock, mutex::lock};
 
 /// Events of nodes that are kept.
 const KEPT_MAX: usize = 10_000;
@@ -29,10 +29,21 @@ const BEHIND_MAX: usize = 1_024;
 
 /// Events of nodes, and moments of pods.
 pub(crate) struct Happenings {
-    kept: Mutex<VecDeque<v1::ClusterEvent>>,
+    /// What this server's life is called: its numbers are of no other.
+    run: String,
+    kept: Mutex<Kept>,
     moments: Mutex<BTreeMap<PodId, Moments>>,
-    news: broadcast::Sender<v1::ClusterEvent>,
+    news: broadcast::Sender<Numbered>,
 }
+
+#[derive(Default)]
+struct Kept {
+    last: u64,
+    events: VecDeque<Numbered>,
+}
+
+/// An event, with its number in this run of the server: from 1, and one more with each.
+pub(crate) type Numbered = (u64, v1::ClusterEvent);
 
 /// When this server saw a pod come to a point of its life; none of before its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +58,7 @@ pub(crate) struct Moments {
 impl Default for Happenings {
     fn default() -> Happenings {
         Happenings {
+            run: format!("{:016x}", rand::random::<u64>()),
             kept: Mutex::default(),
             moments: Mutex::default(),
             news: broadcast::Sender::new(BEHIND_MAX),
@@ -103,24 +115,35 @@ impl Happenings {
         lock(&self.moments).get(pod).copied().unwrap_or_default()
     }
 
-    /// Events of a pod, or of all, that are kept, the oldest first.
-    pub(crate) fn kept(&self, pod: &str) -> Vec<v1::ClusterEvent> {
-        lock(&self.kept).iter().filter(|event| is_about(event, pod)).cloned().collect()
+    /// The name of this server's life.
+    pub(crate) fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// Events of a pod, or of all, that came after a number and are kept, the oldest first; how many that came are not
+    /// kept any more; and the number of the last that came.
+    pub(crate) fn kept(&self, pod: &str, after: u64) -> (Vec<Numbered>, u64, u64) {
+        let kept = lock(&self.kept);
+        let lost = (kept.last - kept.events.len() as u64).saturating_sub(after);
+        let later = kept.events.iter().filter(|(number, event)| *number > after && is_about(event, pod));
+        (later.cloned().collect(), lost, kept.last)
     }
 
     /// Events from now on.
-    pub(crate) fn follow(&self) -> broadcast::Receiver<v1::ClusterEvent> {
+    pub(crate) fn follow(&self) -> broadcast::Receiver<Numbered> {
         self.news.subscribe()
     }
 
     fn keep(&self, event: v1::ClusterEvent) {
         let mut kept = lock(&self.kept);
-        if kept.len() == KEPT_MAX {
-            kept.pop_front();
+        if kept.events.len() == KEPT_MAX {
+            kept.events.pop_front();
         }
-        kept.push_back(event.clone());
+        kept.last += 1;
+        let numbered = (kept.last, event);
+        kept.events.push_back(numbered.clone());
         // Without readers there is nobody to tell.
-        let _ = self.news.send(event);
+        let _ = self.news.send(numbered);
     }
 }
 
@@ -149,7 +172,14 @@ fn event(by: &str, kind: &str, pod: Option<String>, what: String) -> v1::Cluster
     let by = if by == "server" { by.to_owned() } else { format!("node:{by}") };
     let pods = pod.into_iter().map(clean).collect();
     let unix_ms = clock::wall().0;
-    v1::ClusterEvent { unix_ms, by, kind: clean(kind.to_owned()), pods, what: clean(what), revision: 0 }
+    v1::ClusterEvent {
+        unix_ms,
+        by,
+        kind: clean(kind.to_owned()),
+        pods,
+        what: clean(what),
+        ..Default::default()
+    }
 }
 
 /// What a node says is shown on terminals: no control characters, and not too long.
@@ -158,10 +188,6 @@ fn clean(text: String) -> String {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -180,10 +206,16 @@ mod tests {
         let mut follower = happenings.follow();
         happenings.heard("n1", &State::default(), told("a", "one\x1b[2Jtwo"));
         happenings.heard("n1", &State::default(), told("b", "x"));
-        let kept = happenings.kept("a");
-        assert_eq!((kept.len(), kept[0].what.as_str(), kept[0].by.as_str()), (1, "one [2Jtwo", "node:n1"));
-        assert_eq!(happenings.kept("").len(), 2);
+        let (kept, ..) = happenings.kept("a", 0);
+        assert_eq!(
+            (kept.len(), kept[0].1.what.as_str(), kept[0].1.by.as_str()),
+            (1, "one [2Jtwo", "node:n1")
+        );
+        let numbers =
+            |after| happenings.kept("", after).0.into_iter().map(|(number, _)| number).collect::<Vec<_>>();
+        assert_eq!((numbers(0), numbers(1), numbers(2)), (vec![1, 2], vec![2], vec![]));
         assert_eq!(follower.try_recv().unwrap(), kept[0]);
+        assert_ne!(happenings.run(), Happenings::default().run());
     }
 
     #[test]
@@ -192,8 +224,10 @@ mod tests {
         for n in 0..=KEPT_MAX {
             happenings.heard("n1", &State::default(), told(&format!("p{n}"), &"é".repeat(1_000)));
         }
-        assert_eq!(happenings.kept("").len(), KEPT_MAX);
-        assert!(happenings.kept("p0").is_empty());
-        assert!(happenings.kept("p1")[0].what.len() <= TEXT_LEN_MAX);
+        let (kept, lost, last) = happenings.kept("", 0);
+        assert_eq!((kept.len(), lost, last), (KEPT_MAX, 1, KEPT_MAX as u64 + 1));
+        assert_eq!(happenings.kept("", 1).1, 0, "who has seen it has lost nothing");
+        assert!(happenings.kept("p0", 0).0.is_empty());
+        assert!(happenings.kept("p1", 0).0[0].1.what.len() <= TEXT_LEN_MAX);
     }
 }

@@ -15,8 +15,10 @@ use scheduler_core::{
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use crate::{
+    ahead::Ahead,
     audit,
     clock::Clock,
+    founding::Keeper,
     happenings::Happenings,
     lease_stream::LeaseStreams,
     logs::Relays,
@@ -35,7 +37,11 @@ const REVISIONS_KEPT: usize = 1024;
 pub(crate) struct Hub {
     pub(crate) clock: Clock,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) pki: Pki,
+    pub(crate) pki: Arc<Pki>,
+    /// Where the keys of CAs are kept.
+    pub(crate) keeper: Keeper,
+    /// Held by who replaces the CA.
+    pub(crate) rotating: Arc<tokio::sync::Mutex<()>>,
     /// Facts that never change; `None` when they cannot be read.
     pub(crate) cluster: Option<Arc<Cluster>>,
     /// Where nodes and people reach this server and the others, `host:port`.
@@ -44,6 +50,8 @@ pub(crate) struct Hub {
     pub(crate) history_bytes: u64,
     pub(crate) sessions: Sessions,
     pub(crate) lease_streams: LeaseStreams,
+    /// Nodes that know more than the store.
+    pub(crate) ahead: Ahead,
     pub(crate) relays: Relays,
     pub(crate) questions: Questions,
     pub(crate) happenings: Happenings,
@@ -65,7 +73,8 @@ pub(crate) struct Hub {
 pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) pki: Pki,
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) keeper: Keeper,
     pub(crate) cluster: Option<Arc<Cluster>>,
     pub(crate) servers: watch::Receiver<Vec<String>>,
     /// What the log may take on the disk, about.
@@ -85,11 +94,14 @@ impl Hub {
             clock: parts.clock,
             store: parts.store,
             pki: parts.pki,
+            keeper: parts.keeper,
+            rotating: Arc::default(),
             cluster: parts.cluster,
             servers: parts.servers,
             history_bytes: parts.history_bytes,
             sessions: Sessions::default(),
             lease_streams: LeaseStreams::default(),
+            ahead: Ahead::default(),
             relays: Relays::default(),
             questions: Questions::default(),
             happenings: Happenings::default(),
@@ -114,6 +126,15 @@ impl Hub {
     /// What the writer says of that.
     pub(crate) fn say_writes_fail(&self, error: Option<Arc<StoreError>>) {
         self.writes_fail.send_replace(error);
+    }
+
+    /// Resolves when the store holds less than it had acknowledged.
+    pub(crate) async fn store_went_back(&self) {
+        let mut fail = self.writes_fail.subscribe();
+        let is_back =
+            |error: &Option<Arc<StoreError>>| matches!(error.as_deref(), Some(StoreError::GoneBack { .. }));
+        // The sender lives as long as `self`.
+        let _ = fail.wait_for(is_back).await;
     }
 
     /// The newest state.

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use scheduler_core::{
+    authority::Authorities,
     event::Enrolled,
     state::State,
     time::WallTime,
@@ -56,6 +57,16 @@ pub(crate) enum Denied {
         "another key has taken the place of this certificate's: is there a newer copy of the credentials?"
     )]
     Replaced,
+    #[error(
+        "the CA that signed this certificate was replaced, and is not believed any more: take a new token, for \
+         `netctl login TOKEN`, or for `netctl node --rejoin TOKEN` on a node"
+    )]
+    Retired,
+    #[error(
+        "the CA that signed this certificate was compromised, and only nodes are believed with it: `netctl login TOKEN` \
+         with a new token, which root makes at the Unix socket on the server's machine"
+    )]
+    Compromised,
     #[error("this needs the role {needed}; {who} has the role {held}")]
     Role { needed: String, who: String, held: &'static str },
     #[error(
@@ -83,6 +94,20 @@ impl Identity {
             key,
             ends,
         })
+    }
+
+    /// Whether the CA with this SHA-256 is believed for this caller; none is a CA that is not in use. `None` for
+    /// `authorities` is one CA.
+    pub(crate) fn check_ca(&self, ca: Option<&str>, authorities: Option<&Authorities>) -> Result<(), Denied> {
+        let Some(ca) = ca else { return Err(Denied::Retired) };
+        let Some(authorities) = authorities else { return Ok(()) };
+        let is_node = matches!(self, Identity::Enrolled { enrolled, .. } if enrolled.role == Role::Node);
+        match &authorities.leaving {
+            _ if authorities.issuing == ca => Ok(()),
+            Some(leaving) if leaving.ca == ca && leaving.compromised && !is_node => Err(Denied::Compromised),
+            Some(leaving) if leaving.ca == ca => Ok(()),
+            _ => Err(Denied::Retired),
+        }
     }
 
     /// Whether this caller has the access.
@@ -144,6 +169,11 @@ impl Identity {
     }
 }
 
+/// Whether a certificate is for a node.
+pub(crate) fn is_node(der: &[u8]) -> bool {
+    matches!(Identity::of_certificate(der), Identity::Enrolled { enrolled, .. } if enrolled.role == Role::Node)
+}
+
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -157,6 +187,8 @@ impl fmt::Display for Identity {
 
 #[cfg(test)]
 mod tests {
+    use scheduler_core::authority::{self, Turn};
+
     use super::*;
     use crate::access::of_method;
 
@@ -223,6 +255,29 @@ mod tests {
             assert_eq!(good(uri, Access::Enrolled, 1_000_000), uri == "hextet:node/n1", "{uri}");
         }
         assert!(!good("hextet:node/n1", Access::Node, 1000));
+    }
+
+    #[test]
+    fn a_compromised_ca_vouches_for_nodes_alone_and_a_retired_one_for_nobody() {
+        let turned = |compromised, then: &[Turn]| {
+            let rotate = Turn::Rotate { present: "a".into(), next: "b".into(), compromised };
+            let begun = authority::turn(None, &rotate, &[], WallTime(0)).unwrap();
+            then.iter().fold(begun, |now, next| authority::turn(Some(&now), next, &[], WallTime(0)).unwrap())
+        };
+        let (node, bob) = (enrolled("hextet:node/n1"), enrolled("hextet:viewer/bob"));
+        let retired = turned(false, &[Turn::Retire { force: false }]);
+        for (authorities, expected) in [
+            (None, [Ok(()), Ok(()), Ok(())]),
+            (Some(turned(false, &[])), [Ok(()), Ok(()), Ok(())]),
+            (Some(turned(true, &[])), [Ok(()), Err(Denied::Compromised), Err(Denied::Compromised)]),
+            (Some(retired), [Err(Denied::Retired), Err(Denied::Retired), Err(Denied::Retired)]),
+        ] {
+            let check = |who: &Identity, ca| who.check_ca(ca, authorities.as_ref());
+            let found = [&node, &bob, &Identity::Local].map(|who| check(who, Some("a")));
+            assert_eq!(found, expected, "{authorities:?}");
+            assert_eq!(check(&node, None), Err(Denied::Retired));
+            assert!(authorities.is_none() || check(&bob, Some("b")).is_ok());
+        }
     }
 
     #[test]

@@ -133,6 +133,10 @@ impl Holder {
     }
 
     fn renew(&mut self, number: u64) {
+        // Its silence is that of a server that is away.
+        if self.hub.ahead.has(&self.node) {
+            return;
+        }
         let mut leases = self.hub.leases();
         let now = self.hub.clock.now();
         leases.renew(&self.node, now);

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod ahead;
 mod audit;
 mod auth;
 pub mod backup;
@@ -24,11 +25,14 @@ mod hub;
 mod identity;
 mod lease_stream;
 mod logs;
+mod mutex;
 mod net;
 pub mod pki;
+mod put_back;
 mod questions;
 mod read_only;
 mod remains;
+mod rotation;
 pub mod server;
 mod service;
 mod session;
@@ -39,6 +43,7 @@ pub mod store;
 mod term;
 mod timers;
 mod tls;
+mod vouched;
 mod writer;
 
 #[cfg(test)]

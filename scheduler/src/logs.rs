@@ -22,6 +22,8 @@ const WAITING_MAX: usize = 1000;
 const CHUNKS_MAX: usize = 8;
 /// Bytes in a chunk.
 const CHUNK_LEN_MAX: usize = 64 * 1024;
+/// Bytes of what a node calls a place in a log.
+const POSITION_LEN_MAX: usize = 128;
 /// How long a node may take to begin its answer.
 pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
 
@@ -110,10 +112,14 @@ async fn pass_on(reader: &Reader, chunk: SendLogsRequest) -> Result<(), Status> 
     if chunk.data.len() > CHUNK_LEN_MAX {
         return Err(Status::invalid_argument("a chunk has at most 64 KiB"));
     }
-    if chunk.data.is_empty() {
+    let SendLogsRequest { data, position, .. } = chunk;
+    if position.len() > POSITION_LEN_MAX {
+        return Err(Status::invalid_argument("a position has at most 128 bytes"));
+    }
+    if data.is_empty() && position.is_empty() {
         return Ok(());
     }
-    reader.send(Ok(LogChunk { data: chunk.data })).await.map_err(|_| gone())
+    reader.send(Ok(LogChunk { data, position })).await.map_err(|_| gone())
 }
 
 fn gone() -> Status {

@@ -2,26 +2,35 @@
 //!
 //! Certificates are valid from a fixed day far in the past, so that a machine whose clock is off still gets
 //! as far as being told so. Names inside a signing request are ignored: the server writes them.
+//!
+//! While one CA takes the place of another there are keys of both. The server then shows a certificate of the new one,
+//! and beside it one that the old one has made for the new one: who believes either believes the server.
 
 use std::{
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fmt, fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use hextet_api::connect::{Credentials, RENEW_BEFORE};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SigningKey, date_time_ymd,
-};
+use hextet_api::connect::Credentials;
+use rcgen::{CertificateSigningRequestParams, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use ring::digest::{SHA256, digest};
 use scheduler_core::{event::Enrolled, time::WallTime};
-use x509_parser::{
-    certification_request::X509CertificationRequest, pem::parse_x509_pem, prelude::FromDer as _,
-};
+use tokio::sync::watch;
+use tracing::warn;
+use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
+
+mod authority;
+mod files;
+mod leaf;
+
+pub(crate) use self::authority::{Authority, Ca, Keyring, signer};
+use self::leaf::ServerPem;
 
 /// The DNS name in the server's certificate, wherever it listens.
 pub const SERVER_NAME: &str = "hextet-server";
@@ -30,35 +39,45 @@ pub const SERVER_NAME: &str = "hextet-server";
 pub(crate) const SERVER_URI: &str = "hextet:server";
 
 /// How long certificates of the server and its clients are good for, from the day on which they are made. Each is
-/// replaced when less than [`RENEW_BEFORE`] is left.
+/// replaced when less than [`hextet_api::connect::RENEW_BEFORE`] is left.
 const CERTIFICATE_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The server's key and certificate, and the two files that they had before.
-const SERVER_FILE: &str = "server.pem";
-const OLD_CERTIFICATE_FILE: &str = "server.crt";
-const OLD_KEY_FILE: &str = "server.key";
+/// The CA of a cluster that has never replaced it, and the keyring of one that has.
+const CERTIFICATE_FILE: &str = "ca.crt";
+const KEY_FILE: &str = "ca.key";
+const KEYRING_FILE: &str = "authorities.json";
 const CSR_LEN_MAX: usize = 8 * 1024;
 
-/// The CA and the server's own certificate.
+/// The CAs and the server's own certificate.
 pub struct Pki {
-    ca_der: Vec<u8>,
-    ca_pem: String,
-    issuer: Issuer<'static, KeyPair>,
     dir: PathBuf,
-    server: RwLock<ServerPem>,
+    loaded: RwLock<Arc<Loaded>>,
+    /// The CA that makes certificates, for those who are to be told.
+    issuing: watch::Sender<[u8; 32]>,
+    /// The CA of which only nodes are believed.
+    compromised: RwLock<Option<String>>,
+    changes: AtomicU64,
+    /// Held by who changes what is loaded.
+    changing: Mutex<()>,
 }
 
-/// The server's own certificate and key, which live in one file so that they are replaced together.
-#[derive(Clone)]
-struct ServerPem {
-    certificate: String,
-    key: String,
+/// What is in use at a time.
+pub(crate) struct Loaded {
+    /// Grows with each change.
+    pub(crate) version: i64,
+    pub(crate) keyring: Keyring,
+    /// Those of the keyring; the first makes certificates.
+    pub(crate) cas: Vec<Ca>,
+    /// What the server shows: its own certificate, and the way from there to every CA.
+    pub(crate) chain: Vec<Vec<u8>>,
+    server: ServerPem,
 }
 
-/// What makes a CA: every server of a cluster has it.
-#[derive(Clone, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Authority {
-    certificate_pem: String,
-    key_pem: String,
+/// A certificate and the CA that made it, in DER.
+pub struct Signed {
+    /// The certificate.
+    pub certificate_der: Vec<u8>,
+    /// The CA.
+    pub ca_der: Vec<u8>,
 }
 
 /// A public key whose holder has proved to have the private one.
@@ -110,6 +129,28 @@ pub enum PkiError {
     /// Making or signing failed.
     #[error("cannot make a certificate")]
     Make(#[source] rcgen::Error),
+    /// The keyring does not hold what it should.
+    #[error("{path} is damaged: put the folder back as it was; without its CA no node can reach the server")]
+    Keyring {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A CA that is in use has no key.
+    #[error(
+        "the store names the CA {ca} and its key is not there: put the folder {path} back as it was when the store was \
+         last written"
+    )]
+    NoKey {
+        /// Its SHA-256.
+        ca: String,
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The CA was replaced meanwhile.
+    #[error("the CA was replaced at this moment: try again")]
+    Replaced,
     /// Not a signing request with a good signature.
     #[error("the certificate request is not one that is signed with its own key")]
     Request,
@@ -125,43 +166,119 @@ impl Pki {
             if !is_new {
                 return Err(PkiError::Missing(dir.to_owned()));
             }
-            make(dir, epoch, &Authority::make(epoch)?, now)?;
+            make(dir, epoch, &Keyring::of(Authority::make(epoch)?), now)?;
         }
-        let found = read(&dir.join("epoch"))?.trim().to_owned();
-        if found != epoch {
-            let (path, expected) = (dir.to_owned(), epoch.to_owned());
-            return Err(PkiError::AnotherCluster { path, found, expected });
-        }
-        load(dir)
+        check_epoch(dir, epoch)?;
+        Pki::load(dir, read_keyring(dir)?, 0, now)
     }
 
-    /// Reads the folder `dir` of one of several servers, or makes it with their CA.
+    /// Reads the folder `dir` of one of several servers, or makes it. What they share counts more than what is there: another
+    /// epoch of a cluster that was restored, and other CAs.
     ///
     /// # Errors
-    /// As [`Pki::open`]; [`PkiError::AnotherCluster`] also when the folder has another CA.
+    /// As [`Pki::open`].
     pub(crate) fn open_shared(
         dir: &Path,
         epoch: &str,
-        authority: &Authority,
+        keyring: &Keyring,
+        version: i64,
         now: WallTime,
     ) -> Result<Pki, PkiError> {
         if !dir.exists() {
-            make(dir, epoch, authority, now)?;
+            make(dir, epoch, keyring, now)?;
         }
-        let pki = Pki::open(dir, epoch, false, now)?;
-        if pki.ca_pem.trim() == authority.certificate_pem.trim() {
-            return Ok(pki);
-        }
-        let (path, found) = (dir.to_owned(), "another CA of the same name".to_owned());
-        Err(PkiError::AnotherCluster { path, found, expected: epoch.to_owned() })
+        follow_epoch(dir, epoch, keyring)?;
+        Pki::load(dir, keyring.clone(), version, now)
     }
 
-    /// The CA with its key.
+    fn load(dir: &Path, keyring: Keyring, version: i64, now: WallTime) -> Result<Pki, PkiError> {
+        let damaged = |source| PkiError::Damaged { path: dir.to_owned(), source };
+        let loaded = Loaded::of(dir, keyring, ServerPem::read(dir)?, version, now).map_err(damaged)?;
+        Ok(Pki {
+            dir: dir.to_owned(),
+            issuing: watch::Sender::new(loaded.cas[0].fingerprint),
+            loaded: RwLock::new(Arc::new(loaded)),
+            compromised: RwLock::default(),
+            changes: AtomicU64::default(),
+            changing: Mutex::default(),
+        })
+    }
+
+    /// What is in use now.
+    pub(crate) fn loaded(&self) -> Arc<Loaded> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The CAs with their keys.
+    pub(crate) fn keyring(&self) -> Keyring {
+        self.loaded().keyring.clone()
+    }
+
+    /// The CA that makes certificates, by its SHA-256, now and when another does.
+    pub(crate) fn issuing(&self) -> watch::Receiver<[u8; 32]> {
+        self.issuing.subscribe()
+    }
+
+    /// Keeps a keyring on the disk. It is not in use yet.
     ///
     /// # Errors
-    /// The folder cannot be read.
-    pub(crate) fn authority(&self) -> Result<Authority, PkiError> {
-        Ok(Authority { certificate_pem: self.ca_pem.clone(), key_pem: read(&self.dir.join("ca.key"))? })
+    /// The one that was there stays.
+    pub(crate) fn keep(&self, keyring: &Keyring) -> Result<(), PkiError> {
+        let text = serde_json::to_string_pretty(keyring).expect("texts are JSON");
+        files::replace(&self.dir.join(KEYRING_FILE), &text)?;
+        // From here on they are not read.
+        files::remove(&self.dir.join(KEY_FILE))?;
+        files::remove(&self.dir.join(CERTIFICATE_FILE))
+    }
+
+    /// Uses a keyring from here on, unless a later one is in use.
+    ///
+    /// # Errors
+    /// What was in use stays.
+    pub(crate) fn take(&self, keyring: Keyring, version: i64, now: WallTime) -> Result<(), PkiError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.loaded();
+        if version <= before.version {
+            return Ok(());
+        }
+        let next =
+            Loaded::of(&self.dir, keyring, before.server.clone(), version, now).map_err(PkiError::Make)?;
+        self.put(next);
+        Ok(())
+    }
+
+    fn put(&self, next: Loaded) {
+        let issuing = next.cas[0].fingerprint;
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.issuing.send_if_modified(|now| std::mem::replace(now, issuing) != issuing);
+    }
+
+    /// From here on only nodes are believed with certificates of this CA; none: everybody is.
+    pub(crate) fn distrust(&self, ca: Option<String>) {
+        let mut compromised = self.compromised.write().unwrap_or_else(PoisonError::into_inner);
+        if *compromised != ca {
+            *compromised = ca;
+            self.changes.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// How often what is believed has changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Whether a person or load balancer is believed with a certificate by this key.
+    pub(crate) fn believes(&self, signer: &[u8]) -> bool {
+        let loaded = self.loaded();
+        let Some(ca) = loaded.by_key_id(signer) else { return false };
+        let compromised = self.compromised.read().unwrap_or_else(PoisonError::into_inner);
+        compromised.as_ref().is_none_or(|compromised| *compromised != ca.fingerprint_hex())
+    }
+
+    /// The CA with this key, by its SHA-256 in hex; none when it is not in use.
+    pub(crate) fn ca_with_key(&self, signer: &[u8]) -> Option<String> {
+        self.loaded().by_key_id(signer).map(Ca::fingerprint_hex)
     }
 
     /// What this server shows another one, to act for the root of its own machine.
@@ -173,53 +290,38 @@ impl Pki {
         servers: &[String],
         now: WallTime,
     ) -> Result<Credentials, PkiError> {
+        let loaded = self.loaded();
+        let ca = loaded.issuing();
         let key = KeyPair::generate().map_err(PkiError::Make)?;
-        let mut params = leaf("server", now).map_err(PkiError::Make)?;
+        let mut params = leaf::params("server", now).map_err(PkiError::Make)?;
         let uri = SERVER_URI.to_owned().try_into().map_err(PkiError::Make)?;
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&key, &self.issuer).map_err(PkiError::Make)?;
+        let certificate = params.signed_by(&key, &ca.issuer).map_err(PkiError::Make)?;
         Ok(Credentials {
             name: "server".to_owned(),
             servers: servers.to_vec(),
-            ca_der: self.ca_der.clone(),
+            ca_der: ca.der.clone(),
             certificate_der: certificate.der().to_vec(),
             key_pkcs8_der: key.serialize_der(),
         })
     }
 
-    /// SHA-256 of the CA's certificate.
+    /// SHA-256 of the certificate of the CA that makes certificates.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
-        digest(&SHA256, &self.ca_der).as_ref().try_into().expect("SHA-256 has 32 bytes")
+        self.loaded().issuing().fingerprint
     }
 
-    /// The CA's certificate.
+    /// The certificate of the CA that makes certificates.
     #[must_use]
-    pub fn ca_der(&self) -> &[u8] {
-        &self.ca_der
-    }
-
-    /// The CA's certificate.
-    #[must_use]
-    pub fn ca_pem(&self) -> &str {
-        &self.ca_pem
-    }
-
-    /// The server's certificate and the CA's, and the server's key.
-    #[must_use]
-    pub fn server_identity_pem(&self) -> (String, String) {
-        let server = self.server();
-        (format!("{}{}", server.certificate, self.ca_pem), server.key.clone())
+    pub fn ca_der(&self) -> Vec<u8> {
+        self.loaded().issuing().der.clone()
     }
 
     /// Whether the server's certificate ends soon.
     pub(crate) fn server_is_due(&self, now: WallTime) -> bool {
-        let server = self.server();
-        let Ok((_, pem)) = parse_x509_pem(server.certificate.as_bytes()) else { return true };
-        let Ok(certificate) = pem.parse_x509() else { return true };
-        let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-        now + RENEW_BEFORE >= WallTime(ends.saturating_mul(1000))
+        self.loaded().server.is_due(now)
     }
 
     /// Replaces the server's key and certificate, on the disk first.
@@ -227,41 +329,90 @@ impl Pki {
     /// # Errors
     /// The present ones stay.
     pub(crate) fn renew_server(&self, now: WallTime) -> Result<(), PkiError> {
-        let next = ServerPem::make(&self.issuer, now)?;
-        let path = self.dir.join(SERVER_FILE);
-        let failed = |source| PkiError::Io { what: "write", path: path.clone(), source };
-        let beside = path.with_extension("new");
-        remove_if_there(&beside).map_err(failed)?;
-        write_private(&beside, &next.text()).map_err(failed)?;
-        fs::rename(&beside, &path).map_err(failed)?;
-        sync_folder(&self.dir).map_err(failed)?;
-        for old in [OLD_CERTIFICATE_FILE, OLD_KEY_FILE] {
-            remove_if_there(&self.dir.join(old)).map_err(failed)?;
-        }
-        *self.server.write().unwrap_or_else(PoisonError::into_inner) = next;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.loaded();
+        let server = ServerPem::make(before.issuing(), now)?;
+        server.write(&self.dir)?;
+        let next = Loaded::of(&self.dir, before.keyring.clone(), server, before.version, now);
+        self.put(next.map_err(PkiError::Make)?);
         Ok(())
     }
 
-    fn server(&self) -> RwLockReadGuard<'_, ServerPem> {
-        self.server.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A client certificate for the request's public key, in DER.
+    /// A client certificate for the request's public key, by the CA with this SHA-256, or the one that makes certificates.
     ///
     /// # Errors
-    /// [`PkiError::Make`].
+    /// [`PkiError::Make`]; [`PkiError::Replaced`] when that CA is not in use any more.
     pub fn sign(
         &self,
         request: SigningRequest,
         enrolled: &Enrolled,
+        ca: Option<&str>,
         now: WallTime,
-    ) -> Result<Vec<u8>, PkiError> {
+    ) -> Result<Signed, PkiError> {
+        let loaded = self.loaded();
+        let ca = match ca {
+            Some(wanted) => loaded.cas.iter().find(|ca| ca.fingerprint_hex() == wanted),
+            None => Some(loaded.issuing()),
+        };
+        let ca = ca.ok_or(PkiError::Replaced)?;
         let mut csr = request.params;
-        csr.params = leaf(&enrolled.name, now).map_err(PkiError::Make)?;
+        csr.params = leaf::params(&enrolled.name, now).map_err(PkiError::Make)?;
         let uri = enrolled.uri().try_into().map_err(PkiError::Make)?;
         csr.params.subject_alt_names = vec![SanType::URI(uri)];
         csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        Ok(csr.signed_by(&self.issuer).map_err(PkiError::Make)?.der().to_vec())
+        let certificate = csr.signed_by(&ca.issuer).map_err(PkiError::Make)?;
+        Ok(Signed { certificate_der: certificate.der().to_vec(), ca_der: ca.der.clone() })
+    }
+
+    /// That there is no key of this CA.
+    pub(crate) fn no_key(&self, ca: &str) -> PkiError {
+        PkiError::NoKey { ca: ca.to_owned(), path: self.dir.clone() }
+    }
+}
+
+/// Without keys.
+impl fmt::Debug for Pki {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pki").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl Loaded {
+    /// The server gets another certificate when its own is not by the CA that makes them.
+    fn of(
+        dir: &Path,
+        keyring: Keyring,
+        mut server: ServerPem,
+        version: i64,
+        now: WallTime,
+    ) -> Result<Loaded, rcgen::Error> {
+        let cas = keyring.all().map(Authority::ready).collect::<Result<Vec<_>, _>>()?;
+        if server.signer().is_some_and(|signer| signer != cas[0].key_id) {
+            server = ServerPem::make_for(&cas[0], now)?;
+            // The next start makes another.
+            if let Err(error) = server.write(dir) {
+                warn!("the server's new certificate is not kept: {:#}", anyhow::Error::from(error));
+            }
+        }
+        let mut chain = vec![authority::der(&server.certificate)?, cas[0].der.clone()];
+        for other in &cas[1..] {
+            chain.extend([cas[0].vouched_by(other)?, other.der.clone()]);
+        }
+        Ok(Loaded { version, keyring, cas, chain, server })
+    }
+
+    /// The CA that makes certificates.
+    pub(crate) fn issuing(&self) -> &Ca {
+        &self.cas[0]
+    }
+
+    pub(crate) fn by_key_id(&self, key_id: &[u8]) -> Option<&Ca> {
+        self.cas.iter().find(|ca| ca.key_id == key_id)
+    }
+
+    /// The server's own key, in PEM.
+    pub(crate) fn server_key(&self) -> &str {
+        &self.server.key
     }
 }
 
@@ -291,23 +442,9 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl Authority {
-    /// A new one.
-    pub(crate) fn make(epoch: &str) -> Result<Authority, PkiError> {
-        let key = KeyPair::generate().map_err(PkiError::Make)?;
-        let params = ca_params(epoch).map_err(PkiError::Make)?;
-        let certificate = params.self_signed(&key).map_err(PkiError::Make)?;
-        Ok(Authority { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
-    }
-}
-
 /// Makes all files in a folder beside `dir` and then gives it its name: a crash leaves all or nothing.
-fn make(dir: &Path, epoch: &str, authority: &Authority, now: WallTime) -> Result<(), PkiError> {
-    let ca_key = KeyPair::from_pem(&authority.key_pem).map_err(PkiError::Make)?;
-    let issuer = Issuer::from_ca_cert_pem(&authority.certificate_pem, ca_key).map_err(PkiError::Make)?;
-
-    let server = ServerPem::make(&issuer, now)?;
-
+fn make(dir: &Path, epoch: &str, keyring: &Keyring, now: WallTime) -> Result<(), PkiError> {
+    let server = ServerPem::make(&keyring.issuing.ready().map_err(PkiError::Make)?, now)?;
     let temporary = dir.with_extension("new");
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -317,56 +454,24 @@ fn make(dir: &Path, epoch: &str, authority: &Authority, now: WallTime) -> Result
         fs::remove_dir_all(&temporary).map_err(failed(&temporary))?;
     }
     fs::DirBuilder::new().mode(0o700).create(&temporary).map_err(failed(&temporary))?;
-    let files = [
-        ("ca.key", authority.key_pem.clone()),
-        ("ca.crt", authority.certificate_pem.clone()),
-        (SERVER_FILE, server.text()),
-        ("epoch", format!("{epoch}\n")),
-    ];
-    for (name, text) in files {
+    for (name, text) in files_of(epoch, keyring, &server) {
         let path = temporary.join(name);
-        write_private(&path, &text).map_err(failed(&path))?;
+        files::write_private(&path, &text).map_err(failed(&path))?;
     }
-    sync_folder(&temporary).map_err(failed(&temporary))?;
+    files::sync_folder(&temporary).map_err(failed(&temporary))?;
     fs::rename(&temporary, dir).map_err(failed(dir))?;
-    dir.parent().map_or(Ok(()), sync_folder).map_err(failed(dir))
+    dir.parent().map_or(Ok(()), files::sync_folder).map_err(failed(dir))
 }
 
-fn ca_params(epoch: &str) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("hextet cluster {}", epoch.get(..8).unwrap_or(epoch)));
-    params.not_before = date_time_ymd(2020, 1, 1);
-    params.not_after = date_time_ymd(2070, 1, 1);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(serial());
-    Ok(params)
-}
-
-/// What certificates of servers and clients have in common.
-fn leaf(name: &str, now: WallTime) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = date_time_ymd(2020, 1, 1);
-    // A clock that is before this was written is wrong.
-    let from = (date_time_ymd(1970, 1, 1) + Duration::from_millis(now.0)).max(date_time_ymd(2026, 11, 1));
-    params.not_after = (from + CERTIFICATE_VALID).min(date_time_ymd(2070, 1, 1));
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.use_authority_key_identifier_extension = true;
-    params.serial_number = Some(serial());
-    Ok(params)
-}
-
-/// RFC 5280 section 4.1.2.2: positive, at most 20 octets, and not to be guessed.
-fn serial() -> SerialNumber {
-    let mut bytes = [0; 16];
-    rand::RngCore::fill_bytes(&mut rand::rng(), &mut bytes);
-    bytes[0] &= 0x7F;
-    SerialNumber::from_slice(&bytes)
+fn files_of(epoch: &str, keyring: &Keyring, server: &ServerPem) -> Vec<(&'static str, String)> {
+    let mut files = vec![(leaf::FILE, server.text()), ("epoch", format!("{epoch}\n"))];
+    if keyring.others.is_empty() {
+        files.push((KEY_FILE, keyring.issuing.key_pem().to_owned()));
+        files.push((CERTIFICATE_FILE, keyring.issuing.certificate_pem().to_owned()));
+    } else {
+        files.push((KEYRING_FILE, serde_json::to_string_pretty(keyring).expect("texts are JSON")));
+    }
+    files
 }
 
 /// The epoch that a folder of certificates is for; empty when there is none.
@@ -374,85 +479,47 @@ pub(crate) fn epoch(dir: &Path) -> String {
     fs::read_to_string(dir.join("epoch")).unwrap_or_default().trim().to_owned()
 }
 
-fn load(dir: &Path) -> Result<Pki, PkiError> {
-    let damaged = |name: &str| {
+fn check_epoch(dir: &Path, epoch: &str) -> Result<(), PkiError> {
+    let found = files::read(&dir.join("epoch"))?.trim().to_owned();
+    if found == epoch {
+        return Ok(());
+    }
+    let (path, expected) = (dir.to_owned(), epoch.to_owned());
+    Err(PkiError::AnotherCluster { path, found, expected })
+}
+
+/// Another epoch with a CA that is known is that of the same cluster, restored.
+fn follow_epoch(dir: &Path, epoch: &str, keyring: &Keyring) -> Result<(), PkiError> {
+    let Err(another) = check_epoch(dir, epoch) else { return Ok(()) };
+    let own = read_keyring(dir)?;
+    let is_known = |ca: &Authority| own.all().any(|own| own.fingerprint() == ca.fingerprint());
+    if !keyring.all().any(is_known) {
+        return Err(another);
+    }
+    files::replace(&dir.join("epoch"), &format!("{epoch}\n"))
+}
+
+fn read_keyring(dir: &Path) -> Result<Keyring, PkiError> {
+    let path = dir.join(KEYRING_FILE);
+    if path.exists() {
+        let text = files::read(&path)?;
+        return serde_json::from_str(&text).map_err(|source| PkiError::Keyring { path, source });
+    }
+    let (certificate, key) = (files::read(&dir.join(CERTIFICATE_FILE))?, files::read(&dir.join(KEY_FILE))?);
+    let damaged = |name| {
         let path = dir.join(name);
         move |source| PkiError::Damaged { path, source }
     };
-    let ca_pem = read(&dir.join("ca.crt"))?;
-    let not_pem = |_| rcgen::Error::CouldNotParseCertificate;
-    let ca_der = parse_x509_pem(ca_pem.as_bytes()).map_err(not_pem).map_err(damaged("ca.crt"))?.1.contents;
-    let ca_key = KeyPair::from_pem(&read(&dir.join("ca.key"))?).map_err(damaged("ca.key"))?;
-    let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).map_err(damaged("ca.crt"))?;
-    let server = RwLock::new(ServerPem::read(dir)?);
-    Ok(Pki { ca_der, ca_pem, issuer, dir: dir.to_owned(), server })
-}
-
-impl ServerPem {
-    fn make(issuer: &Issuer<'_, impl SigningKey>, now: WallTime) -> Result<ServerPem, PkiError> {
-        let key = KeyPair::generate().map_err(PkiError::Make)?;
-        let mut params = leaf(SERVER_NAME, now).map_err(PkiError::Make)?;
-        let name = SERVER_NAME.to_owned().try_into().map_err(PkiError::Make)?;
-        params.subject_alt_names = vec![SanType::DnsName(name)];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(&key, issuer).map_err(PkiError::Make)?;
-        Ok(ServerPem { certificate: certificate.pem(), key: key.serialize_pem() })
-    }
-
-    fn text(&self) -> String {
-        format!("{}{}", self.key, self.certificate)
-    }
-
-    /// From the one file, or from the two that a cluster of before has.
-    fn read(dir: &Path) -> Result<ServerPem, PkiError> {
-        let damaged = |name: &str, source| PkiError::Damaged { path: dir.join(name), source };
-        if !dir.join(SERVER_FILE).exists() {
-            let key = read(&dir.join(OLD_KEY_FILE))?;
-            let certificate = read(&dir.join(OLD_CERTIFICATE_FILE))?;
-            KeyPair::from_pem(&key).map_err(|error| damaged(OLD_KEY_FILE, error))?;
-            return ServerPem { certificate, key }
-                .checked()
-                .map_err(|error| damaged(OLD_CERTIFICATE_FILE, error));
-        }
-        let text = read(&dir.join(SERVER_FILE))?;
-        let begin = text.find("-----BEGIN CERTIFICATE").unwrap_or(text.len());
-        let (key, certificate) = text.split_at(begin);
-        let server = ServerPem { certificate: certificate.to_owned(), key: key.to_owned() };
-        server.checked().map_err(|error| damaged(SERVER_FILE, error))
-    }
-
-    fn checked(self) -> Result<ServerPem, rcgen::Error> {
-        KeyPair::from_pem(&self.key)?;
-        parse_x509_pem(self.certificate.as_bytes()).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
-        Ok(self)
-    }
-}
-
-fn read(path: &Path) -> Result<String, PkiError> {
-    fs::read_to_string(path).map_err(|source| PkiError::Io { what: "read", path: path.to_owned(), source })
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    fs::File::open(path)?.sync_all()
+    KeyPair::from_pem(&key).map_err(damaged(KEY_FILE))?;
+    authority::der(&certificate).map_err(damaged(CERTIFICATE_FILE))?;
+    Ok(Keyring::of(Authority::of_pem(certificate, key)))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use rcgen::{BasicConstraints, CertificateParams, IsCa};
     use x509_parser::prelude::X509Certificate;
 
     use super::*;
@@ -487,12 +554,12 @@ mod tests {
     fn a_client_is_named_by_the_server_and_not_by_its_request() {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(&dir.path().join("pki"), EPOCH, true, NOW).unwrap();
-        let der = pki.sign(request(), &Enrolled::from_uri("hextet:node/n1").unwrap(), NOW).unwrap();
-        let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+        let der = pki.sign(request(), &Enrolled::from_uri("hextet:node/n1").unwrap(), None, NOW).unwrap();
+        let (_, certificate) = X509Certificate::from_der(&der.certificate_der).unwrap();
         let names = &certificate.subject_alternative_name().unwrap().unwrap().value.general_names;
         assert_eq!(format!("{names:?}"), "[URI(\"hextet:node/n1\")]");
         assert!(!certificate.is_ca());
-        let (_, ca) = X509Certificate::from_der(pki.ca_der()).unwrap();
+        let (_, ca) = X509Certificate::from_der(&der.ca_der).unwrap();
         assert!(ca.is_ca());
         certificate.verify_signature(Some(ca.public_key())).unwrap();
         let years = |time: x509_parser::time::ASN1Time| time.to_datetime().year();
@@ -507,12 +574,12 @@ mod tests {
         let pki = Pki::open(&path, EPOCH, true, NOW).unwrap();
         let day = |day: u64| NOW + Duration::from_secs(day * 24 * 3600);
         assert!(!pki.server_is_due(day(240)) && pki.server_is_due(day(244)));
-        let before = pki.server_identity_pem();
+        let before = pki.loaded().chain.clone();
         pki.renew_server(day(244)).unwrap();
-        assert_ne!(pki.server_identity_pem(), before);
+        assert_ne!(pki.loaded().chain, before);
         assert!(!pki.server_is_due(day(244)));
         let again = Pki::open(&path, EPOCH, false, day(244)).unwrap();
-        assert_eq!(again.server_identity_pem(), pki.server_identity_pem());
+        assert_eq!(again.loaded().chain, pki.loaded().chain);
     }
 
     /// Clusters that began before the two were one file.
@@ -521,12 +588,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pki");
         let made = Pki::open(&path, EPOCH, true, NOW).unwrap();
-        let server = made.server().clone();
+        let server = made.loaded().server.clone();
         fs::write(path.join("server.crt"), &server.certificate).unwrap();
         fs::write(path.join("server.key"), &server.key).unwrap();
         fs::remove_file(path.join("server.pem")).unwrap();
         let old = Pki::open(&path, EPOCH, false, NOW).unwrap();
-        assert_eq!(old.server_identity_pem(), made.server_identity_pem());
+        assert_eq!(old.loaded().chain, made.loaded().chain);
         old.renew_server(NOW).unwrap();
         assert!(!path.join("server.key").exists() && path.join("server.pem").exists());
     }
@@ -540,6 +607,47 @@ mod tests {
         assert!(SigningRequest::parse(&der).is_err());
         assert!(SigningRequest::parse(b"").is_err());
         assert!(SigningRequest::parse(&vec![0x30; CSR_LEN_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn a_keyring_is_kept_before_it_is_used_and_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pki");
+        let pki = Pki::open(&path, EPOCH, true, NOW).unwrap();
+        let (first, next) = (pki.keyring().issuing, Authority::make_next(EPOCH).unwrap());
+        let both = Keyring { issuing: next.clone(), others: vec![first.clone()] };
+        pki.keep(&both).unwrap();
+        assert_eq!(pki.fingerprint(), first.ready().unwrap().fingerprint, "it is not in use yet");
+        assert!(!path.join("ca.key").exists());
+        pki.take(both.clone(), 1, NOW).unwrap();
+        assert_eq!(pki.loaded().chain.len(), 4, "its own, the CA's, the one between both, and the old CA's");
+        pki.take(Keyring::of(first.clone()), 1, NOW).unwrap();
+        assert!(pki.keyring() == both, "what was read before counts no more");
+
+        // The server's own certificate is by the new CA, also when the one that is kept is not.
+        let again = Pki::open(&path, EPOCH, false, NOW).unwrap();
+        assert!(again.keyring() == both);
+        assert_eq!(signer(&again.loaded().chain[0]), Some(next.ready().unwrap().key_id));
+        again.keep(&Keyring::of(first.clone())).unwrap();
+        let back = Pki::open(&path, EPOCH, false, NOW).unwrap();
+        assert_eq!(signer(&back.loaded().chain[0]), Some(first.ready().unwrap().key_id));
+        assert!(
+            pki.believes(&first.ready().unwrap().key_id) && !back.believes(&next.ready().unwrap().key_id)
+        );
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_leaves_the_keys_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pki");
+        let pki = Pki::open(&path, EPOCH, true, NOW).unwrap();
+        // Root writes anywhere: a folder in the file's place stands for the full disk.
+        fs::create_dir(path.join("authorities.json")).unwrap();
+        let both = pki.keyring().with(Authority::make_next(EPOCH).unwrap());
+        let error = pki.keep(&both).unwrap_err().to_string();
+        assert!(error.starts_with("cannot write") && error.contains("authorities.json"), "{error}");
+        fs::remove_dir(path.join("authorities.json")).unwrap();
+        assert!(Pki::open(&path, EPOCH, false, NOW).unwrap().keyring() == pki.keyring());
     }
 
     fn request() -> SigningRequest {

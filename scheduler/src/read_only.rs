@@ -6,6 +6,7 @@
 //! have.
 
 use hextet_api::v1;
+use scheduler_core::change::Key;
 use tonic::{Code, Status, body::Body, codegen::http::Response};
 
 use crate::{
@@ -43,9 +44,11 @@ pub(crate) fn refusal(
         _ if path == PLAN || effect == Effect::Changes && path != BACKUP => {
             Some(Status::failed_precondition(why))
         }
-        _ if *caller != Identity::Local && hides(&["renewal"]) => Some(Status::failed_precondition(format!(
-            "which keys were replaced cannot be read, so that only the Unix socket of the server's machine is served: {why}"
-        ))),
+        _ if *caller != Identity::Local && (hides(&["renewal"]) || damage.may_hide(&Key::Authorities)) => {
+            Some(Status::failed_precondition(format!(
+                "which keys or CAs were replaced cannot be read, so that only the Unix socket of the server's machine is served: {why}"
+            )))
+        }
         _ => None,
     }
 }

@@ -3,11 +3,14 @@
 //! A store gets its name, on the disk, before the certificates are made: however a first start was ended, certificates
 //! without a store are those of a cluster that has lost it.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail};
 
-use crate::{founding, pki};
+use crate::{founding, pki, store};
 
 /// What is there of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,13 @@ enum Store {
 /// Where a restore writes until it has come to its end.
 pub(crate) const UNFINISHED: &str = "server.redb.restoring";
 
+/// The files of a restore that was ended half-way.
+pub(crate) fn of_restore(dir: &Path) -> Vec<PathBuf> {
+    let unfinished = dir.join(UNFINISHED);
+    let files = [store::unnamed(&unfinished), unfinished];
+    files.into_iter().filter(|file| file.exists()).collect()
+}
+
 /// Whether a server may go on with `dir`, or begin a cluster in it.
 ///
 /// # Errors
@@ -27,10 +37,12 @@ pub(crate) const UNFINISHED: &str = "server.redb.restoring";
 pub(crate) fn check(dir: &Path) -> anyhow::Result<()> {
     let (place, file) = (dir.display(), founding::FILE);
     let store = store(&dir.join(file)).with_context(|| format!("cannot look at {place}/{file}"))?;
-    let unfinished = dir.join(UNFINISHED);
-    if store != Store::There && unfinished.exists() {
+    if store != Store::There
+        && let Some(file) = of_restore(dir).first()
+    {
+        let file = file.file_name().unwrap_or_default().display();
         bail!(
-            "{place} holds a restore that was ended half-way ({UNFINISHED}): run `netctl server restore` again; nothing was changed"
+            "{place} holds a restore that was ended half-way ({file}): run `netctl server restore` again; nothing was changed"
         );
     }
     let certificates = dir.join("pki");
@@ -90,10 +102,14 @@ mod tests {
     #[tokio::test]
     async fn a_restore_that_was_ended_half_way_is_no_new_cluster() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(UNFINISHED), b"half").unwrap();
-        let refused = founding::open(dir.path(), None, Clock::start()).await.map(drop).unwrap_err();
-        assert!(refused.to_string().contains("run `netctl server restore` again"), "{refused}");
-        assert_eq!(content(dir.path()).len(), 1);
+        let unfinished = dir.path().join(UNFINISHED);
+        for file in [store::unnamed(&unfinished), unfinished] {
+            fs::write(&file, b"half").unwrap();
+            let refused = founding::open(dir.path(), None, Clock::start()).await.map(drop).unwrap_err();
+            assert!(refused.to_string().contains("run `netctl server restore` again"), "{refused}");
+            assert_eq!(content(dir.path()).len(), 1);
+            fs::remove_file(file).unwrap();
+        }
     }
 
     /// Every file below, with what is in it.

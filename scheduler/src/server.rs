@@ -115,11 +115,11 @@ async fn alone(
 ) -> anyhow::Result<()> {
     let opened = founding::open(&config.state_dir, config.pod_ipv4, clock).await?;
     tell_damage(opened.store.as_ref());
-    let Sockets { listeners, socket, socket_file: _kept, addresses, servers } = listen(config).await?;
+    let Sockets { listeners, socket, socket_file, addresses, servers } = listen(config).await?;
     let audit = Arc::new(Audit::open(&config.state_dir, clock));
     let (_servers, all_servers) = watch::channel(servers);
     let (mut term, inlets) = Term::start(opened, &audit, config, clock, all_servers)?;
-    let _front = Front::start(listeners, socket, watch::channel(Mode::Leads(inlets.clone())).0, &inlets);
+    let front = Front::start(listeners, socket, watch::channel(Mode::Leads(inlets.clone())).0, &inlets);
 
     let join_token = term.first_token().await;
     ready(&Ready { addresses: addresses.clone(), socket: config.socket.clone(), join_token });
@@ -129,6 +129,9 @@ async fn alone(
         error = term.failed() => Err(error),
     };
     info!("server stops");
+    // A server that is started now need not wait for the clients of this one.
+    front.close().await;
+    drop(socket_file);
     term.stop().await;
     result
 }

@@ -1,20 +1,27 @@
 //! The gRPC services. They read messages, ask the core or the writer, and answer; they decide nothing.
 
+use std::sync::Arc;
+
 use scheduler_core::{deploy::DeployError, event::Refusal};
+use tokio::task;
 use tonic::Status;
 
 use crate::{
     convert::ConvertError,
+    hub::Hub,
     writer::{WriteError, chain},
 };
 
 mod agent;
 mod backup;
+mod ca;
 mod cluster;
 mod deploy;
 mod endpoints;
 mod enrollment;
+mod events;
 mod explain;
+mod gone;
 mod history;
 mod plan;
 mod renewal;
@@ -54,7 +61,9 @@ fn refused(refusal: &Refusal) -> Status {
         | Refusal::NodeCutOff(_)
         | Refusal::NotFenced(_)
         | Refusal::TakenDown(_)
+        | Refusal::Turn(_)
         | Refusal::NoVersion { .. }
+        | Refusal::OtherVersion { .. }
         | Refusal::PodPrefix { .. } => Status::failed_precondition(text),
         Refusal::KeyReplaced => Status::unauthenticated(text),
         Refusal::Token(_) => Status::permission_denied(text),
@@ -68,6 +77,17 @@ fn refused(refusal: &Refusal) -> Status {
         }
         Refusal::ClusterExists => Status::internal(text),
     }
+}
+
+/// Runs what may block for long in a thread that may.
+async fn in_thread<T: Send + 'static, E: Send + 'static>(
+    hub: &Arc<Hub>,
+    run: impl FnOnce(&Hub) -> Result<T, E> + Send + 'static,
+    failed: impl FnOnce(E) -> Status,
+) -> Result<T, Status> {
+    let hub = hub.clone();
+    let ran = task::spawn_blocking(move || run(&hub)).await;
+    ran.map_err(|error| Status::internal(error.to_string()))?.map_err(failed)
 }
 
 pub(crate) fn with_reason(mut status: Status, reason: &'static str) -> Status {

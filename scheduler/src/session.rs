@@ -26,7 +26,7 @@ use tokio::{
 use tonic::{Code, Status, Streaming};
 use tracing::{debug, info};
 
-use crate::{claim, convert, hub::Hub, lease_stream::is_over, service, writer::WriteError};
+use crate::{ahead, claim, convert, hub::Hub, lease_stream::is_over, service, writer::WriteError};
 
 /// How long a node may take to say hello.
 pub(crate) const HELLO_MAX: Duration = Duration::from_secs(10);
@@ -160,6 +160,7 @@ async fn greet(
 }
 
 async fn hear_hello(hub: &Hub, node: &str, hello: v1::NodeHello) -> Result<(), Status> {
+    ahead::check(hub, node, &hello.epoch, hello.revision)?;
     let hello = convert::hello(hello).map_err(service::malformed)?;
     if is_over(hub, node, &hello.machine, hello.session) {
         return Err(service::status(WriteError::Refused(Refusal::TakenDown(node.to_owned()))));
@@ -313,7 +314,7 @@ async fn write_all(hub: &Hub, node: &str, waiting: Waiting, inbox: &Inbox) -> Re
 }
 
 async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out: &Out) -> Status {
-    let (mut revisions, mut servers) = (hub.revisions(), hub.servers.clone());
+    let (mut revisions, mut servers, mut ca) = (hub.revisions(), hub.servers.clone(), hub.pki.issuing());
     let mut told = Told { hub, known: Known::new(node), out };
     let mut result = told.all().await;
     while result.is_ok() {
@@ -326,6 +327,8 @@ async fn tell(hub: &Hub, node: &str, commands: &mut mpsc::Receiver<Command>, out
             Some(command) = commands.recv() => told.send(command).await,
             // Another server has come, or one has gone for good.
             Ok(()) = servers.changed() => told.all().await,
+            // Another CA makes certificates.
+            Ok(()) = ca.changed() => told.all().await,
         };
     }
     result.expect_err("the loop ends with an error")
@@ -357,6 +360,7 @@ impl Told<'_> {
         let mut assignment = convert::assignment(diff, revision, self.hub.store.epoch(), full);
         if full {
             assignment.servers = self.hub.servers.borrow().clone();
+            assignment.ca = self.hub.pki.fingerprint().to_vec();
         }
         self.send(Command::Assignment(assignment)).await
     }

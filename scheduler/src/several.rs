@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -23,13 +23,17 @@ use tracing::{info, warn};
 
 use crate::{
     audit::Audit,
+    backup,
     clock::Clock,
     election::{self, Followed, Leader, Outcome, Seat},
     etcd::{self, Etcd, EtcdError, Location},
     follower::Follower,
-    founding::{self, Opened, Shared},
+    founding::{self, Keeper, Opened, Shared},
     front::{Front, Lead, Mode},
-    server::{Ready, ServerConfig, Sockets},
+    mutex::lock,
+    pki::Pki,
+    put_back::{self, Look},
+    server::{Ready, ServerConfig, SocketFile, Sockets},
     sorry,
     store::{Copy, EtcdStore, Store as _, StoreError},
     term::Term,
@@ -52,9 +56,11 @@ struct Member<'a> {
     config: &'a ServerConfig,
     etcd: Etcd,
     prefix: String,
-    shared: Shared,
+    pki: Arc<Pki>,
     own: Leader,
     front: Front,
+    /// Until the server ends.
+    socket_file: Mutex<Option<SocketFile>>,
     audit: Arc<Audit>,
     /// Where all servers are reached.
     servers: watch::Receiver<Vec<String>>,
@@ -74,26 +80,28 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     tokio::pin!(shutdown);
     let etcd = Etcd::new(location)?;
-    let shared = tokio::select! {
+    let (_, pki) = tokio::select! {
         () = &mut shutdown => return Ok(()),
         shared = share(&etcd, location, config, clock) => shared?,
     };
     let (mode, is_mode) = watch::channel(Mode::Nobody("the server starts".to_owned()));
-    let (sorry, _sorry) = sorry::serve(&shared.pki(clock)?, is_mode)?;
-    let Sockets { listeners, socket, socket_file: _kept, addresses, servers: own } = sockets;
+    let (sorry, _sorry) = sorry::serve(pki.clone(), is_mode)?;
+    let Sockets { listeners, socket, socket_file, addresses, servers: own } = sockets;
     let front = Front::start(listeners, socket, mode, &sorry);
     let (tell_servers, servers) = watch::channel(own.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(be_named(etcd.clone(), location.prefix.clone(), own.clone()));
     tasks.spawn(look_for_servers(etcd.clone(), location.prefix.clone(), own.clone(), tell_servers));
+    tasks.spawn(look_for_authorities(etcd.clone(), location.prefix.clone(), pki.clone(), clock));
     let (prefix, audit) = (location.prefix.clone(), Arc::new(Audit::open(&config.state_dir, clock)));
     let member = Member {
         config,
         etcd,
         prefix,
-        shared,
+        pki,
         own: Leader { addresses: own },
         front,
+        socket_file: Mutex::new(Some(socket_file)),
         audit,
         servers,
         clock,
@@ -108,7 +116,7 @@ async fn share(
     location: &Location,
     config: &ServerConfig,
     clock: Clock,
-) -> anyhow::Result<Shared> {
+) -> anyhow::Result<(Shared, Arc<Pki>)> {
     let mut told = false;
     loop {
         match founding::share(etcd, &location.prefix, &config.state_dir, clock).await {
@@ -184,13 +192,8 @@ impl Member<'_> {
             self.front.set(Mode::Nobody(why));
         } else {
             info!(?leader, "another server leads: connections are forwarded to it");
-            match self.shared.pki(self.clock) {
-                Ok(pki) => {
-                    let lead = Lead { servers: leader.clone(), pki, clock: self.clock };
-                    self.front.set(Mode::Follows(Arc::new(lead)));
-                }
-                Err(error) => self.front.set(Mode::Nobody(format!("{error:#}"))),
-            }
+            let lead = Lead { servers: leader.clone(), pki: self.pki.clone(), clock: self.clock };
+            self.front.set(Mode::Follows(Arc::new(lead)));
         }
         if !self.is_told.swap(true, Ordering::Relaxed) {
             is_ready(None);
@@ -241,12 +244,20 @@ impl Member<'_> {
         if !self.is_told.swap(true, Ordering::Relaxed) {
             is_ready(term.first_token().await);
         }
+        let hub = term.hub.clone();
         let result = tokio::select! {
             () = &mut *shutdown => Ok(true),
             () = seat.lost() => Ok(false),
+            () = hub.store_went_back() => {
+                self.tell_went_back(seat).await;
+                Ok(false)
+            }
             error = term.failed() => Err(error),
         };
         self.front.set(Mode::Nobody("the leader has gone, another is being chosen".to_owned()));
+        if matches!(result, Ok(true)) {
+            self.close().await;
+        }
         if matches!(result, Ok(false)) {
             // What is left of it can write nothing, and must not keep this server from following the next.
             tokio::spawn(term.stop());
@@ -257,16 +268,45 @@ impl Member<'_> {
         result
     }
 
+    /// A server that is started now need not wait for the clients of this one.
+    async fn close(&self) {
+        self.front.close().await;
+        drop(lock(&self.socket_file).take());
+    }
+
+    /// etcd was put back while this server led: the next one that leads, perhaps this one, goes on as after a restore.
+    async fn tell_went_back(&self, seat: &Seat) {
+        let told = put_back::tell(&self.etcd, &self.prefix, seat, self.config.lease).await;
+        if let Err(error) = told {
+            warn!(error = %chain(&error), "that the store has gone back cannot be kept: who leads next looks for itself");
+        }
+        seat.give_up().await;
+    }
+
     /// Takes the store over.
     async fn open(&self, seat: Seat, follower: Option<Follower>) -> anyhow::Result<Opened> {
-        let (etcd, prefix, shared) = (self.etcd.clone(), self.prefix.clone(), self.shared.clone());
-        let (pod_ipv4, clock) = (self.config.pod_ipv4, self.clock);
+        let (etcd, prefix, pki) = (self.etcd.clone(), self.prefix.clone(), self.pki.clone());
+        let keeper = Keeper::Etcd(etcd.clone(), prefix.clone(), seat.clone());
+        let look = Look::take(&etcd, &prefix).await.map_err(StoreError::from)?;
+        // The leader before this one may have changed it a moment ago.
+        let mut shared = founding::shared(&etcd, &prefix).await.map_err(of_store)?;
+        let lease_before = look.lease_before();
+        if lease_before.is_some() {
+            shared = founding::rename(&etcd, &prefix, &seat, shared).await.map_err(of_store)?;
+        }
+        shared.tell(&pki, self.clock);
+        let (pod_ipv4, clock, writer) = (self.config.pod_ipv4, self.clock, seat.clone());
         let opening = spawn_blocking(move || {
-            let store = EtcdStore::open(etcd, &prefix, shared.epoch(), seat)?;
+            let store = EtcdStore::open(etcd, &prefix, shared.epoch(), writer)?;
+            if let Some(lease_ms) = lease_before {
+                backup::go_on(&store, lease_ms, clock)?;
+            }
             let state = take_over(&store, follower.and_then(Follower::finish))?;
-            founding::begin(Arc::new(store), state, &shared, pod_ipv4, clock)
+            founding::begin(Arc::new(store), state, pki, keeper, pod_ipv4, clock)
         });
-        opening.await?
+        let opened = opening.await??;
+        look.keep(&self.etcd, &self.prefix, &seat, self.config.lease).await?;
+        Ok(opened)
     }
 }
 
@@ -353,6 +393,22 @@ async fn look_for_servers(etcd: Etcd, prefix: String, own: Vec<String>, tell: wa
     }
 }
 
+/// An etcd that does not answer is for the caller to wait for.
+fn of_store(error: anyhow::Error) -> anyhow::Error {
+    error.downcast::<EtcdError>().map_or_else(|error| error, |error| StoreError::from(error).into())
+}
+
+/// Takes up the CAs that the leader has put there, as long as the server runs.
+async fn look_for_authorities(etcd: Etcd, prefix: String, pki: Arc<Pki>, clock: Clock) {
+    let mut ticks = interval(LOOK);
+    loop {
+        ticks.tick().await;
+        if let Ok(shared) = founding::shared(&etcd, &prefix).await {
+            shared.tell(&pki, clock);
+        }
+    }
+}
+
 /// The first address of each server, then the second of each: a list that is cut off still names every server.
 fn in_turn(servers: &[Vec<String>]) -> Vec<String> {
     let longest = servers.iter().map(Vec::len).max().unwrap_or(0);
@@ -376,7 +432,7 @@ pub(crate) async fn init(
 ) -> anyhow::Result<Arc<scheduler_core::cluster::Cluster>> {
     let clock = Clock::start();
     let etcd = Etcd::new(location)?;
-    let shared = founding::share(&etcd, &location.prefix, state_dir, clock).await?;
+    let (shared, _) = founding::share(&etcd, &location.prefix, state_dir, clock).await?;
     let own = Leader { addresses: vec![] };
     let Outcome::Leads(seat) = election::stand(&etcd, &location.prefix, &own).await? else {
         bail!("a server runs on this etcd already: it has begun the cluster");

@@ -29,11 +29,11 @@ use crate::{
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// Answers connections that come into the inlets for as long as the tasks live.
-pub(crate) fn serve(pki: &Pki, mode: watch::Receiver<Mode>) -> anyhow::Result<(Inlets, JoinSet<()>)> {
+pub(crate) fn serve(pki: Arc<Pki>, mode: watch::Receiver<Mode>) -> anyhow::Result<(Inlets, JoinSet<()>)> {
     let (inlets, outlets) = front::channel();
     let builder = || term::limits(Server::builder()).max_connection_age(CONNECTION_AGE_MAX);
-    let acceptor = tls::acceptor(pki, Arc::new(Shown::new(pki)?))?;
-    let incoming = tls::handshakes(outlets.tcp, acceptor);
+    let acceptor = tls::acceptor(Arc::new(Shown::new(pki.clone())?))?;
+    let incoming = tls::handshakes(outlets.tcp, acceptor, pki);
     let tcp = builder().layer(Sorry(mode.clone())).add_routes(Routes::default());
     let unix = builder().layer(Sorry(mode)).add_routes(Routes::default());
     let mut tasks = JoinSet::new();

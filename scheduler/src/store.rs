@@ -4,7 +4,12 @@
 //! add up to (the current values). It knows nothing of what the values mean, but for one thing: an address that
 //! was given to a pod is never given again, and only the store remembers all of them, also after a compaction.
 
-use std::{io, net::Ipv6Addr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use scheduler_core::change::{Change, Key, Revision, Value};
 use serde::{Deserialize, Serialize};
@@ -19,6 +24,7 @@ mod etcd;
 mod redb;
 mod salvage;
 
+pub(crate) use self::redb::unnamed;
 pub use self::{
     damage::Damage,
     etcd::{Copy, EtcdStore, Went},
@@ -128,7 +134,7 @@ pub enum StoreError {
     InUse(PathBuf),
     /// The file is not what was written.
     #[error(
-        "the store {path} is damaged ({what}): put back a copy of the file, or move the state directory away to begin a new cluster"
+        "the store {path} is damaged ({what}): put back a copy of the file, or move the state directory away and restore what `netctl server backup` wrote last with `netctl server restore`"
     )]
     Damaged {
         /// The file.
@@ -230,6 +236,14 @@ pub enum StoreError {
     AddressUsed(Ipv6Addr),
 }
 
+impl StoreError {
+    /// What a damaged store says to every change.
+    fn read_only(path: &Path, damage: &Damage) -> StoreError {
+        let first = damage.lines().next().unwrap_or_default();
+        StoreError::ReadOnly { path: path.to_owned(), first, count: damage.count() }
+    }
+}
+
 /// The address that a pod has got, unless it had it before.
 fn used_address(change: &Change) -> Option<(Ipv6Addr, &str)> {
     let of = |value: &Option<Value>| match value {
@@ -243,4 +257,4 @@ fn used_address(change: &Change) -> Option<(Ipv6Addr, &str)> {
 }
 
 #[cfg(test)]
-mod suite;
+pub(crate) mod suite;

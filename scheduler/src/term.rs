@@ -23,6 +23,7 @@ use crate::{
     founding::Opened,
     front::{self, Inlets, Outlets},
     hub::{Hub, Parts},
+    rotation,
     server::ServerConfig,
     service::{self, AgentService, ClusterService, EndpointsService, EnrollmentService, RenewalService},
     timers,
@@ -59,7 +60,7 @@ impl Term {
         clock: Clock,
         servers: watch::Receiver<Vec<String>>,
     ) -> anyhow::Result<(Term, Inlets)> {
-        let Opened { store, pki, state } = opened;
+        let Opened { store, pki, keeper, state } = opened;
         let (requests, queue) = mpsc::channel(writer::QUEUE_MAX);
         let cluster = state.cluster().cloned();
         let is_damaged = store.damage().is_some();
@@ -70,6 +71,7 @@ impl Term {
             clock,
             store,
             pki,
+            keeper,
             cluster,
             servers,
             history_bytes,
@@ -78,6 +80,7 @@ impl Term {
             writer,
         };
         let hub = Arc::new(Hub::new(parts));
+        rotation::check(&hub)?;
         let (writer, writer_ended) = start_writer(&hub, state, queue)?;
         let (stop, stopped) = watch::channel(false);
         let (inlets, outlets) = front::channel();
@@ -91,6 +94,7 @@ impl Term {
             timers.spawn(timers::settle_restore(hub.clone()));
             tell_restored(&hub);
             timers.spawn(timers::trim_history(hub.clone()));
+            timers.spawn(rotation::follow(hub.clone()));
         }
         Ok((Term { hub, writer, writer_ended, servers, timers, stop }, inlets))
     }
@@ -161,9 +165,11 @@ fn start_writer(
 
 /// What waits in the queue is still written.
 async fn finish_writer(hub: &Hub, writer: JoinHandle<()>) {
-    hub.stop_writer().await;
-    let joined = tokio::task::spawn_blocking(move || writer.join());
-    if time::timeout(STOP_MAX, joined).await.is_err() {
+    let ended = async {
+        hub.stop_writer().await;
+        let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+    };
+    if time::timeout(STOP_MAX, ended).await.is_err() {
         warn!("the store is still busy with its last write");
     }
 }
@@ -176,9 +182,9 @@ fn serve(
 ) -> anyhow::Result<JoinSet<anyhow::Result<()>>> {
     let routes = routes(hub)?;
     let mut servers = JoinSet::new();
-    let shown = Arc::new(Shown::new(&hub.pki)?);
-    let incoming = tls::handshakes(connections.tcp, tls::acceptor(&hub.pki, shown.clone())?);
-    servers.spawn(tls::keep_fresh(hub.clone(), shown, until(stopped.clone())));
+    let acceptor = tls::acceptor(Arc::new(Shown::new(hub.pki.clone())?))?;
+    let incoming = tls::handshakes(connections.tcp, acceptor, hub.pki.clone());
+    servers.spawn(tls::keep_fresh(hub.clone(), until(stopped.clone())));
     let layer = |door| AuthLayer { door, audit: audit.clone(), hub: hub.clone() };
     let router = limits(Server::builder()).layer(layer(Door::Tls)).add_routes(routes.clone());
     let stop = until(stopped.clone());

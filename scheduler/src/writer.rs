@@ -28,7 +28,7 @@ pub(crate) const QUEUE_MAX: usize = 1024;
 /// Events that share one sync of the disk.
 const BATCH_MAX: usize = 64;
 /// How long a failed store is left alone.
-const RECOVER_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const RECOVER_INTERVAL: Duration = Duration::from_secs(1);
 /// Revisions read at a time while catching up.
 const CATCH_UP_CHUNK: usize = 256;
 

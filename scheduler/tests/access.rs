@@ -270,7 +270,7 @@ async fn a_deleted_node_is_told_so_and_its_refusals_are_in_the_audit_once() {
     let node = FakeNode::join(&server, "n3", 3).await;
     let credentials = node.leave().await;
     let mut local = server.local().await;
-    let delete = v1::DeleteNodeRequest { name: "n3".to_owned() };
+    let delete = v1::DeleteNodeRequest { name: "n3".to_owned(), ..Default::default() };
     local.delete_node(delete).await.unwrap();
 
     let attach = || async {
@@ -321,7 +321,7 @@ async fn apply_with_password(server: &TestServer, group: &str) {
     };
     let group = v1::Group { name: group.to_owned(), count: 1, tasks: vec![task], ..v1::Group::default() };
     let job = v1::Job { name: "j".to_owned(), groups: vec![group], ..v1::Job::default() };
-    let request = v1::ApplyJobRequest { job: Some(job), message: String::new() };
+    let request = v1::ApplyJobRequest { job: Some(job), ..Default::default() };
     server.local().await.apply_job(request).await.unwrap();
 }
 

@@ -16,6 +16,7 @@ async fn a_restored_cluster_goes_on_with_its_nodes_and_clients_list_anew() {
     server.apply("blog", 2, "one").await;
     server.apply("blog", 2, "two").await;
     server.running(2).await;
+    server.compact(1).await;
     let file = dir.path().join("backup");
     server.back_up(&file).await;
     let (log, pods) = (server.history("").await, server.pods().await);
@@ -51,6 +52,15 @@ async fn a_restored_cluster_goes_on_with_its_nodes_and_clients_list_anew() {
     assert_eq!(told, pods.iter().map(|pod| pod.id.clone()).collect::<Vec<_>>());
     server.apply("blog", 3, "on we go").await;
     server.running(3).await;
+    // Its history did not reach back to the first version.
+    let back = v1::RollbackJobRequest { name: "blog".to_owned(), to: 1, ..Default::default() };
+    server.local().await.rollback_job(back).await.unwrap();
+    let job = v1::GetJobRequest { name: "blog".to_owned() };
+    let job = server.local().await.get_job(job).await.unwrap().into_inner().job.unwrap();
+    assert_eq!(
+        (job.version, job.equals, job.job.unwrap().groups[0].tasks[0].exec[1].as_str()),
+        (4, 1, "one")
+    );
     server.stop().await;
 }
 
@@ -80,7 +90,9 @@ async fn what_is_not_a_whole_backup_makes_nothing() {
         bytes[at] ^= 0xFF;
         assert!(try_with(&bytes).is_err(), "byte {at}");
     }
+    assert!(!state.exists(), "not even a folder");
     // After all these, and after one that was ended half-way, it still works.
+    fs::create_dir(&state).unwrap();
     fs::write(state.join("server.redb.restoring"), b"half").unwrap();
     try_with(&whole).unwrap();
 }

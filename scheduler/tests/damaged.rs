@@ -35,7 +35,7 @@ fn file(dir: &Path) -> std::path::PathBuf {
 async fn is_refused(server: &TestServer) {
     let token = v1::CreateTokenRequest { role: v1::TokenRole::Node.into(), ..Default::default() };
     let delete = v1::DeleteJobRequest { name: "blog".to_owned(), message: String::new() };
-    let compact = v1::CompactHistoryRequest { keep_revisions: 1, since_unix_ms: 0 };
+    let compact = v1::CompactHistoryRequest { keep_revisions: 1, ..Default::default() };
     let rollback = v1::RollbackJobRequest { name: "blog".to_owned(), to: 1, message: String::new() };
     let dead = v1::DeclareDeadRequest { name: "n1".to_owned(), message: String::new() };
     let mut local = server.local().await;
@@ -142,7 +142,7 @@ async fn what_cannot_be_read_has_a_line_in_every_list_and_is_never_not_there() {
     let pods = server.running(2).await;
     // The history is not long enough to help.
     server.apply("other", 1, "one").await;
-    let compact = v1::CompactHistoryRequest { keep_revisions: 1, since_unix_ms: 0 };
+    let compact = v1::CompactHistoryRequest { keep_revisions: 1, ..Default::default() };
     server.running(3).await;
     server.local().await.compact_history(compact).await.unwrap();
     drop(n1);

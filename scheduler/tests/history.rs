@@ -43,7 +43,6 @@ async fn every_version_is_listed_compared_and_brought_back() {
         server.apply("blog", count, argument).await;
         server.running(count as usize).await;
     }
-    // No pod runs versions 1 and 2 any more: their texts are in the log alone.
     let listed = revisions(&server, of("job/blog")).await;
     let told: Vec<(u32, &str, bool)> = listed
         .revisions
@@ -60,7 +59,7 @@ async fn every_version_is_listed_compared_and_brought_back() {
     assert_eq!(first.version.unwrap().changer, "user:root");
     let (status, text) = code(version(&server, "blog", 9).await);
     assert_eq!(status, Code::NotFound);
-    assert_eq!(text, "job `blog` has no version 9 yet; it has versions 1 to 3");
+    assert_eq!(text, "job `blog` has no version 9 yet; its newest is 3");
     assert!(code(version(&server, "blag", 1).await).1.contains("there never was a job `blag`"));
 
     // Back to 1; again, though it is in force; and after it was deleted.
@@ -117,13 +116,9 @@ async fn a_rollout_names_any_version_of_the_history() {
     let (status, text) = code(server.apply_job(rolled(3, 9)).await);
     assert_eq!(status, Code::FailedPrecondition);
     assert!(text.contains("has no version 9 with this group; `netctl history job/blog`"), "{text}");
-    let last = v1::CompactHistoryRequest { keep_revisions: 1, since_unix_ms: 0 };
-    server.local().await.compact_history(last).await.unwrap();
-    let (status, text) = code(server.apply_job(rolled(3, 2)).await);
-    assert_eq!(status, Code::NotFound);
-    assert!(text.starts_with("version 2 of job `blog` was compacted"), "{text}");
-    // Those that the rollout in force names are kept whatever the history forgets.
-    assert_eq!(server.apply_job(rolled(1, 3)).await.unwrap().version, 7);
+    // Also one that nothing runs and that the log has forgotten.
+    server.compact(1).await;
+    assert_eq!(server.apply_job(rolled(3, 2)).await.unwrap().version, 7);
 
     // A version that was on its way to itself is gone back to all the way.
     assert_eq!(server.apply_job(rolled(3, 8)).await.unwrap().version, 8);
@@ -145,7 +140,7 @@ async fn everybody_who_applies_is_told_the_version_that_they_made() {
     for number in 0..30 {
         let (name, mut client) = (format!("n{number}"), server.local().await);
         let job = Some(server.job("blog", 2, &name));
-        let request = v1::ApplyJobRequest { job, message: name.clone() };
+        let request = v1::ApplyJobRequest { job, message: name.clone(), if_version: None };
         applying.spawn(async move { (name, client.apply_job(request).await.unwrap().into_inner()) });
     }
     for (name, applied) in applying.join_all().await {
@@ -284,28 +279,76 @@ async fn a_plan_changes_nothing_and_the_apply_does_what_it_said() {
     server.stop().await;
 }
 
+/// A crash loop of some pods filled the log, and there was no way back from the version that had caused it.
 #[tokio::test]
-async fn what_is_compacted_is_said_so_and_a_watcher_that_was_away_gets_a_snapshot() {
+async fn versions_outlive_the_log_that_they_were_made_in() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start(dir.path()).await;
     for argument in ["one", "two", "three"] {
         server.apply("blog", 1, argument).await;
     }
+    let before = revisions(&server, of("job/blog")).await;
+    server.delete("blog").await;
+    let answer = server.compact(1).await;
     let last = server.revision().await;
-    let request = v1::CompactHistoryRequest { keep_revisions: 2, since_unix_ms: 0 };
-    let answer = server.local().await.compact_history(request).await.unwrap().into_inner();
-    assert_eq!((answer.oldest, answer.removed), (last - 1, last - 2));
+    assert_eq!((answer.oldest, answer.removed, answer.lost.len()), (last, last - 1, 0));
+
+    let second = version(&server, "blog", 2).await.unwrap();
+    assert_eq!(second.job.unwrap().groups[0].tasks[0].exec[1], "two");
+    let told = second.version.unwrap();
+    assert_eq!((told.revision, told.changer.as_str()), (before.revisions[1].revision, "user:root"));
+    assert_eq!(told.message, "a test");
+    let listed = revisions(&server, of("job/blog")).await;
+    assert_eq!(listed.revisions[1..], before.revisions[..], "versions are in the history of their job");
+    assert_eq!((listed.oldest, listed.next_before), (last, 0));
+    assert_eq!(listed.oldest_unix_ms, listed.revisions[0].time_unix_ms);
+    // Page by page, and by whom.
+    let page = |before| v1::ListRevisionsRequest { limit: 2, before, ..of("job/blog") };
+    let first = revisions(&server, page(0)).await;
+    let next = revisions(&server, page(first.next_before)).await;
+    assert_eq!([first.revisions, next.revisions].concat(), listed.revisions);
+    assert_eq!(next.next_before, 0);
+    let changers = by(&["user:nobody"], &[]);
+    let nobody = v1::ListRevisionsRequest { changers, ..of("job/blog") };
+    assert_eq!(revisions(&server, nobody).await.revisions, []);
+    assert_eq!(rollback(&server, "blog", 1).await.unwrap().version, 4);
+    server.stop().await;
+
+    let server = TestServer::start(dir.path()).await;
+    assert_eq!(rollback(&server, "blog", 2).await.unwrap().version, 5);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_lost_is_said_before_and_a_watcher_that_was_away_gets_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let kept = scheduler_core::version::VERSIONS_MAX;
+    for number in 0..kept + 4 {
+        server.apply("blog", 1, &format!("n{number}")).await;
+    }
+    server.apply("other", 1, "one").await;
+    // So far the log has them all.
+    assert_eq!(version(&server, "blog", 1).await.unwrap().version.unwrap().message, "a test");
+    let last = server.revision().await;
+    let dry_run = v1::CompactHistoryRequest { keep_revisions: 2, dry_run: true, ..Default::default() };
+    let would = server.local().await.compact_history(dry_run).await.unwrap().into_inner();
+    assert_eq!((would.oldest, would.removed), (last - 1, last - 2));
+    assert_eq!(would.lost, ["blog: versions 1 to 4"]);
+    assert!(version(&server, "blog", 1).await.is_ok(), "nothing is forgotten yet");
+    let answer = server.compact(2).await;
+    assert_eq!(v1::CompactHistoryResponse { bytes: would.bytes, ..answer.clone() }, would);
+    assert!(answer.bytes < would.bytes);
     let (status, text) = code(version(&server, "blog", 1).await);
     assert_eq!(status, Code::NotFound);
     let expected = format!(
-        "version 1 of job `blog` was compacted: the history begins with revision {}; it has versions 2 to 3",
+        "version 1 of job `blog` is forgotten: of a job the newest 100 are kept, up to 256 KiB, and what the history \
+         holds, which begins with revision {}; it has versions 5 to 104",
         last - 1
     );
     assert_eq!(text, expected);
     assert!(rollback(&server, "blog", 1).await.is_err());
-    assert_eq!(rollback(&server, "blog", 2).await.unwrap().version, 4);
-    let listed = revisions(&server, of("job/blog")).await;
-    assert_eq!((listed.revisions.len(), listed.next_before, listed.oldest), (3, 0, last - 1));
+    assert_eq!(rollback(&server, "blog", 5).await.unwrap().version, 105);
 
     let epoch = server.local().await.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner().epoch;
     let from = |from_revision| v1::Subscribe { epoch: epoch.clone(), from_revision, ..subscribe("blog") };
@@ -316,5 +359,24 @@ async fn what_is_compacted_is_said_so_and_a_watcher_that_was_away_gets_a_snapsho
     assert!(away.snapshot().await.last);
     let mut near = Watch::start(server.watcher().await, from(last - 2)).await;
     assert!(matches!(near.next().await.unwrap(), Response::Bookmark(_)), "it resumes");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_apply_can_say_which_version_it_goes_on_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let mut client = server.local().await;
+    let mut at = async |if_version, argument| {
+        let job = Some(server.job("blog", 1, argument));
+        let request = v1::ApplyJobRequest { job, if_version, ..Default::default() };
+        client.apply_job(request).await.map(|answer| answer.into_inner().version)
+    };
+    assert_eq!(at(Some(0), "one").await.unwrap(), 1);
+    assert_eq!(at(Some(1), "two").await.unwrap(), 2);
+    let (status, text) = code(at(Some(1), "three").await);
+    assert_eq!(status, Code::FailedPrecondition);
+    assert!(text.starts_with("job `blog` is at version 2, and not at version 1"), "{text}");
+    assert_eq!(at(None, "three").await.unwrap(), 3);
     server.stop().await;
 }

@@ -75,7 +75,7 @@ async fn apply_until_it_dies(
             format!("{{job: j{writer}, groups: {{g: {{tasks: {{t: {{exec: [/x, '{life}.{number}']}}}}}}}}}}");
         let job = Some(convert::job_to_message(&serde_norway::from_str(&yaml).unwrap()));
         let message = format!("{writer}.{life}.{number}");
-        let request = v1::ApplyJobRequest { job, message: message.clone() };
+        let request = v1::ApplyJobRequest { job, message: message.clone(), if_version: None };
         match client.apply_job(request).await {
             Ok(answer) => {
                 acknowledged.push((answer.into_inner().revision, message));

@@ -196,7 +196,7 @@ async fn a_node_that_reports_keeps_its_lease_and_a_second_stream_ends_the_first(
     assert_eq!(ended.code(), Code::Aborted, "{ended}");
     second.when("an assignment", |told| (told.full == 1).then_some(())).await;
 
-    let request = v1::DeleteNodeRequest { name: "n1".to_owned() };
+    let request = v1::DeleteNodeRequest { name: "n1".to_owned(), message: "a dead board".to_owned() };
     let refused = server.local().await.delete_node(request.clone()).await;
     assert_eq!(code(refused).0, Code::FailedPrecondition);
     let credentials = second.kill().await;
@@ -207,6 +207,7 @@ async fn a_node_that_reports_keeps_its_lease_and_a_second_stream_ends_the_first(
         tokio::time::sleep(LEASE / 8).await;
     }
     server.local().await.delete_node(request).await.unwrap();
+    assert_eq!(server.history("node/n1").await[0].message, "a dead board");
     let refused = async || {
         let channel = hextet_api::connect::mutual_tls(&credentials).await.unwrap();
         let mut client = hextet_api::v1::agent_client::AgentClient::new(channel);

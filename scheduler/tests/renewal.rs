@@ -209,6 +209,7 @@ fn issue(
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.subject_alt_names = vec![name];
     params.extended_key_usages = vec![usage];
+    params.use_authority_key_identifier_extension = true;
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2021, 1, 1);
     (params.signed_by(key, &issuer).unwrap(), key.serialize_pem())

@@ -5,13 +5,17 @@ mod support;
 
 use std::{path::Path, time::Duration};
 
-use hextet_api::v1;
+use hextet_api::{
+    connect,
+    v1::{self, agent_client::AgentClient, lease_renewal::Renewal, node_report::Report},
+};
 use scheduler::{
     backup::{self, Incomplete},
     convert,
 };
 use support::{DEADLINE, FakeNode, LEASE, TestServer};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::StreamExt as _;
 
 /// Leases of the server before run for so long at most.
 const WAIT: Duration = Duration::from_millis(1875);
@@ -104,6 +108,44 @@ async fn restored_wait(file: &Path, dir: &Path) -> String {
     status.epoch
 }
 
+/// A copy of the file that was put back looks as if it were the present; a node that was told more knows better.
+#[tokio::test]
+async fn a_node_that_has_heard_more_than_the_store_holds_is_refused_and_holds_no_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path()).await;
+    let (n1, n2) = (FakeNode::join(&server, "n1", 1).await, FakeNode::join(&server, "n2", 2).await);
+    server.apply("blog", 2, "one").await;
+    let (status, credentials) = (server.status().await, n1.kill().await);
+    let mut agent = AgentClient::new(connect::mutual_tls(&credentials).await.unwrap());
+    let mut say = async |epoch: &str, revision| {
+        let (epoch, hello) = (epoch.to_owned(), support::hello_of("n1"));
+        let hello =
+            v1::NodeReport { report: Some(Report::Hello(v1::NodeHello { epoch, revision, ..hello })) };
+        let stream = tokio_stream::once(hello).chain(tokio_stream::pending());
+        agent.attach(stream).await.unwrap().into_inner().message().await
+    };
+    let refused = support::code(say(&status.epoch, status.revision + 100).await);
+    assert_eq!(refused.0, tonic::Code::Unavailable);
+    assert!(
+        refused.1.contains("it is a copy from before") && refused.1.contains("server backup"),
+        "{refused:?}"
+    );
+
+    let mut agent = AgentClient::new(connect::mutual_tls(&credentials).await.unwrap());
+    let renewal = |number| v1::LeaseRenewal { renewal: Some(Renewal::Number(number)) };
+    let renewals = tokio_stream::iter([renewal(1), renewal(2)]).chain(tokio_stream::pending());
+    let mut answers = agent.hold_lease(renewals).await.unwrap().into_inner();
+    assert!(timeout(LEASE / 3, answers.message()).await.is_err(), "no grant");
+    // Its word is about itself alone; and of another store everybody hears everything anew.
+    n2.when("a grant", |told| told.grant).await;
+    assert!(say("of another store", status.revision + 100).await.unwrap().is_some());
+    assert!(say(&status.epoch, status.revision).await.unwrap().is_some());
+    let renewals = tokio_stream::iter([renewal(1), renewal(2)]).chain(tokio_stream::pending());
+    let mut answers = agent.hold_lease(renewals).await.unwrap().into_inner();
+    assert!(timeout(support::DEADLINE, answers.message()).await.unwrap().unwrap().is_some());
+    server.stop().await;
+}
+
 async fn is_told_to_wait(server: &TestServer) {
     let status = server.status().await;
     let restored = status.restored.expect("the cluster was restored");
@@ -122,7 +164,7 @@ async fn apply(server: &TestServer, job: &str) {
          {{server: {{exec: [/bin/server], cpu: 10m, memory: 1Mi}}}}}}}}}}"
     );
     let job = convert::job_to_message(&serde_norway::from_str(&yaml).unwrap());
-    let request = v1::ApplyJobRequest { job: Some(job), message: String::new() };
+    let request = v1::ApplyJobRequest { job: Some(job), ..Default::default() };
     server.local().await.apply_job(request).await.unwrap();
 }
 

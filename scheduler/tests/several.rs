@@ -451,6 +451,69 @@ async fn watch(socket: &Path, subscribe: v1::Subscribe) -> Watch {
     Watch::start(v1::endpoints_client::EndpointsClient::new(channel), subscribe).await
 }
 
+/// Asked through the one that follows; the one that leads is killed in the middle, and the other takes the new CA up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ca_is_replaced_and_the_next_leader_goes_on_with_the_new_one() {
+    let Some(mut rig) =
+        Rig::start("the_ca_is_replaced_and_the_next_leader_goes_on_with_the_new_one", 2).await
+    else {
+        return;
+    };
+    let leader = rig.leader().await;
+    let other = rig.servers[1 - leader].socket();
+    let mut client = local(&other).await.unwrap();
+    let token = token_of_all(&mut client, 2).await;
+    let unused = token_of_all(&mut client, 2).await;
+    let old = support::enroll(&token, "n1", 1).await;
+    turn(&mut client, v1::CaTurn::Rotate).await.unwrap();
+    // A follower's socket is its own machine's root, with a certificate of whichever CA it knows.
+    let mut client = local(&other).await.unwrap();
+    let moving = client.get_ca(v1::GetCaRequest {}).await.unwrap().into_inner();
+    assert_eq!(moving.leaving, old.ca_fingerprint().to_string());
+
+    rig.servers[leader].kill();
+    assert_eq!(rig.leader().await, 1 - leader);
+    let end = Instant::now() + DEADLINE;
+    let (found, mut client) = loop {
+        let mut client = local(&other).await.unwrap();
+        if let Ok(found) = client.get_ca(v1::GetCaRequest {}).await {
+            break (found.into_inner(), client);
+        }
+        assert!(Instant::now() < end, "{}", rig.servers[1 - leader].log());
+    };
+    assert_eq!((&found.issuing, &found.leaving), (&moving.issuing, &moving.leaving));
+    // A node and a token that know the old CA alone.
+    let channel = connect::mutual_tls(&old).await.unwrap();
+    let fresh = connect::renew(&old, channel, "").await.unwrap();
+    connect::confirm(&fresh).await.unwrap();
+    assert_eq!(fresh.ca_fingerprint().to_string(), moving.issuing);
+    let second = support::enroll(&unused, "n2", 2).await;
+    assert_eq!(second.ca_fingerprint(), fresh.ca_fingerprint());
+
+    // The server that comes back follows, and reads what there is from etcd.
+    rig.restart(leader);
+    let back = rig.servers[leader].ready().await;
+    turn(&mut client, v1::CaTurn::Retire).await.unwrap();
+    let through = Credentials { servers: vec![back], ..fresh.clone() };
+    FakeNode::attach(through).await;
+    let socket = rig.servers[leader].socket();
+    let end = Instant::now() + DEADLINE;
+    while local(&socket).await.unwrap().get_ca(v1::GetCaRequest {}).await.is_err() {
+        assert!(Instant::now() < end, "{}", rig.servers[leader].log());
+    }
+    assert!(connect::mutual_tls(&old).await.unwrap_err().is_another_ca());
+    // And leads with the one CA that there is.
+    rig.servers[1 - leader].kill();
+    assert_eq!(rig.leader().await, leader);
+    let node = try_attach(Credentials { servers: vec![rig.servers[leader].ready().await], ..second }).await;
+    assert!(node.is_some());
+}
+
+async fn turn(client: &mut ClusterClient<Channel>, turn: v1::CaTurn) -> Result<(), Status> {
+    let wanted = v1::TurnCaRequest { turn: turn.into(), ..v1::TurnCaRequest::default() };
+    client.turn_ca(wanted).await.map(drop)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_etcd_calls_are_answered_and_with_it_they_succeed() {
     let Some(mut rig) = Rig::start("without_etcd_calls_are_answered_and_with_it_they_succeed", 2).await

@@ -135,6 +135,13 @@ impl Agent {
         self
     }
 
+    /// The same agent, to be started with more arguments.
+    #[must_use]
+    pub fn with_args(&self, more: &[&str]) -> Agent {
+        let args = self.args.iter().cloned().chain(more.iter().map(|&arg| arg.to_owned()));
+        Agent { args: args.collect(), ..self.clone() }
+    }
+
     /// Starts it, with a token when it has not joined yet.
     ///
     /// # Errors

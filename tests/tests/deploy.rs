@@ -39,6 +39,9 @@ fn run(testbed: &Testbed) -> Result<()> {
     check("one that fails is tried again, goes back, and is kept until somebody has looked", || {
         fails(testbed, &balancer, &second)
     })?;
+    check("in place: one after the other, each where it is, and back by itself", || {
+        in_place(testbed, &second)
+    })?;
     check("blue-green: held after the switch, over a killed server, and back in one revision", || {
         switches(testbed, &balancer, &second)
     })
@@ -69,6 +72,23 @@ fn fails(testbed: &Testbed, balancer: &Balancer<'_>, before: &[Pod]) -> Result<(
     testbed.netctl(&["deploy", "ack", id])?.success()?;
     testbed.netctl(&["deploy", "ack", id])?.failed_with(1)?;
     ensure!(deploys(testbed, "hello")?.iter().all(|deploy| deploy["stage"] != "gave up"));
+    Ok(())
+}
+
+/// A fourth pod would have room: that none is made is not for want of it.
+fn in_place(testbed: &Testbed, before: &[Pod]) -> Result<()> {
+    let more = ["--in-place", "--retries", "0"];
+    let bad = jobs::HELLO.replace("exec busybox httpd", "exec false # busybox httpd");
+    let said = deploy(testbed, &bad, &more)?.failed_with(1)?;
+    ensure!(said.contains("pod hello-web-") && said.contains("20 % (step 1 of 3)"), "{said}");
+    ensure!(testbed.wait_running("hello", 3, SOON)? == before, "all are back where they were");
+    let kept = deploys(testbed, "hello")?;
+    let gave_up = kept.iter().find(|deploy| deploy["stage"] == "gave up").context("it is on the list")?;
+    testbed.netctl(&["deploy", "ack", gave_up["deploy"].as_str().unwrap_or_default()])?.success()?;
+    let said = deploy(testbed, &version("in place"), &more)?.success()?;
+    ensure!(said.contains(" promoted after "), "{said}");
+    ensure!(testbed.wait_running("hello", 3, SOON)? == before, "at the same addresses");
+    deploy(testbed, &version("two"), &more)?.success()?;
     Ok(())
 }
 

@@ -91,8 +91,11 @@ fn why(testbed: &Testbed) -> Result<()> {
             Ok(pods) if pods.is_empty() => Ok(()),
             other => Err(format!("{other:?}")),
         })?;
-        let said = testbed.netctl(&["why", &pod])?.failed_with(1)?;
-        ensure!(said.contains("there is no pod"), "{said}");
+        let said = testbed.netctl(&["why", &pod])?.success()?;
+        ensure!(said.starts_with(&format!("{pod} is gone: ")), "{said}");
+        ensure!(said.contains("by user:root") && said.contains("job mill is deleted"), "{said}");
+        let said = testbed.netctl(&["why", "mill-a-zzzzz"])?.failed_with(1)?;
+        ensure!(said.contains("there never was a pod `mill-a-zzzzz`"), "{said}");
         let said = testbed.netctl(&["events", "--pod", &pod])?.success()?;
         ensure!(said.contains("pod-gone"), "{said}");
         Ok(())

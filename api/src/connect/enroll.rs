@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ipnetwork::Ipv6Network;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{ConnectError, Credentials, CredentialsError, Key, enrollment};
+use super::{ConnectError, Credentials, CredentialsError, Key, enrollment, tls::is_signed_by};
 use crate::{
-    token::{Fingerprint, Token},
+    token::Token,
     v1::{EnrollRequest, EnrollResponse, enrollment_client::EnrollmentClient},
 };
 
@@ -87,7 +87,7 @@ pub async fn enroll(token: &Token, key: &Key, wish: Wish) -> Result<Enrolled, En
         .await
         .map_err(|status| EnrollError::Refused { status })?
         .into_inner();
-    check(token, key, &response).map_err(|what| EnrollError::Answer { server: server.clone(), what })?;
+    check(key, &response).map_err(|what| EnrollError::Answer { server: server.clone(), what })?;
     let credentials = Credentials {
         name: response.name.clone(),
         servers: first_in_front(&token.servers, &server),
@@ -98,16 +98,17 @@ pub async fn enroll(token: &Token, key: &Key, wish: Wish) -> Result<Enrolled, En
     Ok(Enrolled { credentials, response })
 }
 
-fn check(token: &Token, key: &Key, response: &EnrollResponse) -> Result<(), &'static str> {
-    if Fingerprint::of(&response.ca_der) != token.fingerprint {
-        return Err("the CA of another cluster");
-    }
+/// The connection has shown that the server is the one of the token. Its CA may be another by now.
+fn check(key: &Key, response: &EnrollResponse) -> Result<(), &'static str> {
     let Ok((_, certificate)) = X509Certificate::from_der(&response.certificate_der) else {
         return Err("something that is not a certificate");
     };
     let asked = key.public_key_der().map_err(|_| "a certificate for a key that cannot be read")?;
     if certificate.public_key().raw != asked {
         return Err("a certificate for another key");
+    }
+    if !is_signed_by(&response.certificate_der, &response.ca_der) {
+        return Err("a certificate of another CA than it names");
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::{
 use tonic::transport::Channel;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{ConnectError, Credentials, CredentialsError, Key, mutual_tls};
+use super::{ConnectError, Credentials, CredentialsError, Key, mutual_tls, tls::is_signed_by};
 use crate::v1::{ConfirmRequest, RenewRequest, renewal_client::RenewalClient};
 
 /// A certificate that ends sooner than this is replaced. It lasts for a year: who is cut off for a month still has one
@@ -35,7 +35,9 @@ pub enum RenewError {
         status: Box<tonic::Status>,
     },
     /// A server that does not keep to the contract.
-    #[error("the server answered with a certificate for another key: is it of this version?")]
+    #[error(
+        "the server answered with a certificate for another key, or of another CA than it names: is it of this version?"
+    )]
     Answer,
 }
 
@@ -54,7 +56,8 @@ impl Credentials {
 }
 
 /// Asks over `channel`, which was made with `credentials`, for a certificate for a new key. Both are good until the new
-/// one is used. A node says which machine it is; people do not.
+/// one is used. When the cluster has replaced its CA, the new one comes along, and is the one that is believed with the new
+/// credentials. A node says which machine it is; people do not.
 ///
 /// # Errors
 /// The old credentials are as good as before.
@@ -64,15 +67,18 @@ pub async fn renew(
     machine: &str,
 ) -> Result<Credentials, RenewError> {
     let key = Key::generate()?;
-    let request = RenewRequest { csr_der: key.request_der()?, machine: machine.to_owned() };
+    let request = RenewRequest { csr_der: key.request_der()?, machine: machine.to_owned(), takes_ca: true };
     let answer = RenewalClient::new(channel).renew(request).await.map_err(refused)?.into_inner();
     let asked = key.public_key_der()?;
     let is_for_it = X509Certificate::from_der(&answer.certificate_der)
         .is_ok_and(|(_, certificate)| certificate.public_key().raw == asked);
-    if !is_for_it {
+    // A server of an older version says nothing of the CA: it is the one that there was.
+    let ca_der = if answer.ca_der.is_empty() { credentials.ca_der.clone() } else { answer.ca_der };
+    if !is_for_it || !is_signed_by(&answer.certificate_der, &ca_der) {
         return Err(RenewError::Answer);
     }
     Ok(Credentials {
+        ca_der,
         certificate_der: answer.certificate_der,
         key_pkcs8_der: key.pkcs8_der().to_vec(),
         ..credentials.clone()

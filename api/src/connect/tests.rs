@@ -251,7 +251,10 @@ async fn an_answer_with_another_ca_is_refused() {
     let enroller = Enroller { answer_ca: Ca::new().der.clone(), ..Enroller::new(&ca) };
     let addr = serve("127.0.0.1:0", SERVER_NAME, enroller).await.to_string();
     let error = enroll(&token(&ca, &[&addr]), &Key::generate().unwrap(), wish("a")).await.unwrap_err();
-    assert!(matches!(error, EnrollError::Answer { what: "the CA of another cluster", .. }), "{error:?}");
+    assert!(
+        matches!(error, EnrollError::Answer { what: "a certificate of another CA than it names", .. }),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]

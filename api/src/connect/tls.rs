@@ -1,6 +1,7 @@
 //! TLS towards the server: one CA is trusted, the cluster's.
 //!
-//! The CA is known by its fingerprint. With credentials the certificate itself is at hand; with a token the
+//! A server whose CA takes the place of another shows the way to the one before it, too: a certificate that the old CA
+//! has made for the new one. The CA is known by its fingerprint. With credentials the certificate itself is at hand; with a token the
 //! server sends it in its chain, and a chain without it is refused.
 
 use std::{sync::Arc, time::Duration};
@@ -13,6 +14,7 @@ use tokio_rustls::rustls::{
     },
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
+    server::WebPkiClientVerifier,
     version::TLS13,
 };
 
@@ -96,6 +98,19 @@ impl PinnedCa {
             .build()
             .map_err(|error| rustls::Error::General(error.to_string()))
     }
+}
+
+/// Whether the CA has signed this certificate of a client, whenever that was.
+pub(super) fn is_signed_by(certificate: &[u8], ca: &[u8]) -> bool {
+    let certificate = CertificateDer::from(certificate.to_vec());
+    let mut roots = RootCertStore::empty();
+    if roots.add(CertificateDer::from(ca.to_vec())).is_err() {
+        return false;
+    }
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let at = within_validity(&certificate, UnixTime::now());
+    verifier.is_ok_and(|verifier| verifier.verify_client_cert(&certificate, &[], at).is_ok())
 }
 
 /// The moment nearest to `now` at which the certificate itself is good.

@@ -125,19 +125,14 @@ impl Follower {
         let selector = &self.frame.selector;
         // The channel is empty, so there is room.
         let _ = answers.try_send(self.set.subscribe(&selector.job, &selector.group, "lb-nginx"));
-        let mut client = EndpointsClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client = EndpointsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         match client.watch(ReceiverStream::new(requests)).await {
-            Ok(response) => self.keep_up(response.into_inner(), answers, channel).await,
+            Ok(response) => self.keep_up(response.into_inner(), answers).await,
             Err(status) => ended(status),
         }
     }
 
-    async fn keep_up(
-        &mut self,
-        mut stream: Streaming<WatchResponse>,
-        answers: Answers,
-        channel: Channel,
-    ) -> Ended {
+    async fn keep_up(&mut self, mut stream: Streaming<WatchResponse>, answers: Answers) -> Ended {
         info!(selector = %self.frame.selector, from = self.set.revision(), "following");
         let mut watchdog = interval(WATCHDOG);
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -155,7 +150,7 @@ impl Follower {
                     next_reload = Instant::now() + if due { RETRY_PAUSE } else { RELOAD_PAUSE };
                 }
                 _ = watchdog.tick() => self.proxy.keep_running().await,
-                _ = looks.tick() => self.keep_fresh(&channel).await,
+                _ = looks.tick() => self.keep_fresh().await,
             }
         }
     }
@@ -197,18 +192,21 @@ impl Follower {
         applied.is_ok()
     }
 
-    /// Replaces the credentials before they end. The stream goes on; the next one is made with the new ones.
-    async fn keep_fresh(&self, channel: &Channel) {
+    /// Replaces the credentials before they end, and when another CA makes certificates. The stream goes on; the next one
+    /// is made with the new ones.
+    async fn keep_fresh(&self) {
         let path = self.state.file("credentials.json");
         let Ok(credentials) = Credentials::load(&path) else { return };
-        if !credentials.is_due(SystemTime::now()) {
+        // A connection of its own: the stream's may be older than the credentials.
+        let Ok((channel, has_moved)) = connect::mutual_tls_and_ca(&credentials).await else { return };
+        if !has_moved && !credentials.is_due(SystemTime::now()) {
             return;
         }
-        let renewing = connect::renew_kept(&path, &credentials, channel.clone());
+        let renewing = connect::renew_kept(&path, &credentials, channel);
         match timeout(RENEW_MAX, renewing).await {
             Ok(Ok(_)) => info!("the credentials are renewed"),
-            Ok(Err(error)) => warn!("the credentials end soon and cannot be renewed: {error}"),
-            Err(_) => warn!("the credentials end soon, and the server does not renew them in time"),
+            Ok(Err(error)) => warn!("the credentials are due and cannot be renewed: {error}"),
+            Err(_) => warn!("the credentials are due, and the server does not renew them in time"),
         }
     }
 

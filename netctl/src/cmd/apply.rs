@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
+use anyhow::ensure;
 use hextet_api::v1;
 use scheduler::convert;
 use scheduler_core::job::Job;
@@ -16,9 +17,13 @@ use crate::{
 /// Create or change jobs from a file
 ///
 /// The file holds YAML documents, each a job. All of it is checked before anything is sent: a file with an
-/// error changes nothing. A job that is already so is left alone.
+/// error changes nothing. A job that is already so is left alone. With --if-version nothing is changed either when
+/// somebody else has changed the job meanwhile.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  netctl apply -f examples/hello.yaml -m 'three pods to begin with'")]
+#[command(after_help = "\
+Examples:
+  netctl apply -f examples/hello.yaml -m 'three pods to begin with'
+  netctl apply -f examples/hello.yaml --if-version 3")]
 pub(super) struct Args {
     /// The file, or - for standard input
     #[arg(short, long, value_name = "FILE")]
@@ -26,6 +31,9 @@ pub(super) struct Args {
     /// Why; kept with the revision
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     message: String,
+    /// Only if this version of the job is in force, as `netctl jobs` shows it; 0: only if there is no such job
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u32>,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -53,9 +61,14 @@ impl fmt::Display for Applied {
 
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let jobs = job_file::read(&args.file)?;
+    ensure!(
+        args.if_version.is_none() || jobs.len() == 1,
+        "--if-version is about one job, and the file holds {}",
+        jobs.len()
+    );
     let client = Client::connect(&args.server).await?;
     for job in jobs {
-        let applied = apply(&client, job, &args.message).await?;
+        let applied = apply(&client, job, &args.message, args.if_version).await?;
         print::to_stdout(|out| print::item(out, format, &applied))?;
         applied.waits().iter().for_each(print::note);
     }
@@ -71,10 +84,13 @@ impl Applied {
     }
 }
 
-async fn apply(client: &Client, job: Job, message: &str) -> anyhow::Result<Applied> {
+async fn apply(client: &Client, job: Job, message: &str, if_version: Option<u32>) -> anyhow::Result<Applied> {
     let name = job.job.clone();
-    let message =
-        v1::ApplyJobRequest { job: Some(convert::job_to_message(&job)), message: message.to_owned() };
+    let message = v1::ApplyJobRequest {
+        job: Some(convert::job_to_message(&job)),
+        message: message.to_owned(),
+        if_version,
+    };
     let answer = client.answer(client.cluster().apply_job(request(message))).await?;
     Ok(Applied {
         job: name,

@@ -15,15 +15,22 @@ use crate::{
 
 /// Forget the oldest part of the history
 ///
-/// The server does so by itself when the history has the size that `netctl server --history` says. What is in force, and
-/// which addresses were given, is not touched. A version of a job that was compacted cannot be brought back, and
-/// watchers that were away since then get a snapshot.
+/// The server does so by itself when the history has the size that `netctl server --history` says. What is in force, the
+/// newest versions of each job, and which addresses were given, is not touched. Older versions of a job that are in the
+/// history alone cannot be brought back then; it says which they are. Watchers that were away since then get a snapshot.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  netctl compact --keep 30d\n  netctl compact --keep 10000")]
+#[command(after_help = "\
+Examples:
+  netctl compact --keep 30d --dry-run
+  netctl compact --keep 30d
+  netctl compact --keep 10000")]
 pub(super) struct Args {
     /// What is kept: this last time, such as 30d, or so many revisions [default: what the server's --history holds]
     #[arg(long, value_name = "TIME|COUNT")]
     keep: Option<Keep>,
+    /// Only say what would be forgotten
+    #[arg(long, requires = "keep")]
+    dry_run: bool,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -51,13 +58,33 @@ struct Compacted {
     removed: u64,
     oldest: u64,
     bytes: u64,
+    dry_run: bool,
+    /// Versions of jobs of which nothing is known any more, by job.
+    lost: Vec<String>,
 }
 
 impl fmt::Display for Compacted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Compacted { removed, oldest, bytes } = self;
+        let Compacted { removed, oldest, bytes, .. } = self;
         let size = size(*bytes);
-        write!(f, "{removed} revisions forgotten; the history begins with revision {oldest} and takes {size}")
+        match self.dry_run {
+            true => write!(
+                f,
+                "{removed} revisions would be forgotten; the history, which takes {size}, would begin with revision {oldest}"
+            ),
+            false => write!(
+                f,
+                "{removed} revisions forgotten; the history begins with revision {oldest} and takes {size}"
+            ),
+        }
+    }
+}
+
+impl Compacted {
+    /// What is said of each job that loses versions.
+    fn losses(&self) -> impl Iterator<Item = String> {
+        let end = if self.dry_run { "would be lost" } else { "are lost" };
+        self.lost.iter().map(move |versions| format!("texts {end}: job {versions}"))
     }
 }
 
@@ -68,7 +95,7 @@ fn size(bytes: u64) -> String {
 
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
-    let mut wanted = v1::CompactHistoryRequest::default();
+    let mut wanted = v1::CompactHistoryRequest { dry_run: args.dry_run, ..Default::default() };
     match args.keep {
         Some(Keep::Revisions(count)) => wanted.keep_revisions = count,
         Some(Keep::Time(time)) => {
@@ -77,7 +104,9 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
         None => {}
     }
     let answer = client.answer(client.cluster().compact_history(request(wanted))).await?;
-    let done = Compacted { removed: answer.removed, oldest: answer.oldest, bytes: answer.bytes };
+    let v1::CompactHistoryResponse { oldest, removed, bytes, lost } = answer;
+    let done = Compacted { removed, oldest, bytes, dry_run: args.dry_run, lost };
+    done.losses().for_each(print::note);
     print::to_stdout(|out| print::one(out, format, &done))
 }
 
@@ -88,6 +117,20 @@ mod tests {
     #[test]
     fn sizes_have_units() {
         assert_eq!((size(845).as_str(), size(12 << 20).as_str()), ("845 bytes", "12MiB"));
+    }
+
+    #[test]
+    fn it_says_what_is_lost_and_what_would_be() {
+        let lost = vec!["blog: versions 1 to 7".to_owned()];
+        let done = Compacted { removed: 20, oldest: 21, bytes: 845, dry_run: false, lost };
+        assert_eq!(
+            done.to_string(),
+            "20 revisions forgotten; the history begins with revision 21 and takes 845 bytes"
+        );
+        assert_eq!(done.losses().collect::<Vec<_>>(), ["texts are lost: job blog: versions 1 to 7"]);
+        let dry = Compacted { dry_run: true, ..done };
+        assert!(dry.to_string().starts_with("20 revisions would be forgotten"), "{dry}");
+        assert_eq!(dry.losses().collect::<Vec<_>>(), ["texts would be lost: job blog: versions 1 to 7"]);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::{
 Examples:
   netctl deploy -f shop.yaml --strategy canary -m 'new checkout'
   netctl deploy -f shop.yaml --steps 5:10m,50:hold,100
+  netctl deploy -f agent.yaml --in-place --steps 5:1m,25,100
   netctl deploy resume shop
   netctl deploys"
 )]
@@ -59,6 +60,10 @@ struct StartArgs {
     /// What the usual steps wait for before they go on, besides their gates: a time, none, or hold
     #[arg(long, value_name = "TIME", conflicts_with = "steps", value_parser = steps::pause)]
     pause: Option<steps::PauseArg>,
+    /// Pods restart with the new tasks where they are, keep their addresses, and none is made beside them; for rolling, canary
+    /// and all-at-once
+    #[arg(long)]
+    in_place: bool,
     /// How long the new pods have to run without a failure before others stop
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
     healthy_for: Duration,
@@ -223,6 +228,7 @@ fn schedule(args: &StartArgs) -> anyhow::Result<Schedule> {
             OnFailureArg::Rollback => OnFailure::Rollback,
             OnFailureArg::Hold => OnFailure::Hold,
         },
+        in_place: args.in_place,
     };
     schedule.check().map_err(|error| WrongUse(format!("--{error}")))?;
     Ok(schedule)
@@ -274,6 +280,10 @@ mod tests {
         assert_eq!(
             refused("deploy -f x --strategy blue-green --steps 50"),
             "--steps: blue-green has its own"
+        );
+        assert_eq!(
+            refused("deploy -f x --strategy blue-green --in-place"),
+            "--in-place: blue-green has all pods of the next version stand by beside the others"
         );
         assert_eq!(refused("deploy -f x --retries 21"), "--retries: 21 are more than 20");
         assert_eq!(refused("deploy -f x --timeout 0s"), "--timeout: it has to be more than nothing");

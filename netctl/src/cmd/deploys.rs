@@ -39,6 +39,9 @@ pub(super) struct DeployRow {
     new_wanted: u32,
     others: u32,
     reason: String,
+    /// The last lines of what has failed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) output: String,
     waits_for: String,
     left_ms: Option<u64>,
     changer: String,
@@ -51,6 +54,7 @@ pub(super) struct DeployRow {
 impl Row for DeployRow {
     const HEADER: &'static [&'static str] =
         &["DEPLOY", "FROM", "STRATEGY", "STEP", "STAGE", "NEW", "OTHERS", "AGE", "CHANGER"];
+    const TEXT: &'static [&'static str] = &["CHANGER"];
 
     fn cells(&self) -> Vec<String> {
         let is_over = self.ended_unix_ms.is_some();
@@ -87,6 +91,7 @@ impl DeployRow {
             new_wanted: deploy.new_wanted,
             others: deploy.others,
             reason: deploy.reason,
+            output: deploy.output,
             waits_for: deploy.waits_for,
             left_ms: deploy.left_ms,
             changer: deploy.changer,
@@ -167,11 +172,12 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     let now = now_unix_ms();
     let rows: Vec<DeployRow> = answer.deploys.into_iter().map(|deploy| DeployRow::new(deploy, now)).collect();
-    let notes: Vec<String> = rows.iter().filter_map(DeployRow::note).collect();
+    let notes: Vec<(String, String)> =
+        rows.iter().filter_map(|row| Some((row.note()?, row.output.clone()))).collect();
     let lines = unreadable::lines(rows, answer.unreadable);
-    print::to_stdout(|out| print::rows(out, format, &lines))?;
+    print::list(format, &lines)?;
     if format == Format::Table {
-        notes.iter().for_each(print::note);
+        notes.iter().for_each(|(note, output)| print::note_with(note, output));
     }
     Ok(())
 }

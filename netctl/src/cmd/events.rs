@@ -5,17 +5,20 @@ use std::{fmt, io};
 use anyhow::bail;
 use hextet_api::v1;
 use serde::Serialize;
+use tonic::Status;
 
 use super::{age, now_unix_ms};
 use crate::{
     client::{Client, ServerArgs},
     print::{self, Format},
+    resume::{self, Resume},
 };
 
 /// Show what happened to pods, and who did it
 ///
 /// One stream of everything: changes of the cluster's state, and what nodes did for their pods, step by step. The
-/// newest 1,000 at most; nodes' events are kept in the server's memory. With --follow it goes on.
+/// newest 1,000 at most; nodes' events are kept in the server's memory. With --follow it goes on; a lost connection is taken up
+/// again where it ended, for 10 minutes. What cannot be told any more is an event of the kind `gap`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,6 +48,8 @@ struct Line {
     what: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<u64>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    output: String,
     #[serde(skip)]
     age: String,
 }
@@ -59,6 +64,7 @@ impl Line {
             pods: event.pods,
             what: event.what,
             revision: Some(event.revision).filter(|revision| *revision > 0),
+            output: event.output,
         }
     }
 }
@@ -70,27 +76,93 @@ impl fmt::Display for Line {
             [only] => only.clone(),
             [first, rest @ ..] => format!("{first} and {} more", rest.len()),
         };
-        write!(f, "{:>6} ago  {:<12} {:<14} {pods}  {}", self.age, self.by, self.kind, self.what)?;
-        self.revision.map_or(Ok(()), |revision| write!(f, " (revision {revision})"))
+        let what = print::printable(&self.what);
+        write!(f, "{:>6} ago  {:<12} {:<14} {pods}  {what}", self.age, self.by, self.kind)?;
+        self.revision.map_or(Ok(()), |revision| write!(f, " (revision {revision})"))?;
+        let lines = print::quoted(&self.output);
+        if lines.is_empty() { Ok(()) } else { write!(f, "\n{}", lines.trim_end_matches('\n')) }
     }
 }
 
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
-    let pod = args.pod.as_deref().map(|pod| pod.strip_prefix("pod/").unwrap_or(pod).to_owned());
-    let message =
-        v1::WatchEventsRequest { pod: pod.unwrap_or_default(), follow: args.follow, limit: args.limit };
-    let mut events = client.answer(client.cluster().watch_events(message)).await?;
-    let mut shown = 0;
-    while let Some(event) = events.message().await.map_err(|status| client.explain(&status))? {
-        shown += 1;
-        print::item(&mut io::stdout().lock(), format, &Line::new(event, now_unix_ms()))?;
+    let mut reader = Reader { format, ..Reader::default() };
+    let mut resume = Resume::default();
+    loop {
+        let status = match reader.read(&client, &args, &mut resume).await? {
+            None if !args.follow => break,
+            None => resume::ended(),
+            Some(status) if !args.follow || reader.place.is_none() => return Err(client.explain(&status)),
+            Some(status) => status,
+        };
+        resume.again(&client, &status).await?;
     }
     match args.pod {
-        Some(pod) if shown == 0 => {
+        Some(pod) if !reader.has_shown => {
             bail!("nothing is known of a pod `{pod}`; `netctl pods` lists pods, `netctl history` what was")
         }
         _ => Ok(()),
+    }
+}
+
+/// What was shown until now.
+#[derive(Debug, Default)]
+struct Reader {
+    format: Format,
+    /// The place of the last event that says it.
+    place: Option<v1::EventPosition>,
+    has_shown: bool,
+}
+
+impl Reader {
+    /// Shows what comes until the stream ends; how it did when that was no good end.
+    async fn read(
+        &mut self,
+        client: &Client,
+        args: &Args,
+        resume: &mut Resume,
+    ) -> anyhow::Result<Option<Status>> {
+        let message = request(args, self.place.clone());
+        let mut events = match client.wait(client.cluster().watch_events(message)).await {
+            Ok(events) => events,
+            Err(status) => return Ok(Some(status)),
+        };
+        loop {
+            match events.message().await {
+                Ok(Some(event)) => {
+                    resume.heard();
+                    self.hear(event, args)?;
+                }
+                Ok(None) => return Ok(None),
+                Err(status) => return Ok(Some(status)),
+            }
+        }
+    }
+
+    fn hear(&mut self, mut event: v1::ClusterEvent, args: &Args) -> anyhow::Result<()> {
+        let place = event.position.take();
+        if event != v1::ClusterEvent::default() {
+            self.has_shown = true;
+            print::item(&mut io::stdout().lock(), self.format, &Line::new(event, now_unix_ms()))?;
+        } else if !self.has_shown && self.place.is_none() {
+            // The past is told, and there was none.
+            let what =
+                args.pod.as_ref().map_or("nothing".to_owned(), |pod| format!("nothing of a pod `{pod}`"));
+            print::note(format!("{what} is known until now; waiting for events"));
+        }
+        self.place = place.or(self.place.take());
+        Ok(())
+    }
+}
+
+fn request(args: &Args, after: Option<v1::EventPosition>) -> v1::WatchEventsRequest {
+    let pod = args.pod.as_deref().map(|pod| pod.strip_prefix("pod/").unwrap_or(pod).to_owned());
+    v1::WatchEventsRequest {
+        pod: pod.unwrap_or_default(),
+        follow: args.follow,
+        limit: args.limit,
+        positions: args.follow,
+        after,
     }
 }
 
@@ -106,6 +178,7 @@ mod tests {
             pods: pods.iter().map(|pod| (*pod).into()).collect(),
             what: "every task runs".into(),
             revision,
+            ..v1::ClusterEvent::default()
         }
     }
 
@@ -114,6 +187,14 @@ mod tests {
         let line = |pods: &[&str], revision| Line::new(event(pods, revision), 6_000).to_string();
         assert_eq!(line(&["a"], 0), "    5s ago  node:n1      pod-running    a  every task runs");
         assert!(line(&["a", "b", "c"], 7).ends_with("a and 2 more  every task runs (revision 7)"));
+    }
+
+    #[test]
+    fn what_a_task_wrote_stands_below_and_commands_no_terminal() {
+        let output = "no such table\n\x1b[2Jgiving up".to_owned();
+        let line = Line::new(v1::ClusterEvent { output, ..event(&["a"], 7) }, 6_000).to_string();
+        let below: Vec<&str> = line.lines().skip(1).collect();
+        assert_eq!(below, ["    | no such table", "    | ?[2Jgiving up"]);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Row for FlowRow {
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let flows = ::node::flows(&args.paths.paths(), args.pod.as_deref()).await?;
     let rows: Vec<FlowRow> = flows.into_iter().map(row).collect();
-    print::to_stdout(|out| print::rows(out, format, &rows))
+    print::list(format, &rows)
 }
 
 fn row(FlowView { pod, flow }: FlowView) -> FlowRow {

@@ -20,7 +20,7 @@ const NAMED_MAX: usize = 3;
 ///
 /// Each line is a revision. Changers are people and their tools (`user:NAME`), and the cluster itself (`scheduler`,
 /// `node:NAME`). On a terminal a line is cut where that ends. With -o json each revision has all its objects and fields, 50
-/// and 200 at most.
+/// and 200 at most. Of a job, versions from before the beginning of the history are shown as far as they are kept.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +28,7 @@ Examples:
   netctl history --since 1h --by 'user:*'
   netctl history pod/blog-web-00000 --not-by scheduler")]
 pub(super) struct Args {
-    /// JOB, job/JOB, deploy/JOB@VERSION, node/NODE or pod/POD; without it, the whole cluster
+    /// JOB, job/JOB, deploy/JOB@VERSION, node/NODE, pod/POD or cluster/ca; without it, the whole cluster
     #[arg(value_name = "WHAT")]
     what: Option<What>,
     /// At most so many revisions
@@ -76,10 +76,13 @@ impl FromStr for What {
     type Err = String;
 
     fn from_str(text: &str) -> Result<What, String> {
+        if text == "cluster/ca" {
+            return Ok(What("authorities".to_owned()));
+        }
         let (kind, name) = text.split_once('/').unwrap_or(("job", text));
         if !["job", "deploy", "node", "pod"].contains(&kind) || name.is_empty() || name.contains('/') {
             return Err(format!(
-                "`{text}` is none of JOB, job/JOB, deploy/JOB@VERSION, node/NODE and pod/POD"
+                "`{text}` is none of JOB, job/JOB, deploy/JOB@VERSION, node/NODE, pod/POD and cluster/ca"
             ));
         }
         Ok(What(format!("{kind}/{name}")))
@@ -185,6 +188,7 @@ fn in_short(texts: Vec<String>) -> String {
 
 impl Row for RevisionRow {
     const HEADER: &'static [&'static str] = &["REVISION", "AGE", "CHANGER", "CHANGE", "MESSAGE"];
+    const TEXT: &'static [&'static str] = &["CHANGER", "CHANGE", "MESSAGE"];
 
     fn cells(&self) -> Vec<String> {
         let change = match self.objects.as_slice() {
@@ -223,15 +227,18 @@ impl RevisionRow {
 
     /// `job/blog, 100 pods`: what is alone of its kind by its key.
     fn objects_in_short(&self) -> String {
-        let kinds = ["job", "deploy", "node", "pod", "token", "cluster"];
+        let kinds = ["job", "deploy", "node", "pod", "token", "renewal", "authorities", "cluster"];
         let texts = kinds.into_iter().filter_map(|kind| {
             let of_kind: Vec<&ObjectRow> =
                 self.objects.iter().filter(|object| object.object.split('/').next() == Some(kind)).collect();
             match of_kind.as_slice() {
                 [] => None,
-                // A token's key is a hash that tells nobody anything.
+                // Their keys are hashes that tell nobody anything.
                 [_] if kind == "token" => Some("a token".to_owned()),
+                [_] if kind == "renewal" => Some("a key".to_owned()),
+                [_] if kind == "authorities" => Some("cluster/ca".to_owned()),
                 [one] => Some(one.object.clone()),
+                many if kind == "renewal" => Some(format!("{} keys", self.at_least(many.len()))),
                 many => Some(format!("{} {kind}s", self.at_least(many.len()))),
             }
         });
@@ -253,20 +260,20 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
         changers: args.changers.message(),
         ..Default::default()
     };
-    let (mut rows, mut oldest) = (Vec::new(), 1);
+    let (mut rows, mut begins) = (Vec::new(), (1, 0));
     while rows.len() < args.limit as usize {
         wanted.limit = args.limit - rows.len() as u32;
         let page = client.answer(client.cluster().list_revisions(request(wanted.clone()))).await?;
         let row = |revision| RevisionRow::new(revision, args.what.is_some(), now);
         rows.extend(page.revisions.into_iter().map(row));
-        (wanted.before, oldest) = (page.next_before, page.oldest);
+        (wanted.before, begins) = (page.next_before, (page.oldest, page.oldest_unix_ms));
         if page.next_before == 0 {
             break;
         }
     }
     let ended = wanted.before == 0 && args.since.is_none();
-    if ended && oldest > 1 {
-        print::note(format!("what was before revision {oldest} is compacted"));
+    if ended {
+        beginning(&rows, begins, now).iter().for_each(print::note);
     }
     if rows.iter().any(|row| row.unreadable_from.is_some()) {
         print::note(
@@ -275,7 +282,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     }
     if rows.is_empty() {
         let is_all = ended && args.changers.is_empty();
-        if let Some(what) = args.what.filter(|_| is_all && oldest == 1) {
+        if let Some(what) = args.what.filter(|_| is_all && begins.0 == 1) {
             bail!("there never was {}", what.0);
         }
         if format == Format::Table {
@@ -283,9 +290,19 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
             return Ok(());
         }
     }
-    print::to_stdout(|out| match args.wide {
-        true => print::rows(out, format, &rows),
-        false => print::narrow_rows(out, format, &rows),
+    match args.wide {
+        true => print::to_stdout(|out| print::rows(out, format, &rows)),
+        false => print::list(format, &rows),
+    }
+}
+
+/// Where the history begins, if that is not with the cluster.
+fn beginning(rows: &[RevisionRow], (oldest, unix_ms): (u64, u64), now_unix_ms: u64) -> Option<String> {
+    let older = rows.iter().any(|row| row.revision < oldest);
+    let kept = if older { ", but for versions of the job" } else { "" };
+    let ago = age(unix_ms, now_unix_ms);
+    (oldest > 1).then(|| {
+        format!("the history begins with revision {oldest}, {ago} ago: what was before is forgotten{kept}")
     })
 }
 
@@ -316,6 +333,7 @@ mod tests {
     fn keys_are_read_as_people_write_them() {
         assert_eq!("blog".parse(), Ok(What("job/blog".into())));
         assert_eq!("node/n1".parse(), Ok(What("node/n1".into())));
+        assert_eq!("cluster/ca".parse(), Ok(What("authorities".into())));
         for wrong in ["", "pod/", "token/x", "job/a/b"] {
             assert!(wrong.parse::<What>().is_err(), "{wrong}");
         }
@@ -333,6 +351,16 @@ mod tests {
         let many = vec![version, object("pod/x", &[]), object("pod/y", &[]), object("token/f", &[])];
         assert_eq!(change(many, 4, false), "job/blog, 2 pods, a token");
         assert_eq!(change(vec![object("pod/x", &[]), object("pod/y", &[])], 100, false), "100 pods");
+    }
+
+    #[test]
+    fn it_says_where_it_begins() {
+        let row = |revision| RevisionRow::new(v1::Revision { revision, ..Default::default() }, true, 0);
+        assert_eq!(beginning(&[row(7)], (1, 0), 60_000), None);
+        let begins = "the history begins with revision 5, 2m0s ago: what was before is forgotten";
+        assert_eq!(beginning(&[row(7)], (5, 0), 120_000).unwrap(), begins);
+        let kept = format!("{begins}, but for versions of the job");
+        assert_eq!(beginning(&[row(7), row(3)], (5, 0), 120_000).unwrap(), kept);
     }
 
     #[test]

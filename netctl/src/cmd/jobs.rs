@@ -41,6 +41,7 @@ struct GroupRow {
 
 impl Row for JobRow {
     const HEADER: &'static [&'static str] = &["JOB", "VERSION", "RUNNING", "GROUPS", "AGE", "CHANGER"];
+    const TEXT: &'static [&'static str] = &["GROUPS", "CHANGER"];
 
     fn cells(&self) -> Vec<String> {
         let groups: Vec<&str> = self.groups.iter().map(|group| group.name.as_str()).collect();
@@ -84,7 +85,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let now = now_unix_ms();
     let rows: Vec<JobRow> = answer.jobs.into_iter().map(|status| JobRow::new(status, now)).collect();
     let lines = unreadable::lines(rows, answer.unreadable);
-    print::to_stdout(|out| print::rows(out, format, &lines))
+    print::list(format, &lines)
 }
 
 #[cfg(test)]

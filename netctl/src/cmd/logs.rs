@@ -1,15 +1,23 @@
 //! `netctl logs`: shows what a task wrote.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
 
 use hextet_api::v1;
+use tonic::Status;
 
-use crate::client::{Client, ServerArgs};
+use crate::{
+    client::{Client, ServerArgs},
+    resume::{self, Resume},
+};
 
 /// Show what a task wrote
 ///
-/// Its standard output and standard error, read from its node. On a terminal, control characters other
-/// than tabs and line ends are shown as `?`.
+/// Its standard output and standard error, read from its node. On a terminal, control characters other than tabs and line ends are
+/// shown as `?`. With --follow, a lost connection is taken up again where it ended, for 10 minutes, without a line left out
+/// or shown twice; when that is not possible, it fails and says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  netctl logs hello-web-x7k2p server -f --tail 20")]
 pub(super) struct Args {
@@ -27,20 +35,68 @@ pub(super) struct Args {
     server: ServerArgs,
 }
 
+/// After the end of a log that was followed: whether it was the pod's or its agent's is known a moment later.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Where the reader is.
+#[derive(Debug, Default)]
+struct Place {
+    /// The end of what was shown, in the words of its node; empty before anything came.
+    position: String,
+    /// The log came to its end by itself; nobody knows yet whether that is the end of the pod or of its agent.
+    has_ended: bool,
+}
+
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
+    let (mut place, mut resume) = (Place::default(), Resume::default());
+    loop {
+        let status = match read(&client, &args, &mut place, &mut resume).await? {
+            None if !args.follow || place.position.is_empty() => return Ok(()),
+            None => {
+                place.has_ended = true;
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+            Some(status) if place.has_ended && !resume::is_loss(&status) => return Ok(()),
+            Some(status) if !args.follow || place.position.is_empty() => return Err(client.explain(&status)),
+            Some(status) => status,
+        };
+        resume.again(&client, &status).await?;
+    }
+}
+
+/// Shows what comes until the stream ends; how it did when that was no good end.
+async fn read(
+    client: &Client,
+    args: &Args,
+    place: &mut Place,
+    resume: &mut Resume,
+) -> anyhow::Result<Option<Status>> {
     let message = v1::ReadLogsRequest {
-        pod: args.pod,
-        task: args.task.unwrap_or_default(),
+        pod: args.pod.clone(),
+        task: args.task.clone().unwrap_or_default(),
         tail_lines: args.tail.unwrap_or(0),
         follow: args.follow,
+        after: place.position.clone(),
     };
-    let mut chunks = client.answer(client.cluster().read_logs(message)).await?;
+    let mut chunks = match client.wait(client.cluster().read_logs(message)).await {
+        Ok(chunks) => chunks,
+        Err(status) => return Ok(Some(status)),
+    };
     let terminal = io::stdout().is_terminal();
-    while let Some(chunk) = chunks.message().await.map_err(|status| client.explain(&status))? {
-        show(chunk.data, terminal)?;
+    loop {
+        match chunks.message().await {
+            Ok(Some(chunk)) => {
+                resume.heard();
+                place.has_ended = false;
+                show(chunk.data, terminal)?;
+                place.position = Some(chunk.position).filter(|new| !new.is_empty()).unwrap_or_default();
+            }
+            Ok(None) => return Ok(None),
+            Err(status) => return Ok(Some(status)),
+        }
     }
-    Ok(())
 }
 
 fn show(mut data: Vec<u8>, terminal: bool) -> io::Result<()> {

@@ -51,6 +51,9 @@ struct RunArgs {
     /// The token of the cluster to join; needed the first time
     #[arg(long, value_name = "TOKEN")]
     join: Option<Token>,
+    /// A new token for a node that was away while its cluster replaced its CA: it keeps its name, prefix and pods
+    #[arg(long, value_name = "TOKEN", conflicts_with = "join")]
+    rejoin: Option<Token>,
     /// The node's name [default: the token's, else the host's]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -192,6 +195,7 @@ impl Args {
     fn config(self) -> NodeConfig {
         let RunArgs {
             join,
+            rejoin,
             name,
             uplink,
             underlay,
@@ -209,6 +213,7 @@ impl Args {
         NodeConfig {
             paths: self.paths.paths(),
             join,
+            rejoin,
             name,
             uplink,
             underlay,
@@ -237,6 +242,7 @@ struct EventRow {
 
 impl Row for EventRow {
     const HEADER: &'static [&'static str] = &["AGE", "REPAIRED", "BY"];
+    const TEXT: &'static [&'static str] = &["REPAIRED", "BY"];
 
     fn cells(&self) -> Vec<String> {
         let by = self.event.by.clone().unwrap_or_default();
@@ -294,7 +300,7 @@ async fn events(paths: NodePaths, format: Format) -> anyhow::Result<()> {
     let now = now_unix_ms();
     let rows: Vec<EventRow> =
         ::node::events(&paths).await?.into_iter().map(|event| EventRow { event, now }).collect();
-    print::to_stdout(|out| print::rows(out, format, &rows))
+    print::list(format, &rows)
 }
 
 async fn down(paths: NodePaths, format: Format) -> anyhow::Result<()> {
@@ -316,7 +322,7 @@ fn counters(paths: &NodePaths, format: Format) -> anyhow::Result<()> {
         count: counter.count,
     };
     let rows: Vec<CounterRow> = ::node::counters(paths)?.into_iter().map(row).collect();
-    print::to_stdout(|out| print::rows(out, format, &rows))
+    print::list(format, &rows)
 }
 
 fn list(lines: &[String], format: Format) -> anyhow::Result<()> {

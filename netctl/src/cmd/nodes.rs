@@ -56,6 +56,7 @@ struct NodeRow {
 impl Row for NodeRow {
     const HEADER: &'static [&'static str] =
         &["NODE", "STATE", "PREFIX", "UNDERLAY", "PODS", "CPU", "MEMORY", "RESOURCES", "AGE", "AGENT"];
+    const TEXT: &'static [&'static str] = &["RESOURCES", "AGENT"];
 
     fn cells(&self) -> Vec<String> {
         let memory = |amount: Memory| amount.rounded();
@@ -140,7 +141,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let rows: Vec<NodeRow> =
         answer.nodes.into_iter().map(|node| NodeRow::new(node, now)).collect::<anyhow::Result<_>>()?;
     let lines = unreadable::lines(rows, answer.unreadable);
-    print::to_stdout(|out| print::rows(out, format, &lines))
+    print::list(format, &lines)
 }
 
 #[cfg(test)]

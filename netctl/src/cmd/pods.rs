@@ -152,7 +152,7 @@ pub(super) async fn run(args: Args, format: Option<Format>) -> anyhow::Result<()
         (None | Some(Format::Table), ipv6) => show(&rows, &lost, ipv6),
         (Some(format), _) => {
             let lines = unreadable::lines(rows, lost);
-            print::to_stdout(|out| print::rows(out, format, &lines))
+            print::list(format, &lines)
         }
     }
 }

@@ -15,12 +15,12 @@ use crate::{
 /// The pods of a job are stopped; its versions stay in the history. A node can be removed when its lease
 /// has ended: its name and /64 are free from then on.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  netctl rm hello\n  netctl rm node/n3")]
+#[command(after_help = "Examples:\n  netctl rm hello\n  netctl rm node/n3 -m 'its board is dead'")]
 pub(super) struct Args {
     /// JOB, job/JOB or node/NODE
     #[arg(value_name = "WHAT")]
     what: What,
-    /// Why; kept with the revision of a job
+    /// Why; kept with the revision
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     message: String,
     #[command(flatten)]
@@ -77,7 +77,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
             client.answer(client.cluster().delete_job(request(message))).await?.revision
         }
         What::Node(name) => {
-            let message = v1::DeleteNodeRequest { name };
+            let message = v1::DeleteNodeRequest { name, message: args.message };
             client.answer(client.cluster().delete_node(request(message))).await?.revision
         }
     };

@@ -84,7 +84,7 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let answer = client.answer(client.cluster().list_nodes(request(v1::ListNodesRequest {}))).await?;
     unreadable::tell(&answer.unreadable);
     let rows = rows(&status, &answer.nodes)?;
-    print::to_stdout(|out| print::rows(out, format, &rows))
+    print::list(format, &rows)
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ pub(super) fn ipv4_prefix(text: &str) -> Result<Ipv4Network, String> {
 pub(super) fn run(args: Args, format: Format) -> anyhow::Result<()> {
     match args.command {
         Some(Command::Backup(args)) => return block_on(backup::backup(args, format)),
-        Some(Command::Restore(args)) => return backup::restore(args),
+        Some(Command::Restore(args)) => return block_on(backup::restore(args)),
         Some(Command::Status(args)) => return block_on(status::run(args, format)),
         None => {}
     }

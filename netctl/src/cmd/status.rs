@@ -39,6 +39,9 @@ struct ServerStatus {
     /// Why the store takes no change; empty if it does.
     #[serde(skip_serializing_if = "String::is_empty")]
     writes_fail: String,
+    /// How many have no certificate of the new CA; none when no rotation is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_missing: Option<u32>,
     /// What is wrong with the store, a line each.
     damage: Vec<String>,
 }
@@ -76,8 +79,16 @@ impl fmt::Display for ServerStatus {
         writeln!(f, "epoch     {}", self.epoch)?;
         writeln!(f, "revision  {}", self.revision)?;
         writeln!(f, "version   {}", self.version)?;
-        let servers = self.servers.join(" ");
-        writeln!(f, "servers   {servers}")?;
+        let (first, others) = self.servers.split_first().unzip();
+        let others: String = others.into_iter().flatten().map(|server| format!(" {server}")).collect();
+        let leads = if others.is_empty() { "" } else { " (leads)" };
+        writeln!(f, "servers   {}{leads}{others}", first.map_or("", String::as_str))?;
+        if let Some(missing) = self.ca_missing {
+            writeln!(
+                f,
+                "ca        is being replaced, {missing} have no new certificate yet: `netctl ca status`"
+            )?;
+        }
         writeln!(f, "store     {store}")?;
         if let Some(Restored { revision, unix_ms, wait_ms }) = &self.restored {
             let (time, seconds) = (WallTime(*unix_ms), f64::from(*wait_ms) / 1000.0);
@@ -102,6 +113,7 @@ pub(super) async fn run(args: StatusArgs, format: Format) -> anyhow::Result<()> 
         restored: answer.restored.map(restored),
         servers: answer.servers,
         writes_fail: answer.writes_fail,
+        ca_missing: (!answer.ca_leaving.is_empty()).then_some(answer.ca_missing),
         damage: answer.damage,
     };
     print::to_stdout(|out| print::one(out, format, &status))?;
@@ -131,6 +143,7 @@ mod tests {
             restored: None,
             servers: vec!["192.0.2.1:7443".into(), "192.0.2.2:7443".into()],
             writes_fail: String::new(),
+            ca_missing: None,
             damage: vec!["log: revision 3 is missing".into()],
         };
         expect_test::expect![[r"
@@ -138,12 +151,14 @@ mod tests {
             epoch     e
             revision  7
             version   1
-            servers   192.0.2.1:7443 192.0.2.2:7443
+            servers   192.0.2.1:7443 (leads) 192.0.2.2:7443
             store     DAMAGED, only read
               log: revision 3 is missing
         "]]
         .assert_eq(&status.to_string());
         status.damage.clear();
+        status.ca_missing = Some(2);
+        assert!(status.to_string().contains("2 have no new certificate yet: `netctl ca status`"), "{status}");
         assert!(status.to_string().ends_with("store     good\n"));
         status.writes_fail = "the disk is full".into();
         assert!(status.to_string().ends_with("store     TAKES NO CHANGE: the disk is full\n"));
@@ -152,6 +167,7 @@ mod tests {
     #[test]
     fn a_cluster_that_was_restored_says_for_how_long_singletons_wait() {
         let status = ServerStatus {
+            ca_missing: None,
             prefix: Some("fd00:1:2::/48".parse().unwrap()),
             epoch: "e".into(),
             revision: 8,

@@ -1,10 +1,10 @@
 //! `netctl watch`: follows the addresses of a job's pods, as a load balancer does.
 
-use std::{fmt, io, net::Ipv6Addr, time::Duration};
+use std::{fmt, io, net::Ipv6Addr};
 
 use hextet_api::{
     endpoints::{self, Change, Endpoint, EndpointSet, EndpointsError},
-    v1::WatchRequest,
+    v1::{self, WatchRequest},
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -12,19 +12,19 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::{
-    client::{Client, ServerArgs},
+    client::{Client, ServerArgs, request},
     print::{self, Format},
+    resume::{self, Resume},
     selector::Selector,
 };
 
 const ANSWERS_MAX: usize = 16;
-const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// Follow the addresses of a job's pods
 ///
-/// First all that there are, then each change as it is committed. A lost connection is taken up again
-/// where it ended.
+/// First all that there are, then each change as it is committed. A lost connection is taken up again where it ended, for
+/// 10 minutes; when the server does not know any more what was changed meanwhile, all that there are come again. A job that is not
+/// there is waited for.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  netctl watch hello/web -o json")]
 pub(super) struct Args {
@@ -79,49 +79,67 @@ impl fmt::Display for Line {
 
 /// Why a stream ended.
 enum Ended {
-    /// It can be taken up again.
-    Lost(Status),
-    /// It cannot.
+    /// It may be taken up again, unless this is a refusal.
+    Status(Status),
+    /// It may not.
     Failed(anyhow::Error),
 }
 
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
-    let mut set = EndpointSet::default();
-    let mut backoff = BACKOFF_MIN;
-    let mut told = false;
+    let (mut set, mut resume) = (EndpointSet::default(), Resume::default());
+    say_if_there_is_none(&client, &args.selector).await;
     loop {
-        let before = set.clone();
-        match follow(&client, &args.selector, &mut set, format).await {
+        match follow(&client, &args.selector, &mut set, &mut resume, format).await {
             Ended::Failed(error) => return Err(error),
-            Ended::Lost(status) => {
-                let progress = set != before;
-                backoff = if progress { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
-                if progress || !told {
-                    print::note(format!("{:#}; trying again", client.explain(&status)));
-                }
-                told = true;
-                tokio::time::sleep(backoff).await;
-            }
+            Ended::Status(status) => resume.again(&client, &status).await?,
         }
     }
 }
 
-async fn follow(client: &Client, selector: &Selector, set: &mut EndpointSet, format: Format) -> Ended {
+/// Who waits for what is not there shall know it. A load balancer's certificate may not ask; what fails is told by the
+/// stream.
+async fn say_if_there_is_none(client: &Client, selector: &Selector) {
+    let name = selector.job.clone();
+    let found = client.cluster().get_job(request(v1::GetJobRequest { name })).await;
+    let missing = match found {
+        Ok(found) => missing(found.into_inner().job.and_then(|status| status.job), selector),
+        Err(status) if status.code() == Code::NotFound => Some(format!("job `{}`", selector.job)),
+        Err(_) => None,
+    };
+    if let Some(what) = missing {
+        print::note(format!("there is no {what} now; waiting for it (`netctl jobs` lists jobs)"));
+    }
+}
+
+fn missing(job: Option<v1::Job>, selector: &Selector) -> Option<String> {
+    let (job, group) = (job?, selector.group.as_ref()?);
+    let is_there = job.groups.iter().any(|there| there.name == *group);
+    (!is_there).then(|| format!("group `{group}` in job `{}`", selector.job))
+}
+
+async fn follow(
+    client: &Client,
+    selector: &Selector,
+    set: &mut EndpointSet,
+    resume: &mut Resume,
+    format: Format,
+) -> Ended {
     let group = selector.group.as_deref().unwrap_or_default();
     let (answers, requests) = mpsc::channel(ANSWERS_MAX);
     // The channel is empty, so there is room.
     let _ = answers.try_send(set.subscribe(&selector.job, group, "netctl watch"));
     let mut stream = match client.endpoints().watch(ReceiverStream::new(requests)).await {
         Ok(response) => response.into_inner(),
-        Err(status) => return ended(client, status),
+        Err(status) => return Ended::Status(status),
     };
     loop {
         let response = match stream.message().await {
             Ok(Some(message)) => message.response,
-            Ok(None) => return Ended::Lost(Status::unavailable("the server ended the stream")),
-            Err(status) => return ended(client, status),
+            Ok(None) => return Ended::Status(resume::ended()),
+            Err(status) => return Ended::Status(status),
         };
+        resume.heard();
         let Some(response) = response else { return Ended::Failed(EndpointsError::Unknown.into()) };
         let changes = match set.apply(response) {
             Ok(None) => continue,
@@ -143,15 +161,6 @@ fn show(revision: u64, changes: Vec<Change>, format: Format) -> anyhow::Result<(
 async fn acknowledge(answers: &mpsc::Sender<WatchRequest>, revision: u64) {
     // The other end goes with the stream, whose own error says why.
     let _ = answers.send(endpoints::ack(revision)).await;
-}
-
-fn ended(client: &Client, status: Status) -> Ended {
-    match status.code() {
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted | Code::Internal => {
-            Ended::Lost(status)
-        }
-        _ => Ended::Failed(client.explain(&status)),
-    }
 }
 
 #[cfg(test)]
@@ -181,6 +190,15 @@ mod tests {
         assert_eq!(printed(Format::Table, ready()), "17 hello-web-aaaaa ready fd12::1 n1\n");
         let gone = Change::Removed("hello-web-aaaaa".into());
         assert_eq!(printed(Format::Table, gone), "17 hello-web-aaaaa gone\n");
+    }
+
+    #[test]
+    fn a_group_that_the_job_does_not_have_is_named() {
+        let web = v1::Group { name: "web".into(), ..Default::default() };
+        let job = Some(v1::Job { groups: vec![web], ..Default::default() });
+        let of = |selector: &str| missing(job.clone(), &selector.parse().unwrap());
+        assert_eq!(of("shop/nope").as_deref(), Some("group `nope` in job `shop`"));
+        assert_eq!((of("shop/web"), of("shop")), (None, None));
     }
 
     #[test]

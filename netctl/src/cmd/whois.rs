@@ -56,5 +56,5 @@ pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
         }
     };
     let row = HolderRow { pod: holder.pod, ipv4: holder.ipv4.to_string() };
-    print::to_stdout(|out| print::rows(out, format, &[row]))
+    print::list(format, &[row])
 }

@@ -1,25 +1,31 @@
-//! `netctl why`: why a pod is as it is, from its graph of steps.
+//! `netctl why`: why a pod is as it is, from its graph of steps; why one is gone, from the history.
 
 use std::fmt;
 
-use hextet_api::v1::{self, PodPhase};
-use hextet_lifecycle::{
-    Chain, Phase, StepStatus,
-    pod::{HOOKS, RUNNING},
-    status::time,
-};
+use hextet_api::v1;
+use hextet_lifecycle::{Chain, StepStatus, pod::RUNNING, status::time};
 use serde::Serialize;
 
+use super::now_unix_ms;
 use crate::{
     client::{Client, ServerArgs},
     print::{self, Format},
 };
 
+mod gone;
+mod sentence;
+
+use self::{
+    gone::{Ending, Gone},
+    sentence::sentence,
+};
+
 /// Say why a pod is as it is
 ///
 /// One sentence first. Then the chain of steps that held it up the longest: after @ when each began, counted from the
-/// pod's first step on its node, after + how long it took. Then every step, with what it waits for and its last error.
-/// For a pod without a place, why no node takes it.
+/// pod's first step on its node, after + how long it took. Then every step, with what it waits for, and last errors that were
+/// not said before. For a pod without a place, why no node takes it. Of a pod that is gone, when and why it ended and what
+/// came instead, as far as the history reaches. The last lines of what has failed are shown, 10 and 2 KiB at most.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  netctl why pod/hello-web-x7k2p")]
 pub(super) struct Args {
@@ -41,29 +47,43 @@ struct Explanation {
     #[serde(skip_serializing_if = "Option::is_none")]
     node_error: Option<String>,
     steps: Vec<StepStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gone: Option<Gone>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ending: Option<Ending>,
+    /// Of a table.
+    #[serde(skip)]
+    width: usize,
 }
 
 pub(super) async fn run(args: Args, format: Format) -> anyhow::Result<()> {
     let client = Client::connect(&args.server).await?;
     let pod = args.pod.strip_prefix("pod/").unwrap_or(&args.pod).to_owned();
     let answer = client.answer(client.cluster().explain_pod(v1::ExplainPodRequest { pod })).await?;
-    let explanation = Explanation::of(answer);
+    let explanation = Explanation { width: print::line_width(), ..Explanation::of(answer, now_unix_ms()) };
     print::to_stdout(|out| print::one(out, format, &explanation))
 }
 
 impl Explanation {
-    fn of(answer: v1::ExplainPodResponse) -> Explanation {
+    fn of(answer: v1::ExplainPodResponse, now: u64) -> Explanation {
         let pod = answer.pod.unwrap_or_default();
         let steps: Vec<StepStatus> = answer.steps.into_iter().map(step).collect();
         let node_error = Some(answer.node_error).filter(|error| !error.is_empty());
+        let gone = answer.gone.map(|gone| Gone::new(gone, now));
         Explanation {
-            sentence: sentence(&pod, &steps, node_error.as_deref()),
-            phase: super::pods::state(pod.phase()).to_owned(),
+            sentence: match &gone {
+                Some(gone) => gone.sentence(&pod),
+                None => sentence(&pod, &steps, node_error.as_deref()),
+            },
+            phase: if gone.is_some() { "gone" } else { super::pods::state(pod.phase()) }.to_owned(),
             pod: pod.id,
             node: Some(pod.node).filter(|node| !node.is_empty()),
             reasons: answer.reasons,
             node_error,
             steps,
+            gone,
+            ending: answer.ending.map(|ending| Ending::new(ending, now)),
+            width: usize::MAX,
         }
     }
 }
@@ -88,136 +108,71 @@ fn step(message: v1::StepStatus) -> StepStatus {
     }
 }
 
-/// Why the pod does not run, or that it does.
-fn sentence(pod: &v1::Pod, steps: &[StepStatus], node_error: Option<&str>) -> String {
-    let id = &pod.id;
-    let find = |name: &str| steps.iter().find(|step| step.name == name);
-    match pod.phase() {
-        PodPhase::Pending => format!("{id} has no place: {}", pod.message),
-        PodPhase::Lost => format!("{id} is lost: {}", pod.message),
-        PodPhase::Terminating => match steps.iter().find(|step| step.phase == Phase::Stopping) {
-            Some(step) => format!("{id} ends: {} is being undone{}", step.name, since(step)),
-            None => format!("{id} ends: {}", pod.message),
-        },
-        _ => match (culprit(steps), find(RUNNING)) {
-            (None, _) if pod.standby && pod.phase() == PodPhase::Running => standing_by(pod, find(RUNNING)),
-            (_, Some(running)) if running.phase == Phase::Done => {
-                let since = time(running.ended_ms_ago.unwrap_or(0));
-                format!("{id} runs since {since}{}{}", after(running), but(steps))
-            }
-            (Some(step), _) => format!("{id} does not run: {}{}", words(step), waiting(step, steps)),
-            (None, _) if pod.phase() == PodPhase::Running => {
-                format!("{id} runs, by its node's last report{}", unknown(node_error))
-            }
-            (None, _) if pod.message.is_empty() => {
-                format!("{id} does not run yet{}", unknown(node_error))
-            }
-            (None, _) => format!("{id} does not run: {}{}", pod.message, unknown(node_error)),
-        },
-    }
-}
-
-fn standing_by(pod: &v1::Pod, running: Option<&StepStatus>) -> String {
-    let v1::Pod { id, job, group, job_version, .. } = pod;
-    let since = running.and_then(|running| running.ended_ms_ago);
-    let since = since.map(|ms| format!(" since {}", time(ms))).unwrap_or_default();
-    format!(
-        "{id} stands by for version {job_version} of {job}/{group}: it runs{since}, and load balancers are told of it only \
-         when the rollout switches to that version"
-    )
-}
-
-fn unknown(node_error: Option<&str>) -> String {
-    node_error.map(|why| format!(" ({why})")).unwrap_or_default()
-}
-
-/// What holds the pod up: what has failed, else what is under way.
-fn culprit(steps: &[StepStatus]) -> Option<&StepStatus> {
-    let chain =
-        |phase| steps.iter().find(|step| step.phase == phase && !step.optional && step.owner != "server");
-    chain(Phase::Failed).or_else(|| chain(Phase::Retrying)).or_else(|| chain(Phase::Running))
-}
-
-/// What a pod that runs goes on without.
-fn but(steps: &[StepStatus]) -> String {
-    let is_users = |step: &&StepStatus| ["job", "operator"].contains(&step.owner.as_str());
-    let failed = steps.iter().filter(is_users).find(|step| step.phase == Phase::Failed);
-    failed.map(|step| format!("; it goes on, but {}", words(step))).unwrap_or_default()
-}
-
-/// Whether it is a program that follows events: no part of the graph.
-fn is_script(step: &StepStatus) -> bool {
-    step.follows.is_empty() && ["job", "operator"].contains(&step.owner.as_str())
-}
-
-fn words(step: &StepStatus) -> String {
-    let what = match step.owner.as_str() {
-        "operator" if step.name == HOOKS => "the check that its hooks fit each other".to_owned(),
-        "job" | "operator" if is_script(step) => format!("the {}'s script {}", step.owner, step.name),
-        "job" | "operator" => format!("the {}'s hook {}", step.owner, step.name),
-        _ => format!("step {}", step.name),
-    };
-    let error = step.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-    match step.phase {
-        Phase::Failed if is_script(step) => format!("{what} has failed when it ran last{error}"),
-        Phase::Failed => format!("{what} has failed for good after {}{error}", attempts(step)),
-        Phase::Retrying => {
-            let next =
-                step.retry_in_ms.map(|ms| format!(", tried again in {}", time(ms))).unwrap_or_default();
-            format!("{what} has failed{error} ({}{next})", attempts(step))
-        }
-        _ => format!("{what} is under way{}{error}", since(step)),
-    }
-}
-
-fn attempts(step: &StepStatus) -> String {
-    match step.attempts {
-        1 => "1 attempt".to_owned(),
-        attempts => format!("{attempts} attempts"),
-    }
-}
-
-fn since(step: &StepStatus) -> String {
-    step.took_ms.map(|took| format!(" since {}", time(took))).unwrap_or_default()
-}
-
-fn after(running: &StepStatus) -> String {
-    running.at_ms.map(|at| format!(", {} after its first step", time(at))).unwrap_or_default()
-}
-
-/// Who waits for the step.
-fn waiting(step: &StepStatus, steps: &[StepStatus]) -> String {
-    let waits = |other: &&StepStatus| other.waits_for.contains(&step.name);
-    let names: Vec<&str> = steps.iter().filter(waits).map(|other| other.name.as_str()).collect();
-    if names.is_empty() { String::new() } else { format!("; {} wait for it", names.join(", ")) }
-}
-
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What was said is not said again.
+        let mut said = self.sentence.clone();
         writeln!(f, "{}", self.sentence)?;
-        if let Some(why) = &self.node_error {
-            writeln!(f, "The steps of its node are not known: {why}")?;
+        let unknown = self
+            .node_error
+            .iter()
+            .map(|why| (why.clone(), format!("The steps of its node are not known: {why}")));
+        let reasons = self.reasons.iter().filter(|_| self.node.is_none());
+        for (what, line) in unknown.chain(reasons.map(|reason| (reason.clone(), format!("  {reason}")))) {
+            if !said.contains(&what) {
+                writeln!(f, "{line}")?;
+                said.push_str(&what);
+            }
         }
-        for reason in self.reasons.iter().filter(|_| self.node.is_none()) {
-            writeln!(f, "  {reason}")?;
+        if let Some(gone) = &self.gone {
+            write!(f, "{gone}")?;
         }
         if self.steps.iter().any(|step| step.name == RUNNING) {
             write!(f, "\n{}", Chain::to(RUNNING, &self.steps))?;
         }
-        let mut table = Vec::new();
-        let rows = self.steps.iter().map(row);
-        print::table(
-            &mut table,
-            &["STEP", "OWNER", "STATE", "AT", "TOOK", "TRIES", "WAITS FOR", "LAST ERROR"],
-            rows,
-        )
-        .map_err(|_| fmt::Error)?;
-        write!(f, "\n{}", String::from_utf8_lossy(&table))?;
-        for step in self.steps.iter().filter(|step| !step.output.is_empty()) {
-            writeln!(f, "\nThe last lines of {}:", step.name)?;
-            step.output.lines().try_for_each(|line| writeln!(f, "  {line}"))?;
+        self.table(f)?;
+        self.errors(f, &said)?;
+        self.outputs(f)
+    }
+}
+
+impl Explanation {
+    fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.steps.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let header = ["STEP", "OWNER", "STATE", "AT", "TOOK", "TRIES", "WAITS FOR"];
+        let (mut table, rows) = (Vec::new(), self.steps.iter().map(row));
+        print::narrow_table(&mut table, &header, &header[6..], rows, self.width).map_err(|_| fmt::Error)?;
+        write!(f, "\n{}", String::from_utf8_lossy(&table))
+    }
+
+    /// The last error of each step, each once and none that was said.
+    fn errors(&self, f: &mut fmt::Formatter<'_>, said: &str) -> fmt::Result {
+        let mut errors: Vec<(&str, Vec<&str>)> = Vec::new();
+        for step in &self.steps {
+            let Some(error) = step.error.as_deref().filter(|error| !said.contains(error)) else { continue };
+            match errors.iter_mut().find(|(known, _)| *known == error) {
+                Some((_, steps)) => steps.push(&step.name),
+                None => errors.push((error, vec![&step.name])),
+            }
+        }
+        if !errors.is_empty() {
+            writeln!(f, "\nLast errors:")?;
+        }
+        errors.into_iter().try_for_each(|(error, steps)| writeln!(f, "  {}: {error}", steps.join(", ")))
+    }
+
+    /// The last lines of what has failed: as its node has them, else as they were kept.
+    fn outputs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut known = self.steps.iter().filter(|step| !step.output.is_empty()).peekable();
+        if let (None, Some(ending)) = (known.peek(), &self.ending) {
+            return write!(f, "\n{ending}");
+        }
+        known.try_for_each(|step| {
+            writeln!(f, "\nThe last lines of {}:", step.name)?;
+            write!(f, "{}", print::quoted(&step.output))
+        })
     }
 }
 
@@ -235,13 +190,13 @@ fn row(step: &StepStatus) -> Vec<String> {
         step.took_ms.map(time).unwrap_or_default(),
         tries,
         step.waits_for.join(", "),
-        step.error.clone().unwrap_or_default(),
     ]
 }
 
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
+    use hextet_api::v1::PodPhase;
 
     use super::*;
 
@@ -274,9 +229,9 @@ mod tests {
             message: message.into(),
             ..v1::Pod::default()
         };
-        let answer =
-            v1::ExplainPodResponse { pod: Some(pod), steps, node_error: node_error.into(), reasons: vec![] };
-        Explanation::of(answer).to_string()
+        let node_error = node_error.into();
+        let answer = v1::ExplainPodResponse { pod: Some(pod), steps, node_error, ..Default::default() };
+        Explanation::of(answer, 0).to_string()
     }
 
     #[test]
@@ -324,14 +279,14 @@ mod tests {
               └─migrate @42ms +1.2s failed  <- the long pole
                 └─link @0ms +42ms
 
-            STEP     OWNER  STATE    AT     TOOK  TRIES  WAITS FOR  LAST ERROR
-            link     node   done     @0ms   42ms  -      -          -
-            migrate  job    failed   @42ms  1.2s  2      -          exited with status 3
-            tasks    node   blocked  -      -     -      migrate    -
-            running  node   blocked  -      -     -      tasks      -
+            STEP     OWNER  STATE    AT     TOOK  TRIES  WAITS FOR
+            link     node   done     @0ms   42ms  -      -
+            migrate  job    failed   @42ms  1.2s  2      -
+            tasks    node   blocked  -      -     -      migrate
+            running  node   blocked  -      -     -      tasks
 
             The last lines of migrate:
-              no such table
+                | no such table
         "#]]
         .assert_eq(&explained(PodPhase::Failed, steps, "", ""));
     }
@@ -376,12 +331,45 @@ mod tests {
             text.starts_with("a-b-00000 runs, by its node's last report (node n1 is not attached)\n"),
             "{text}"
         );
-        assert!(text.contains("The steps of its node are not known: node n1 is not attached"));
+        assert_eq!(text.matches("node n1 is not attached").count(), 1, "{text}");
     }
 
     #[test]
     fn a_pod_without_a_place_says_why() {
         let text = explained(PodPhase::Pending, vec![], "", "no node has 64 GiB free");
         assert!(text.starts_with("a-b-00000 has no place: no node has 64 GiB free\n"), "{text}");
+    }
+
+    /// It said one reason in the sentence, in the graph and in the table.
+    #[test]
+    fn each_reason_is_said_once() {
+        let why = "task web: exited with status 3 after 0.1 s";
+        let failed = |name: &str, phase: &str, error: &str| v1::StepStatus {
+            error: Some(error.into()),
+            ..message(name, "node", phase, 0, 7, &[])
+        };
+        let steps = vec![
+            failed("link", "done", "no veth"),
+            failed("routes", "done", "no veth"),
+            failed("tasks", "retrying", why),
+            message("running", "node", "waiting", 7, 0, &["tasks"]),
+        ];
+        let text = explained(PodPhase::Failed, steps, "", why);
+        assert_eq!(text.matches("exited with status 3").count(), 1, "{text}");
+        assert!(text.ends_with("\nLast errors:\n  link, routes: no veth\n"), "{text}");
+    }
+
+    #[test]
+    fn a_table_is_no_wider_than_it_may_be() {
+        let waits = v1::StepStatus {
+            waits_for: (0..20).map(|n| format!("hook-{n}")).collect(),
+            ..message("tasks", "node", "waiting", 0, 7, &[])
+        };
+        let answer = v1::ExplainPodResponse { steps: vec![waits], ..Default::default() };
+        let mut explanation = Explanation::of(answer, 0);
+        let line = |explanation: &Explanation| explanation.to_string().lines().last().unwrap().to_owned();
+        assert!(line(&explanation).ends_with("hook-19"), "nothing is cut without a terminal");
+        explanation.width = 80;
+        assert_eq!(line(&explanation).chars().count(), 80);
     }
 }

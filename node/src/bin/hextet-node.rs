@@ -62,6 +62,7 @@ async fn agent(folder: &str, uplink: &str, name: &str, token: Option<&str>) -> R
     let config = NodeConfig {
         paths: paths(folder),
         join: token.map(str::parse).transpose().context("TOKEN")?,
+        rejoin: None,
         name: given(name),
         uplink: given(uplink),
         underlay: None,

@@ -94,7 +94,7 @@ fn a_pod_runs_when_all_its_tasks_do() {
     assert_eq!(of(&[("a", TaskState::Running), ("b", TaskState::Starting)]).phase, Phase::Starting);
     let failed = of(&[("a", TaskState::Running), ("b", TaskState::Failed)]);
     let message = "task b: exited with status 1".to_owned();
-    assert_eq!(failed, Report { phase: Phase::Failed, message, restarts: 2 });
+    assert_eq!(failed, Report { phase: Phase::Failed, message, restarts: 2, ending: None });
 }
 
 #[test]
@@ -188,9 +188,29 @@ fn after_a_restart_of_the_agent_a_pod_is_not_reported_until_it_is_known() {
 #[test]
 fn a_changed_spec_reaches_a_supervisor_that_is_there() {
     let mut pod = after(false, vec![ready(), running()]).0;
-    assert_eq!(pod.step(Event::Changed(graph("{}")), NOW), [Action::Update]);
+    assert_eq!(pod.step(Event::Changed { graph: graph("{}"), tasks: false }, NOW), [Action::Update]);
     let mut pod = after(false, vec![]).0;
-    assert_eq!(pod.step(Event::Changed(graph("{}")), NOW), []);
+    assert_eq!(pod.step(Event::Changed { graph: graph("{}"), tasks: false }, NOW), []);
+}
+
+#[test]
+fn with_other_tasks_a_pod_runs_when_its_supervisor_says_so_of_these() {
+    let mut pod = after(false, vec![ready(), running()]).0;
+    pod.step(Event::Changed { graph: graph("{}"), tasks: false }, NOW);
+    assert_eq!(phase(&pod), Some(Phase::Running), "its supervisor will say nothing new");
+    pod.step(
+        Event::Status(Status {
+            ending: Some(Ending::new("task web: x", b"y")),
+            ..status(&[("web", TaskState::Running)])
+        }),
+        NOW,
+    );
+    assert!(pod.report().unwrap().ending.is_some());
+    pod.step(Event::Changed { graph: graph("{}"), tasks: true }, NOW);
+    assert_eq!(phase(&pod), Some(Phase::Starting));
+    assert_eq!(pod.report().unwrap().ending, None, "that was of other tasks");
+    pod.step(running(), NOW);
+    assert_eq!(phase(&pod), Some(Phase::Running));
 }
 
 #[test]
@@ -203,7 +223,11 @@ fn a_replaced_namespace_is_looked_at_when_something_runs_in_it() {
 const MIGRATE: &str = r#"{"migrate": {"exec": ["/bin/m"], "before": ["running"], "attempts": 2}}"#;
 
 fn hook(result: Result<(), &str>) -> Event {
-    Event::Hook("migrate".into(), result.map_err(str::to_owned))
+    Event::Hook("migrate".into(), result.map_err(failure))
+}
+
+fn failure(why: &str) -> HookFailure {
+    HookFailure { why: why.to_owned(), output: String::new() }
 }
 
 #[test]
@@ -214,7 +238,8 @@ fn a_hook_before_running_runs_before_the_tasks_and_its_failure_keeps_them_back()
     assert_eq!(pod.report().unwrap().message, "its hook migrate runs");
     assert_eq!(pod.step(hook(Err("exited with status 1")), NOW), []);
     let again = "hook migrate is tried again, attempt 1 of 2 has failed: exited with status 1";
-    let starting = Some(Report { phase: Phase::Starting, message: again.to_owned(), restarts: 0 });
+    let ending = Some(Arc::new(Ending::new("hook migrate: exited with status 1", b"")));
+    let starting = Some(Report { phase: Phase::Starting, message: again.to_owned(), restarts: 0, ending });
     assert_eq!(pod.report(), starting, "one attempt is not all of them");
     assert_eq!(pod.step(Event::Tick, LATER), [run()]);
     assert_eq!(pod.report(), starting, "nothing new is known while it runs again");
@@ -226,7 +251,7 @@ fn a_hook_before_running_runs_before_the_tasks_and_its_failure_keeps_them_back()
     );
     // A corrected text.
     let fixed = MIGRATE.replace("/bin/m", "/bin/fixed");
-    assert_eq!(pod.step(Event::Changed(graph(&fixed)), LATER), [run()]);
+    assert_eq!(pod.step(Event::Changed { graph: graph(&fixed), tasks: false }, LATER), [run()]);
     assert_eq!(pod.report().unwrap().message, "its hook migrate runs", "the text is another");
     assert_eq!(pod.step(hook(Ok(())), LATER), [Action::Supervise]);
     assert_eq!(phase(&pod), Some(Phase::Starting));
@@ -237,7 +262,7 @@ fn a_hook_that_has_failed_for_good_is_named_before_one_that_is_tried_again() {
     let two = r#"{"again": {"exec": ["/bin/a"], "before": ["running"], "attempts": 9},
                   "for-good": {"exec": ["/bin/b"], "before": ["running"], "attempts": 1},
                   "spare": {"exec": ["/bin/c"], "before": ["running"], "attempts": 1, "optional": true}}"#;
-    let told = |name: &str, why: &str| Event::Hook(name.into(), Err(why.into()));
+    let told = |name: &str, why: &str| Event::Hook(name.into(), Err(failure(why)));
     let mut pod = with(graph(two), false, vec![ready(), told("spare", "no"), told("again", "not yet")]).0;
     let report = pod.report().unwrap();
     let again = "hook again is tried again, attempt 1 of 9 has failed: not yet";
@@ -295,7 +320,7 @@ fn a_hook_that_is_new_to_a_pod_that_runs_is_run_and_nothing_waits_for_it() {
         assert!(actions.contains(&action), "{actions:?}");
     }
     assert!(!pod.is_absent() && pod.awaits_network(), "its kernel objects stay");
-    pod.step(Event::Hook("first".into(), Err("exited with status 1".into())), NOW);
+    pod.step(Event::Hook("first".into(), Err(failure("exited with status 1"))), NOW);
     assert_eq!(pod.report(), None, "the server knows as much");
     pod.step(Event::Folders(Ok(())), NOW);
     assert_eq!(pod.step(ready(), NOW), [Action::Supervise]);
@@ -309,7 +334,7 @@ fn a_new_hook_of_the_job_that_fails_leaves_the_pod_running_before_and_after_a_re
     let once = MIGRATE.replace('2', "1");
     let mut pod = after(false, vec![ready(), running()]).0;
     assert_eq!(
-        pod.step(Event::Changed(graph(&once)), NOW),
+        pod.step(Event::Changed { graph: graph(&once), tasks: false }, NOW),
         [Action::Update, Action::RunHook("migrate".into())]
     );
     pod.step(hook(Err("exited with status 1")), NOW);
@@ -330,4 +355,26 @@ fn a_new_hook_of_the_job_that_fails_leaves_the_pod_running_before_and_after_a_re
             .iter()
             .any(|step| step.name == "running" && step.phase == hextet_lifecycle::Phase::Done)
     );
+}
+
+#[test]
+fn how_a_task_ended_is_told_also_when_it_runs_again() {
+    let mut failed = status(&[("t", TaskState::Failed)]);
+    failed.ending = Some(Ending::new("task t: exited with status 3", b"no such table"));
+    let mut pod = after(false, vec![ready(), Event::Status(failed.clone())]).0;
+    assert_eq!(pod.report().unwrap().ending.as_deref(), failed.ending.as_ref());
+    pod.step(running(), NOW);
+    let report = pod.report().unwrap();
+    assert_eq!((report.phase, report.ending.as_deref()), (Phase::Running, failed.ending.as_ref()));
+    pod.step(Event::SupervisorLost("it was killed".into()), NOW);
+    assert_eq!(pod.report().unwrap().ending.as_deref(), failed.ending.as_ref());
+}
+
+#[test]
+fn what_a_hook_wrote_is_told_with_its_failure() {
+    let mut pod = with(graph(MIGRATE), false, vec![ready()]).0;
+    let failure = HookFailure { why: "exited with status 1".into(), output: "no such table".into() };
+    pod.step(Event::Hook("migrate".into(), Err(failure)), NOW);
+    let ending = Ending::new("hook migrate: exited with status 1", b"no such table");
+    assert_eq!(pod.report().unwrap().ending.as_deref(), Some(&ending));
 }

@@ -11,6 +11,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     os::{fd::AsFd as _, unix::net::UnixStream},
+    thread,
     time::Duration,
 };
 
@@ -62,6 +63,15 @@ struct Init {
     /// Its end ends the init.
     _link: UnixStream,
     ending: bool,
+}
+
+/// Whether this kernel has PID namespaces: one is made, and gone with the thread that has made it.
+///
+/// # Errors
+/// What the kernel says: EINVAL when it has none.
+pub(crate) fn probe() -> io::Result<()> {
+    let made = thread::spawn(|| unshare(CloneFlags::CLONE_NEWPID)).join();
+    Ok(made.map_err(|_| io::Error::other("the thread that tried it has failed"))??)
 }
 
 impl PidNamespace {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use hextet_lifecycle::Ending;
 use serde::{Deserialize, Serialize};
 
 /// The file name of the socket in a pod's run folder.
@@ -39,6 +40,9 @@ pub struct Status {
     /// The last status: every task has ended and the supervisor exits.
     #[serde(default)]
     pub stopped: bool,
+    /// How a task ended by itself last, or why it could not be started, and what it wrote before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
     /// By task name.
     pub tasks: BTreeMap<String, TaskStatus>,
 }

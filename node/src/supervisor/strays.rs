@@ -4,7 +4,9 @@
 //! with the pod's user id in the pod's network namespace. Both conditions of the second matter: agents
 //! that share a machine may use the same user id for pods of their own.
 
-use std::{fs, io, os::unix::fs::MetadataExt as _};
+use std::io;
+
+use crate::processes::{self, Process, netns_of};
 
 /// Whose strays are looked for.
 #[derive(Clone, Copy, Debug)]
@@ -15,53 +17,15 @@ pub(super) struct Family {
     pub(super) owner: Option<(u32, u64)>,
 }
 
-/// The ids of all strays of `family`.
+/// The ids of all strays of `family`; a zombie is none.
 pub(super) fn find(family: Family) -> io::Result<Vec<i32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        if pid != family.supervisor && is_stray(pid, family) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
-/// A process that ends meanwhile is none.
-fn is_stray(pid: i32, family: Family) -> bool {
-    let Some(process) = fs::read_to_string(format!("/proc/{pid}/status")).ok().and_then(|text| parse(&text))
-    else {
-        return false;
+    let is_stray = |(pid, process): &(i32, Process)| {
+        let owned = family.owner.is_some_and(|(uid, netns)| {
+            process.uid == uid && netns_of(*pid).is_ok_and(|inode| inode == netns)
+        });
+        *pid != family.supervisor && (process.parent == family.supervisor || owned) && process.state != "Z"
     };
-    let owned = family
-        .owner
-        .is_some_and(|(uid, netns)| process.uid == uid && netns_of(pid).is_ok_and(|inode| inode == netns));
-    (process.parent == family.supervisor || owned) && !process.zombie
-}
-
-/// The inode of the network namespace of `pid`.
-pub(super) fn netns_of(pid: i32) -> io::Result<u64> {
-    Ok(fs::metadata(format!("/proc/{pid}/ns/net"))?.ino())
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Process {
-    parent: i32,
-    uid: u32,
-    zombie: bool,
-}
-
-/// Reads `/proc/PID/status` (proc_pid_status(5)).
-fn parse(status: &str) -> Option<Process> {
-    let field =
-        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
-    Some(Process {
-        parent: field("PPid:")?.parse().ok()?,
-        uid: field("Uid:")?.parse().ok()?,
-        zombie: field("State:")? == "Z",
-    })
+    Ok(processes::all()?.into_iter().filter(is_stray).map(|(pid, _)| pid).collect())
 }
 
 #[cfg(test)]
@@ -69,13 +33,6 @@ mod tests {
     use std::process::{Command, id};
 
     use super::*;
-
-    #[test]
-    fn status_lines_are_read() {
-        let text = "Name:\tsh\nState:\tS (sleeping)\nPPid:\t12\nUid:\t1879048193\t0\t0\t0\n";
-        assert_eq!(parse(text), Some(Process { parent: 12, uid: 1_879_048_193, zombie: false }));
-        assert_eq!(parse("Name:\tsh\n"), None);
-    }
 
     #[test]
     fn a_child_is_found_until_it_ends() {

@@ -94,6 +94,7 @@ impl Life {
         match self.phase {
             Phase::Stopping { again: true, .. } => {
                 (self.short_runs, self.ordered) = (0, self.ordered.saturating_add(1));
+                self.message.clear();
                 self.phase = Phase::Waiting { start_at: now };
             }
             Phase::Stopping { again: false, .. } | Phase::Stopped => self.phase = Phase::Stopped,
@@ -121,6 +122,8 @@ impl Life {
             }
             Phase::Waiting { .. } | Phase::Stopped => {
                 self.short_runs = 0;
+                // How the text before ended says nothing of this one.
+                self.message.clear();
                 // Before the first start there is nothing to start again.
                 let is_again = again && self.starts > 0;
                 self.ordered = self.ordered.saturating_add(is_again.into());
@@ -133,7 +136,8 @@ impl Life {
     /// What the agent is told.
     pub(super) fn status(&self) -> TaskStatus {
         let state = match self.phase {
-            Phase::Waiting { .. } if self.starts == 0 => TaskState::Starting,
+            // It never ran, or it was ended for a new text.
+            Phase::Waiting { .. } if self.starts == 0 || self.message.is_empty() => TaskState::Starting,
             Phase::Waiting { .. } => TaskState::Failed,
             Phase::Running { .. } => TaskState::Running,
             Phase::Stopping { .. } | Phase::Stopped => TaskState::Stopping,
@@ -208,6 +212,8 @@ mod tests {
         assert_eq!(life.status().restarts, 0, "the first start is none whatever was said before");
         life.stop(true, now);
         life.ended("killed by SIGTERM".into(), now);
+        let status = life.status();
+        assert_eq!((status.state, status.message.as_str()), (TaskState::Starting, ""), "it has not failed");
         life.started(8, now);
         assert_eq!(life.status().restarts, 0, "a new text");
         life.ended("exited with status 1".into(), now);
@@ -218,6 +224,9 @@ mod tests {
         life.stop(true, now);
         life.started(10, now);
         assert_eq!(life.status().restarts, 1, "it was stopped and is wanted again");
+        life.ended("exited with status 1".into(), now);
+        life.stop(true, now);
+        assert_eq!(life.status().state, TaskState::Starting, "a new text while it waits");
     }
 
     #[test]

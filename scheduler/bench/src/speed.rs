@@ -99,6 +99,8 @@ fn one_more(fleet: &mut Fleet, spread: &Spread) -> [Duration; 3] {
             message: String::new(),
             restarts: 0,
             gone: true,
+            version: None,
+            ending: None,
         };
         fleet.event(Event::PodReports(node, vec![report]));
     }

@@ -5,8 +5,10 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
+    authority::Authorities,
     cluster::{Cluster, Counters},
     deploy::{Deploy, DeployId},
+    ending::LastEnding,
     failure::Failures,
     job::Job,
     node::Node,
@@ -15,6 +17,7 @@ use crate::{
     restore::Restored,
     time::WallTime,
     token::{Token, TokenId},
+    version::{JobVersion, VersionId},
 };
 
 /// The name of one thing that is stored; as text `kind/name`.
@@ -24,12 +27,18 @@ pub enum Key {
     Cluster,
     /// Numbers that only grow.
     Counters,
+    /// Which CAs vouch for the members.
+    Authorities,
     /// A job by its name.
     Job(String),
+    /// A version of a job, in force or not.
+    Version(VersionId),
     /// A node by its name.
     Node(String),
     /// A pod by its id.
     Pod(PodId),
+    /// How a pod failed last, by its id.
+    Ending(PodId),
     /// Where pods of a group have failed, by `job/group`.
     Failures(String),
     /// A deploy by the job and the version that it goes to.
@@ -50,12 +59,18 @@ pub enum Value {
     Cluster(Arc<Cluster>),
     /// At [`Key::Counters`].
     Counters(Counters),
+    /// At [`Key::Authorities`].
+    Authorities(Arc<Authorities>),
     /// At [`Key::Job`].
     Job(Arc<JobRecord>),
+    /// At [`Key::Version`].
+    Version(Arc<JobVersion>),
     /// At [`Key::Node`].
     Node(Arc<Node>),
     /// At [`Key::Pod`].
     Pod(Arc<Pod>),
+    /// At [`Key::Ending`].
+    Ending(Arc<LastEnding>),
     /// At [`Key::Failures`].
     Failures(Arc<Failures>),
     /// At [`Key::Deploy`].
@@ -122,13 +137,16 @@ impl Value {
         match self {
             Value::Cluster(_) => *key == Key::Cluster,
             Value::Counters(_) => *key == Key::Counters,
+            Value::Authorities(_) => *key == Key::Authorities,
             Value::Job(record) => {
                 let is_its = |name: &String| record.versions.values().all(|job| job.job == *name);
                 matches!(key, Key::Job(name) if is_its(name))
             }
+            Value::Version(_) => matches!(key, Key::Version(_)),
             Value::Node(node) => matches!(key, Key::Node(name) if node.name == *name),
             Value::Pod(pod) => matches!(key, Key::Pod(id) if pod.id == *id),
             Value::Deploy(deploy) => matches!(key, Key::Deploy(id) if deploy.id == *id),
+            Value::Ending(_) => matches!(key, Key::Ending(_)),
             Value::Failures(_) => matches!(key, Key::Failures(_)),
             Value::Token(_) => matches!(key, Key::Token(_)),
             Value::Renewal(_) => matches!(key, Key::Renewal(_)),
@@ -158,9 +176,12 @@ impl FromStr for Key {
             None if text == "cluster" => Ok(Key::Cluster),
             None if text == "counters" => Ok(Key::Counters),
             None if text == "restored" => Ok(Key::Restored),
+            None if text == "authorities" => Ok(Key::Authorities),
             Some(("job", name)) => Ok(Key::Job(name.to_owned())),
+            Some(("version", id)) => Ok(Key::Version(id.parse().map_err(|_| KeyError(text.to_owned()))?)),
             Some(("node", name)) => Ok(Key::Node(name.to_owned())),
             Some(("pod", id)) => Ok(Key::Pod(PodId(id.to_owned()))),
+            Some(("ending", id)) => Ok(Key::Ending(PodId(id.to_owned()))),
             Some(("failures", group)) => Ok(Key::Failures(group.to_owned())),
             Some(("deploy", id)) => Ok(Key::Deploy(id.parse().map_err(|_| KeyError(text.to_owned()))?)),
             Some(("token", id)) => Ok(Key::Token(id.to_owned())),
@@ -175,9 +196,12 @@ impl fmt::Display for Key {
         match self {
             Key::Cluster => f.write_str("cluster"),
             Key::Counters => f.write_str("counters"),
+            Key::Authorities => f.write_str("authorities"),
             Key::Job(name) => write!(f, "job/{name}"),
+            Key::Version(id) => write!(f, "version/{id}"),
             Key::Node(name) => write!(f, "node/{name}"),
             Key::Pod(id) => write!(f, "pod/{id}"),
+            Key::Ending(id) => write!(f, "ending/{id}"),
             Key::Failures(group) => write!(f, "failures/{group}"),
             Key::Deploy(id) => write!(f, "deploy/{id}"),
             Key::Token(id) => write!(f, "token/{id}"),
@@ -208,9 +232,12 @@ mod tests {
         let keys = [
             "cluster",
             "counters",
+            "authorities",
             "job/a",
+            "version/a@3",
             "node/n1",
             "pod/a-b-00000",
+            "ending/a-b-00000",
             "failures/a/b",
             "deploy/a@4",
             "token/ff",
@@ -220,7 +247,7 @@ mod tests {
         for text in keys {
             assert_eq!(text.parse::<Key>().unwrap().to_string(), text);
         }
-        for text in ["", "pods/a", "cluster/a", "job", "deploy/a", "deploy/a@b"] {
+        for text in ["", "pods/a", "cluster/a", "job", "version/a", "deploy/a", "deploy/a@b"] {
             assert!(text.parse::<Key>().is_err(), "{text}");
         }
     }

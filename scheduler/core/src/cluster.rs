@@ -37,10 +37,6 @@ pub struct Counters {
     pub pods_made: u64,
     /// Pods with smaller serial numbers were made before the last restore from a backup: after them others may have been
     /// made that nobody here knows of.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::job::is_default")]
     pub restored_from: u64,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }

@@ -64,6 +64,9 @@ pub struct Deploy {
     pub faults: BTreeMap<PodId, u32>,
     /// Why it is as it is, in words; empty while all is well.
     pub reason: String,
+    /// The last lines of what has failed, if it wrote any.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub output: String,
     /// Somebody wanted it to end.
     #[serde(default)]
     pub aborted: bool,
@@ -106,11 +109,20 @@ pub enum Move {
     /// The gate of the step is passed.
     Passed,
     /// It is not, and why.
-    Failed(String),
+    Failed(Fault),
     /// The wait before the next attempt is over.
     TryAgain,
     /// No pod of the next version is left.
     Back,
+}
+
+/// Why the gate of a step is not passed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fault {
+    /// In words.
+    pub why: String,
+    /// The last lines of what has failed, if it wrote any.
+    pub output: String,
 }
 
 /// What somebody wants of a deploy that is under way or over.
@@ -172,9 +184,7 @@ pub enum DeployError {
     )]
     RolloutInForce(String, String),
     /// Of a singleton there are never two.
-    #[error(
-        "group `{0}` is a singleton, of which there are never two versions: `netctl apply` restarts it in place"
-    )]
+    #[error("group `{0}` is a singleton, of which there are never two: --in-place restarts it where it is")]
     Singleton(String),
     /// Too many that nobody has looked at.
     #[error(
@@ -228,8 +238,10 @@ impl Deploy {
             Stage::GoingBack => None,
             _ => steps.get(self.step),
         };
-        let Some(step) = step else { return Rollout::new(previous, next, 0) };
-        let rollout = Rollout::new(previous, next, step.percent);
+        let rollout =
+            |percent| Rollout { in_place: self.schedule.in_place, ..Rollout::new(previous, next, percent) };
+        let Some(step) = step else { return rollout(0) };
+        let rollout = rollout(step.percent);
         match step.form {
             Form::Split if !self.proven && self.stage != Stage::Waiting => {
                 let before = self.step.checked_sub(1).and_then(|step| steps.get(step));
@@ -242,12 +254,12 @@ impl Deploy {
         }
     }
 
-    /// The stage in which a step begins: it grows first, unless its pods are there already or stand by.
+    /// The stage in which a step begins: it grows first, unless its pods are there already, stand by, or never are more.
     #[must_use]
     pub fn first_stage(&self, step: usize) -> Stage {
         let form = |step: usize| self.schedule.steps.get(step).map(|step| step.form);
         let after_switch = step.checked_sub(1).and_then(form) == Some(Form::Switched);
-        let grows = form(step) == Some(Form::Split) && !after_switch;
+        let grows = form(step) == Some(Form::Split) && !after_switch && !self.schedule.in_place;
         if grows { Stage::Growing } else { Stage::Watching }
     }
 

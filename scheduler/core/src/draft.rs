@@ -36,6 +36,7 @@ impl<'a> Draft<'a> {
     /// The record of a pod of which nothing is left.
     pub(crate) fn forget_pod(&mut self, id: &PodId) {
         self.put(Key::Pod(id.clone()), None);
+        self.put(Key::Ending(id.clone()), None);
     }
 
     pub(crate) fn put_node(&mut self, node: Node) {
@@ -44,6 +45,17 @@ impl<'a> Draft<'a> {
 
     pub(crate) fn put_job(&mut self, name: &str, record: JobRecord) {
         self.put(Key::Job(name.to_owned()), Some(Value::Job(Arc::new(record))));
+    }
+
+    /// The jobs that were written, each with its record before.
+    pub(crate) fn jobs_touched(&self) -> Vec<(String, Option<Arc<JobRecord>>)> {
+        let from_first_job = self.before.range(Key::Job(String::new())..);
+        let touched = from_first_job.map_while(|(key, old)| match (key, old) {
+            (Key::Job(name), Some(Value::Job(record))) => Some((name.clone(), Some(record.clone()))),
+            (Key::Job(name), _) => Some((name.clone(), None)),
+            _ => None,
+        });
+        touched.collect()
     }
 
     /// A serial number that no pod has had.

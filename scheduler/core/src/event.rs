@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, fmt, net::Ipv6Addr, sync::Arc};
 
 use hextet_address::{ClusterPrefix, GroupId, NodePrefix, SubnetId};
+use hextet_lifecycle::Ending;
 
 use crate::{
+    authority::{Turn, TurnError},
     cluster::Cluster,
     deploy::{DeployError, DeployId, Move, Order, Schedule},
     endpoint::Selector,
@@ -27,6 +29,8 @@ pub enum Event {
     ClusterCreated(Cluster),
     /// Somebody wants a job to be so.
     ApplyJob(Job, Texts),
+    /// The same, if this is the version in force; 0: if there is no such job.
+    ApplyJobAt(u32, Job, Texts),
     /// Somebody wants a job to be as this older version of it was.
     RollbackJob(Job, u32, Texts),
     /// Somebody wants a job to be gone.
@@ -45,6 +49,10 @@ pub enum Event {
     Renew(Renew),
     /// Somebody has used a key that was asked for so.
     KeyUsed(Enrolled, String),
+    /// Somebody wants another CA, the one before it, or the end of the old one.
+    TurnCa(Turn),
+    /// A person or load balancer came with a certificate of the CA that goes out of use: the key, and when it ends.
+    LateCa(Enrolled, String, WallTime),
     /// A node has attached.
     NodeHello(String, Hello),
     /// A node that was lost has reported.
@@ -97,6 +105,8 @@ pub struct Renew {
     pub new: String,
     /// When the certificate for the old key ends.
     pub ends: WallTime,
+    /// It can keep the CA that comes with the certificate.
+    pub takes_ca: bool,
 }
 
 /// What a node claims when it joins; its numbers are drawn at random.
@@ -156,6 +166,10 @@ pub struct PodReport {
     pub restarts: u32,
     /// It was told to stop and has: nothing of it is left.
     pub gone: bool,
+    /// The version of its job of which this is told, if the node says so: of another it says nothing.
+    pub version: Option<u32>,
+    /// How a task or a hook of it ended last; none when its node has nothing new to say of that.
+    pub ending: Option<Ending>,
 }
 
 /// Why an event changes nothing.
@@ -175,6 +189,9 @@ pub enum Refusal {
     /// A deploy is not begun, or is in the way.
     #[error(transparent)]
     Deploy(#[from] DeployError),
+    /// The CA is not replaced.
+    #[error(transparent)]
+    Turn(#[from] TurnError),
     /// There is no such job.
     #[error("there is no job `{0}`; `netctl jobs` lists them")]
     NoJob(String),
@@ -253,6 +270,20 @@ pub enum Refusal {
         /// Who has it.
         node: String,
     },
+    /// Somebody else has changed the job since it was looked at.
+    #[error(
+        "job `{job}` is at {}, and not at {}: somebody else has changed it (`netctl history {job}`)",
+        version_words(*found),
+        version_words(*wanted)
+    )]
+    OtherVersion {
+        /// The job.
+        job: String,
+        /// The version that should be in force; 0 for none.
+        wanted: u32,
+        /// The one that is.
+        found: u32,
+    },
     /// Another node has the group.
     #[error("the group {group} is taken by node `{node}`; draw another group ID")]
     GroupTaken {
@@ -281,6 +312,10 @@ pub enum Refusal {
     /// The cluster is there already.
     #[error("the cluster exists already")]
     ClusterExists,
+}
+
+fn version_words(version: u32) -> String {
+    if version == 0 { "no version".to_owned() } else { format!("version {version}") }
 }
 
 /// What an enrolled key is for.

@@ -84,12 +84,15 @@ pub fn is_external(changer: &str) -> bool {
 pub fn fields(value: &Value) -> Option<Fields> {
     match value {
         Value::Cluster(cluster) => Some(flat(cluster)),
-        // They tell people nothing that the pods do not.
-        Value::Counters(_) | Value::Failures(_) => None,
+        // They tell people nothing that the pods and the job do not.
+        Value::Counters(_) | Value::Failures(_) | Value::Version(_) => None,
+        // Text of a task's, which `netctl why` and `netctl events` show.
+        Value::Ending(_) => None,
         Value::Job(record) => record.current().map(|job| job_fields(job)),
         Value::Deploy(deploy) => Some(deploy_fields(deploy)),
         Value::Node(node) => Some(flat(node)),
         Value::Pod(pod) => Some(flat(pod)),
+        Value::Authorities(authorities) => Some(flat(authorities)),
         Value::Token(token) => Some(flat(token)),
         Value::Renewal(renewal) => Some(flat(renewal)),
         Value::Restored(mark) => Some(flat(mark)),

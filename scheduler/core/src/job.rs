@@ -5,7 +5,11 @@
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
-use hextet_lifecycle::{Hook, HookError, Owner, pod as lifecycle};
+use hextet_lifecycle::{
+    Hook, HookError, Owner,
+    hook::{ENV_BYTES_MAX, ENV_ENTRIES_MAX, EXEC_BYTES_MAX, EXEC_ENTRIES_MAX, RESERVED_ENV},
+    pod as lifecycle,
+};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 pub use self::{
@@ -28,14 +32,6 @@ pub const GROUPS_MAX: usize = 64;
 pub const TASKS_MAX: usize = 16;
 /// The most pods of a group.
 pub const COUNT_MAX: u32 = 10_000;
-/// The most entries in a task's argv.
-pub const EXEC_ENTRIES_MAX: usize = 256;
-/// The most bytes in a task's argv, each with its terminating zero.
-pub const EXEC_BYTES_MAX: usize = 64 * 1024;
-/// The most variables that a task is given.
-pub const ENV_ENTRIES_MAX: usize = 256;
-/// The most bytes in a task's environment.
-pub const ENV_BYTES_MAX: usize = 64 * 1024;
 /// The most constraints of a group.
 pub const CONSTRAINTS_MAX: usize = 64;
 /// The most rules of a group on what it keeps apart from.
@@ -46,8 +42,6 @@ pub const PRIORITY_MAX: i32 = 1_000;
 pub const LABEL_LEN_MAX: usize = 128;
 /// The most memory of a task or a node: sums of it never overflow.
 pub const MEMORY_MAX: Memory = Memory(1 << 50);
-/// Variables of this beginning are the runtime's to set.
-pub const RESERVED_ENV: &str = "HEXTET_";
 
 /// A name and its groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,9 +189,15 @@ pub enum JobProblem {
     OwnField(String),
     /// A rollout of a group that may not grow.
     #[error(
-        "a rollout has pods of both versions for a while, and of a singleton there is never more than one"
+        "a rollout has pods of both versions for a while, and of a singleton there is never more than one: \
+         with `in-place: true` it restarts where it is"
     )]
     SingletonRollout,
+    /// A rollout that has more pods than `count`, and may not.
+    #[error(
+        "with `in-place` there are never pods beside the others: leave out `standby` and `percent-previous`"
+    )]
+    InPlaceBeside,
     /// A rollout from a version to itself.
     #[error("`previous` and `next` are both {0}: a rollout goes from one version to another")]
     SameVersion(u32),
@@ -226,7 +226,7 @@ pub enum JobProblem {
     NotGroup(String),
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
@@ -333,10 +333,12 @@ impl Group {
         Ok(())
     }
 
-    /// A rollout grows before it shrinks, which a group of which there is never more than one pod cannot.
+    /// A rollout grows before it shrinks, unless it is in place: a group of which there is never more than one pod cannot.
     fn check_rollout(&self) -> Result<(), JobProblem> {
         match (self.rollout, self.availability()) {
-            (Some(_), Availability::Singleton) => Err(JobProblem::SingletonRollout),
+            (Some(rollout), Availability::Singleton) if !rollout.in_place => {
+                Err(JobProblem::SingletonRollout)
+            }
             (Some(rollout), _) => rollout.check(),
             (None, _) => Ok(()),
         }

@@ -211,9 +211,10 @@ impl Leases {
 
     /// A sign of life of `node` has come.
     pub fn renew(&mut self, node: &str, now: Moment) {
-        let until = self.fence_from(now);
+        let (until, back) = (self.fence_from(now), now + self.lease);
         if let Some(lease) = self.nodes.get_mut(node) {
-            lease.renewed = now.max(lease.renewed);
+            // One that is back needs no more time for that, but perhaps for its other stream.
+            lease.renewed = now.max(lease.renewed.min(back));
             lease.claim.renewed(until);
             (lease.has_ended, lease.inquiry) = (false, None);
         }

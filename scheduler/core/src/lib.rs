@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assignment;
+pub mod authority;
 pub mod batch;
 pub mod change;
 pub mod claim;
@@ -15,6 +16,7 @@ pub mod countable;
 pub mod deploy;
 mod draft;
 pub mod drain;
+pub mod ending;
 pub mod endpoint;
 pub mod event;
 pub mod failure;
@@ -39,4 +41,5 @@ mod testing;
 pub mod time;
 pub mod token;
 pub mod transition;
+pub mod version;
 pub mod watch;

@@ -63,6 +63,9 @@ pub struct Node {
     /// While it is lost: the addresses of the pods that it had then, at most [`LEFT_MAX`], for LAN hosts to ask anew.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<Ipv6Addr>,
+    /// The CA that made its certificate; none for the one with which the cluster began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
     /// The last grant of its lease is over, by its own clock: it has ended what only one node may run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fenced: bool,
@@ -207,6 +210,7 @@ impl Node {
             phase: NodePhase::Joined,
             joined: now,
             left: Vec::new(),
+            ca: None,
             fenced: false,
             term: 0,
             taken_down: None,

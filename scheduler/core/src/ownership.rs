@@ -32,8 +32,10 @@ const CLAIMS: &[(Owner, Claims)] = &[
         Owner::User,
         &[
             ("job", &["versions", "removed"]),
+            ("version", &["text", "message"]),
             ("deploy", &["text", "schedule", "aborted", "changer"]),
             ("token", &["role", "name", "expires"]),
+            ("authorities", &["first", "issuing", "leaving"]),
         ],
     ),
     (
@@ -62,9 +64,11 @@ const CLAIMS: &[(Owner, Claims)] = &[
                 "deploy",
                 &[
                     "id", "previous", "groups", "step", "stage", "proven", "moves", "failures", "faults",
-                    "reason", "begun", "ended",
+                    "reason", "output", "begun", "ended",
                 ],
             ),
+            ("version", &["made", "kept", "applied", "changer", "equals"]),
+            ("ending", &["time", "job_version"]),
             ("counters", &["pods_made", "restored_from"]),
             ("restored", &["revision", "time", "lease_ms"]),
         ],
@@ -74,6 +78,7 @@ const CLAIMS: &[(Owner, Claims)] = &[
         &[
             // While it is there: of a pod that is pending, lost or terminating the scheduler says how it is.
             ("pod", &["phase", "message", "restarts"]),
+            ("ending", &["what", "output"]),
             (
                 "node",
                 &[
@@ -91,7 +96,7 @@ const CLAIMS: &[(Owner, Claims)] = &[
     ),
     (
         Owner::Enrollment,
-        &[("node", &["name", "key", "prefix", "group_id", "joined"]), ("token", &["used_by"])],
+        &[("node", &["name", "key", "ca", "prefix", "group_id", "joined"]), ("token", &["used_by"])],
     ),
     (Owner::Founding, &[("cluster", &["prefix", "pod_prefix", "pod_ipv4", "id_key", "created"])]),
 ];
@@ -236,11 +241,14 @@ mod tests {
             ("pod", "Pod", include_str!("pod.rs")),
             ("node", "Node", include_str!("node.rs")),
             ("job", "JobRecord", include_str!("change.rs")),
+            ("version", "JobVersion", include_str!("version.rs")),
             ("deploy", "Deploy", include_str!("deploy.rs")),
             ("token", "Token", include_str!("token.rs")),
             ("cluster", "Cluster", include_str!("cluster.rs")),
+            ("ending", "LastEnding", include_str!("ending.rs")),
             ("counters", "Counters", include_str!("cluster.rs")),
             ("restored", "Restored", include_str!("restore.rs")),
+            ("authorities", "Authorities", include_str!("authority.rs")),
         ];
         let there: BTreeSet<(String, String)> = sources
             .iter()

@@ -1,17 +1,24 @@
 //! What an apply would do: the transition itself, on a copy of the state that is then thrown away.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use hextet_lifecycle::Hook;
 
 use crate::{
     change::{Change, Key, Value},
-    event::{Event, Refusal, Texts},
+    event::{Event, PodReport, Refusal, Texts},
     job::Job,
+    node::NodePhase,
     pod::{Pod, PodPhase},
     state::State,
     transition::{Context, Origin, handle},
 };
+
+/// How far ahead a rollout is looked at: pods start, others stop, and what waited for their room starts, twice.
+const ROUNDS: usize = 4;
 
 /// What would become of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,8 +95,62 @@ fn plan_one(
     let (from, before) = (version(copy), copy.clone());
     let revision = handle(copy, &Event::ApplyJob(job.clone(), texts.clone()), origin, context)?;
     let changes = revision.map(|revision| revision.changes).unwrap_or_default();
-    let pods = pair(changes.iter().filter_map(|change| planned(change, &before, copy)).collect());
-    Ok(JobPlan { job: job.job.clone(), from, to: version(copy), pods })
+    let mut pods: Vec<Planned> = changes.iter().filter_map(|change| planned(change, &before, copy)).collect();
+    if job.groups.values().any(|group| group.rollout.is_some()) {
+        pods.extend(stopped_later(copy, &job.job, context));
+    } else if !pods.is_empty() || from != version(copy) {
+        pods.extend(unheard(copy, job));
+    }
+    Ok(JobPlan { job: job.job.clone(), from, to: version(copy), pods: pair(pods) })
+}
+
+/// Pods that stay as they are until their node hears of the new text.
+fn unheard(state: &State, job: &Job) -> Vec<Planned> {
+    let is_old = |pod: &&Arc<Pod>| {
+        let node = state.node_of(pod);
+        let differs =
+            state.group_of(pod).zip(job.group(&pod.group)).is_some_and(|(now, next)| now.tasks != next.tasks);
+        pod.is_wanted() && differs && node.is_some_and(|node| node.phase != NodePhase::Ready)
+    };
+    let kept = state.pods_of_job(&job.job).filter(is_old);
+    kept.map(|pod| later(pod, PodFate::Kept, "its node does not report: it changes when that is back"))
+        .collect()
+}
+
+fn later(pod: &Pod, fate: PodFate, why: &str) -> Planned {
+    let (group, is_replaced) = ((pod.job.clone(), pod.group.clone()), fate == PodFate::Stopped);
+    let plan = PodPlan { pod: pod.id.to_string(), node: pod.node.clone(), fate, why: why.to_owned() };
+    Planned { group, is_new: false, is_replaced, plan }
+}
+
+/// Pods that a rollout stops as soon as others run: what would follow if all that can start did, and all that is told to
+/// stop did.
+fn stopped_later(state: &State, job: &str, context: &mut Context<'_>) -> Vec<Planned> {
+    let mut later = state.clone();
+    let origin = Origin { changer: String::new(), message: String::new() };
+    for _ in 0..ROUNDS {
+        for (node, reports) in good_news(&later, job) {
+            // Whatever is refused does not happen.
+            drop(handle(&mut later, &Event::PodReports(node, reports), &origin, context));
+        }
+    }
+    let stops = |pod: &Pod| later.pods().get(&pod.id).is_none_or(|later| !later.is_wanted());
+    let stopped = state.pods_of_job(job).filter(|pod| pod.is_wanted() && pod.node.is_some() && stops(pod));
+    let why = "the rollout stops it as soon as enough others run";
+    stopped.map(|pod| self::later(pod, PodFate::Stopped, why)).collect()
+}
+
+/// What nodes that can would say next of the pods of a job, if all went well.
+fn good_news(state: &State, job: &str) -> BTreeMap<String, Vec<PodReport>> {
+    let mut news: BTreeMap<String, Vec<PodReport>> = BTreeMap::new();
+    for pod in state.pods_of_job(job) {
+        let Some(node) = state.node_of(pod).filter(|node| node.phase == NodePhase::Ready) else { continue };
+        let (id, gone) = (pod.id.clone(), pod.phase == PodPhase::Terminating);
+        let (phase, message, restarts) = (PodPhase::Running, String::new(), pod.restarts);
+        let report = PodReport { id, phase, message, restarts, gone, ending: None, version: None };
+        news.entry(node.name.clone()).or_default().push(report);
+    }
+    news
 }
 
 /// A planned pod with its group, and whether a new one has to take its place.
@@ -122,13 +183,11 @@ fn planned(change: &Change, before: &State, after: &State) -> Option<Planned> {
 
 /// What an apply does for a pod that stays where it is, besides to its tasks.
 fn beside((old, before): (&Pod, &State), (new, after): (&Pod, &State)) -> String {
-    let hooks = |state: &State, pod: &Pod| {
-        let job = state.job_of(pod).cloned();
-        job.and_then(|job| Some(job.groups.get(&pod.group)?.hooks.clone())).unwrap_or_default()
-    };
-    let (had, has) = (hooks(before, old), hooks(after, new));
-    let runs = |(name, hook): &(&String, &Hook)| hook.on.is_empty() && had.get(*name) != Some(*hook);
-    let names: Vec<&str> = has.iter().filter(runs).map(|(name, _)| name.as_str()).collect();
+    let had = before.group_of(old);
+    let is_new = |name: &str, hook: &Hook| had.and_then(|had| had.hooks.get(name)) != Some(hook);
+    let has = after.group_of(new).into_iter().flat_map(|group| &group.hooks);
+    let runs = has.filter(|(name, hook)| hook.on.is_empty() && is_new(name, hook));
+    let names: Vec<&str> = runs.map(|(name, _)| name.as_str()).collect();
     let amounts = (&old.resources, &old.countables) != (&new.resources, &new.countables);
     let amounts = amounts.then(|| "other amounts are kept free for it".to_owned());
     let hooks = match names.as_slice() {

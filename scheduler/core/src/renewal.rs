@@ -26,6 +26,9 @@ pub struct Renewal {
     pub new: String,
     /// The new key was used: the old one is not good any more.
     pub confirmed: bool,
+    /// The CA that made the certificate for the new key; none for the one with which the cluster began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
     /// When the certificate of the old key ends, and this need not be known any more.
     pub ends: WallTime,
     /// When somebody deleted the node whose key this is, and `new` with it. No key is ever given again, so that this stays

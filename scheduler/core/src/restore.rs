@@ -24,7 +24,7 @@ pub struct Restored {
     /// When it was restored, for people to read.
     pub time: WallTime,
     /// How long leases of the server were that made the backup; 0 when the backup does not say.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::job::is_default")]
     pub lease_ms: u64,
 }
 
@@ -44,10 +44,6 @@ pub(crate) fn leap(last: u64, age: Duration) -> u64 {
     let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let by_age = age_ms.saturating_mul(PER_MILLISECOND_MAX);
     if by_age > last { by_age } else { last.saturating_add(LEAP_WITHOUT_CLOCK) }
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 #[cfg(test)]

@@ -24,6 +24,9 @@ pub struct Rollout {
     /// The pods of the next version are made beside all of the previous one, and load balancers are not told of them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub standby: bool,
+    /// Pods are given the tasks of the other version where they are, and never are there more than `count`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_place: bool,
 }
 
 /// One of the two versions of a group in a rollout.
@@ -42,7 +45,7 @@ impl Rollout {
     /// From one version to another, so many hundredths of the way.
     #[must_use]
     pub fn new(previous: u32, next: u32, percent_next: u32) -> Rollout {
-        Rollout { previous, next, percent_next, percent_previous: None, standby: false }
+        Rollout { previous, next, percent_next, percent_previous: None, standby: false, in_place: false }
     }
 
     /// How many of `count` pods are of the next version: rounded up, as a percentage above zero that tries nothing
@@ -70,6 +73,9 @@ impl Rollout {
         }
         if self.previous == 0 || self.next == 0 {
             return Err(JobProblem::VersionZero);
+        }
+        if self.in_place && (self.standby || self.percent_previous.is_some()) {
+            return Err(JobProblem::InPlaceBeside);
         }
         let previous = self.percent_previous.unwrap_or(100_u32.saturating_sub(self.percent_next));
         if let Some(given) = [self.percent_next, previous].into_iter().find(|percent| *percent > 100) {
@@ -204,5 +210,7 @@ mod tests {
         assert_eq!(check(4, 4, 20), Err(JobProblem::SameVersion(4)));
         assert_eq!(check(0, 4, 20), Err(JobProblem::VersionZero));
         assert!(matches!(check(3, 4, 101), Err(JobProblem::TooMany { given: 101, max: 100, .. })));
+        let beside = Rollout { in_place: true, standby: true, ..Rollout::new(3, 4, 20) };
+        assert_eq!(beside.check(), Err(JobProblem::InPlaceBeside));
     }
 }

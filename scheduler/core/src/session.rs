@@ -38,7 +38,8 @@ impl Inbox {
         if self.reports.len() >= REPORTS_MAX {
             return Err(InboxFull);
         }
-        self.reports.insert(report.id.clone(), report);
+        let older = self.reports.remove(&report.id);
+        self.reports.insert(report.id.clone(), newer(older, report));
         Ok(())
     }
 
@@ -68,7 +69,11 @@ impl Inbox {
     /// What was taken could not be written down. Reports that came in the meantime are newer.
     pub fn put_back(&mut self, taken: Inbox) {
         for (id, report) in taken.reports {
-            self.reports.entry(id).or_insert(report);
+            let report = match self.reports.remove(&id) {
+                Some(since) => newer(Some(report), since),
+                None => report,
+            };
+            self.reports.insert(id, report);
         }
         for (id, conflict) in taken.conflicts {
             self.conflicts.entry(id).or_insert(conflict);
@@ -84,6 +89,12 @@ impl Inbox {
         let conflict = |conflict| Event::AddressConflict(node.to_owned(), conflict);
         std::iter::once(reports).chain(self.conflicts.into_values().map(conflict)).collect()
     }
+}
+
+/// The newer word. How a pod ended is said once, and is not lost with an older one.
+fn newer(older: Option<PodReport>, newer: PodReport) -> PodReport {
+    let before = older.and_then(|older| older.ending);
+    PodReport { ending: newer.ending.or(before), ..newer }
 }
 
 /// Nodes whose pods count as lost from this revision on. Their streams end: what they said of their pods counts no
@@ -149,6 +160,8 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
+    use hextet_lifecycle::Ending;
+
     use super::*;
     use crate::pod::PodPhase;
 
@@ -175,6 +188,19 @@ mod tests {
     }
 
     #[test]
+    fn how_a_pod_ended_is_not_lost_with_an_older_word() {
+        let mut inbox = Inbox::default();
+        let ending = Some(Ending::new("task t: exited with status 3", b"no such table"));
+        inbox.report(PodReport { ending: ending.clone(), ..report("a", PodPhase::Failed) }).unwrap();
+        inbox.report(report("a", PodPhase::Running)).unwrap();
+        let taken = inbox.take().unwrap();
+        inbox.report(report("a", PodPhase::Failed)).unwrap();
+        inbox.put_back(taken);
+        let reports = vec![PodReport { ending, ..report("a", PodPhase::Failed) }];
+        assert_eq!(inbox.take().unwrap().events("n1"), [Event::PodReports("n1".into(), reports)]);
+    }
+
+    #[test]
     fn a_node_that_only_returns_says_so() {
         let mut inbox = Inbox::default();
         inbox.returned();
@@ -190,6 +216,14 @@ mod tests {
     }
 
     fn report(id: &str, phase: PodPhase) -> PodReport {
-        PodReport { id: PodId(id.into()), phase, message: String::new(), restarts: 0, gone: false }
+        PodReport {
+            id: PodId(id.into()),
+            phase,
+            message: String::new(),
+            restarts: 0,
+            gone: false,
+            version: None,
+            ending: None,
+        }
     }
 }

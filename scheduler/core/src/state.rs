@@ -8,14 +8,17 @@ pub use self::{
     labels::Values,
     seat::{Seat, Usage},
     seats::Seats,
+    versions::Versions,
 };
 
 use crate::{
+    authority::Authorities,
     change::{Change, JobRecord, Key, Revision, Value},
     cluster::{Cluster, Counters},
     deploy::{Deploy, DeployId},
+    ending::LastEnding,
     failure::Failures,
-    job::Job,
+    job::{Group, Job},
     node::Node,
     pod::{Pod, PodId},
     renewal::Renewal,
@@ -27,6 +30,7 @@ mod index;
 mod labels;
 mod seat;
 mod seats;
+mod versions;
 
 use index::Index;
 
@@ -39,9 +43,12 @@ pub struct State {
     revision: u64,
     cluster: Option<Arc<Cluster>>,
     counters: Counters,
+    authorities: Option<Arc<Authorities>>,
     jobs: Map<String, Arc<JobRecord>>,
+    versions: Versions,
     nodes: Map<String, Arc<Node>>,
     pods: Map<PodId, Arc<Pod>>,
+    endings: Map<PodId, Arc<LastEnding>>,
     failures: Map<String, Arc<Failures>>,
     deploys: Map<DeployId, Arc<Deploy>>,
     tokens: Map<TokenId, Arc<Token>>,
@@ -85,6 +92,12 @@ impl State {
         self.counters
     }
 
+    /// Which CAs vouch for the members; `None` as long as there is the one with which the cluster began.
+    #[must_use]
+    pub fn authorities(&self) -> Option<&Arc<Authorities>> {
+        self.authorities.as_ref()
+    }
+
     /// Jobs that are not deleted, by name.
     pub fn jobs(&self) -> impl Iterator<Item = (&String, &Arc<JobRecord>)> {
         self.jobs.iter().filter(|(_, record)| !record.removed)
@@ -106,6 +119,24 @@ impl State {
     #[must_use]
     pub fn job_of(&self, pod: &Pod) -> Option<&Arc<Job>> {
         self.jobs.get(&pod.job)?.versions.get(&pod.job_version)
+    }
+
+    /// What the version that a pod runs says of its group.
+    #[must_use]
+    pub fn group_of(&self, pod: &Pod) -> Option<&Group> {
+        self.job_of(pod)?.group(&pod.group)
+    }
+
+    /// The node that a pod has.
+    #[must_use]
+    pub fn node_of(&self, pod: &Pod) -> Option<&Arc<Node>> {
+        self.nodes.get(pod.node.as_ref()?)
+    }
+
+    /// Versions of jobs, deleted ones among them.
+    #[must_use]
+    pub fn versions(&self) -> &Versions {
+        &self.versions
     }
 
     /// Deploys by job and version: under way, the last one that ended well, and those that gave up.
@@ -132,6 +163,12 @@ impl State {
     #[must_use]
     pub fn pods(&self) -> &Map<PodId, Arc<Pod>> {
         &self.pods
+    }
+
+    /// How a pod failed last.
+    #[must_use]
+    pub fn ending(&self, pod: &PodId) -> Option<&Arc<LastEnding>> {
+        self.endings.get(pod)
     }
 
     /// Tokens by the hash of their secret.
@@ -262,9 +299,12 @@ impl State {
             Key::Cluster => self.cluster.clone().map(Value::Cluster),
             Key::Counters if self.counters == Counters::default() => None,
             Key::Counters => Some(Value::Counters(self.counters)),
+            Key::Authorities => self.authorities.clone().map(Value::Authorities),
             Key::Job(name) => self.jobs.get(name).cloned().map(Value::Job),
+            Key::Version(id) => self.versions.get(id).cloned().map(Value::Version),
             Key::Node(name) => self.nodes.get(name).cloned().map(Value::Node),
             Key::Pod(id) => self.pods.get(id).cloned().map(Value::Pod),
+            Key::Ending(id) => self.endings.get(id).cloned().map(Value::Ending),
             Key::Failures(group) => self.failures.get(group).cloned().map(Value::Failures),
             Key::Deploy(id) => self.deploys.get(id).cloned().map(Value::Deploy),
             Key::Token(id) => self.tokens.get(id).cloned().map(Value::Token),
@@ -277,10 +317,16 @@ impl State {
     pub fn values(&self) -> impl Iterator<Item = (Key, Value)> {
         let cluster = self.cluster.iter().map(|cluster| (Key::Cluster, Value::Cluster(cluster.clone())));
         let counters = self.get(&Key::Counters).map(|counters| (Key::Counters, counters));
+        let authorities = self.get(&Key::Authorities).map(|authorities| (Key::Authorities, authorities));
         let jobs = self.jobs.iter().map(|(name, job)| (Key::Job(name.clone()), Value::Job(job.clone())));
+        let versions = self.versions.iter();
+        let versions =
+            versions.map(|(id, version)| (Key::Version(id.clone()), Value::Version(version.clone())));
         let nodes =
             self.nodes.iter().map(|(name, node)| (Key::Node(name.clone()), Value::Node(node.clone())));
         let pods = self.pods.iter().map(|(id, pod)| (Key::Pod(id.clone()), Value::Pod(pod.clone())));
+        let endings =
+            self.endings.iter().map(|(id, ending)| (Key::Ending(id.clone()), Value::Ending(ending.clone())));
         let failures = self.failures.iter();
         let failures = failures
             .map(|(group, failures)| (Key::Failures(group.clone()), Value::Failures(failures.clone())));
@@ -293,9 +339,12 @@ impl State {
         let restored = self.restored.iter().map(|mark| (Key::Restored, Value::Restored(mark.clone())));
         cluster
             .chain(counters)
+            .chain(authorities)
             .chain(jobs)
+            .chain(versions)
             .chain(nodes)
             .chain(pods)
+            .chain(endings)
             .chain(failures)
             .chain(deploys)
             .chain(tokens)
@@ -340,12 +389,18 @@ impl State {
             (Key::Cluster, _) => self.cluster = None,
             (Key::Counters, Some(Value::Counters(counters))) => self.counters = counters,
             (Key::Counters, _) => self.counters = Counters::default(),
+            (Key::Authorities, Some(Value::Authorities(authorities))) => self.authorities = Some(authorities),
+            (Key::Authorities, _) => self.authorities = None,
             (Key::Job(name), Some(Value::Job(job))) => self.set_job(name, Some(job)),
             (Key::Job(name), _) => self.set_job(name, None),
+            (Key::Version(id), Some(Value::Version(version))) => self.versions.set(id, Some(version)),
+            (Key::Version(id), _) => self.versions.set(id, None),
             (Key::Node(name), Some(Value::Node(node))) => self.set_node(name, Some(node)),
             (Key::Node(name), _) => self.set_node(name, None),
             (Key::Pod(id), Some(Value::Pod(pod))) => self.set_pod(id, Some(pod)),
             (Key::Pod(id), _) => self.set_pod(id, None),
+            (Key::Ending(id), Some(Value::Ending(ending))) => drop(self.endings.insert(id.clone(), ending)),
+            (Key::Ending(id), _) => drop(self.endings.remove(id)),
             (Key::Failures(group), Some(Value::Failures(failures))) => {
                 drop(self.failures.insert(group.clone(), failures));
             }

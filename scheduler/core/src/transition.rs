@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod address;
+mod authority;
 mod deploy;
 mod enroll;
 mod group;
@@ -26,6 +27,7 @@ mod preempt;
 mod renew;
 mod restore;
 mod rollout;
+mod version;
 
 /// The most pods of all jobs together.
 pub const PODS_MAX: u64 = 2_000_000;
@@ -86,6 +88,7 @@ pub fn handle(
         place::place_all(&mut draft, context);
     }
     let message = if origin.message.is_empty() { step.message } else { origin.message.clone() };
+    version::keep(&mut draft, &message);
     Ok(draft.finish(context.wall, &origin.changer, message))
 }
 
@@ -98,6 +101,10 @@ fn dispatch(
     match event {
         Event::ClusterCreated(cluster) => create_cluster(draft, cluster),
         Event::ApplyJob(job, texts) => job::apply(draft, (job, None), texts, &origin.changer, context),
+        Event::ApplyJobAt(version, job, texts) => {
+            job::check_version(draft, &job.job, *version)?;
+            job::apply(draft, (job, None), texts, &origin.changer, context)
+        }
         Event::RollbackJob(job, to, texts) => {
             job::apply(draft, (job, Some(*to)), texts, &origin.changer, context)
         }
@@ -111,6 +118,8 @@ fn dispatch(
         Event::Enroll(enroll) => enroll::enroll(draft, enroll, context.wall),
         Event::Renew(renewal) => renew::renew(draft, renewal, context.wall),
         Event::KeyUsed(holder, key) => Ok(renew::confirm(draft, holder, key)),
+        Event::TurnCa(turn) => authority::turn(draft, turn, context.wall),
+        Event::LateCa(holder, key, ends) => Ok(authority::late(draft, holder, key, *ends)),
         Event::NodeHello(name, hello) => node::hello(draft, name, hello, context),
         Event::NodeReturned(name) => node::returned(draft, name, context),
         Event::PodReports(name, reports) => node::reports(draft, name, reports, context),

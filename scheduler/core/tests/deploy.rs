@@ -4,14 +4,20 @@
 #[allow(dead_code)]
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv6Addr,
+    time::Duration,
+};
 
+use hextet_lifecycle::Ending;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
+    change::Key,
     deploy::{Deploy, Deploys, Form, OnFailure, Order, Pause, Schedule, Stage, Step, Strategy},
     event::{Event, PodReport, Refusal, Texts},
-    job::Job,
-    pod::{Pod, PodPhase},
+    job::{Availability, Job},
+    pod::{Pod, PodId, PodPhase},
     quantity::Resources,
     time::Moment,
 };
@@ -27,6 +33,8 @@ struct Run {
     /// Its pods fail when they have run for so long.
     bad: BTreeMap<u32, Option<Duration>>,
     started: BTreeMap<String, Moment>,
+    /// Nodes that do not report.
+    silent: BTreeSet<&'static str>,
 }
 
 #[test]
@@ -51,6 +59,196 @@ fn while_it_goes_on_no_pod_is_missing() {
         let serving = run.pods().filter(|pod| pod.serves()).count();
         assert!(serving >= 5, "{serving} serve");
     }
+}
+
+#[test]
+fn in_place_pods_keep_their_place_and_address_and_none_is_made() {
+    let mut run = Run::new(5);
+    let before = run.places();
+    run.deploy(Schedule { in_place: true, ..schedule(Strategy::Rolling, Pause::None) }).unwrap();
+    let (mut fewest, mut of_next) = (5, Vec::new());
+    while !run.deploy_of().stage.is_end() {
+        fewest = fewest.min(run.pods().filter(|pod| pod.serves()).count());
+        of_next.push(run.pods().filter(|pod| pod.job_version > 1).count());
+        run.tick();
+        assert_eq!(run.places(), before);
+    }
+    assert_eq!(run.deploy_of().stage, Stage::Promoted);
+    of_next.dedup();
+    assert_eq!((fewest, of_next), (4, vec![1, 2, 3, 4, 5]), "one after the other");
+    assert_eq!(run.world.state.job("shop"), Some(&text("two", 5).into()));
+}
+
+#[test]
+fn in_place_a_bad_version_costs_the_pods_of_its_step_alone() {
+    let mut run = Run::new(5);
+    run.bad.insert(2, None);
+    let before = run.places();
+    let in_place = Schedule { retries: 1, in_place: true, ..schedule(Strategy::Rolling, Pause::None) };
+    run.deploy(in_place).unwrap();
+    let mut fewest = 5;
+    while !run.deploy_of().stage.is_end() {
+        run.tick();
+        fewest = fewest.min(run.pods().filter(|pod| pod.serves()).count());
+    }
+    (0..8).for_each(|_| run.tick());
+    assert_eq!((run.deploy_of().stage, fewest), (Stage::GaveUp, 4));
+    assert_eq!(run.places(), before);
+    assert!(run.pods().all(|pod| pod.serves()));
+    assert_eq!(run.world.state.job("shop"), Some(&text("one", 5).into()));
+}
+
+#[test]
+fn in_place_versions_with_the_same_tasks_are_counted_all_the_same() {
+    let mut run = Run::new(3);
+    let with = |rollout: &str| -> Job {
+        let text = format!(
+            "{{job: shop, groups: {{web: {{count: 3, rollout: {{{rollout}, in-place: true}}, tasks: {{t: {{exec: [/bin/one]}}}}}}}}}}"
+        );
+        serde_norway::from_str(&text).unwrap()
+    };
+    let before = run.places();
+    for (percent, of_next) in [(50, 2), (100, 3), (0, 0)] {
+        let text = with(&format!("previous: 1, next: 2, percent-next: {percent}"));
+        run.world.event("user:alice", Event::ApplyJob(text, Texts::new())).unwrap();
+        assert_eq!(run.pods().filter(|pod| pod.job_version == 2).count(), of_next);
+        assert!(run.pods().all(|pod| pod.serves()), "nothing restarts");
+        assert_eq!(run.places(), before);
+    }
+}
+
+/// What failed in the previous version, often or at this moment, is not held against the next.
+#[test]
+fn in_place_the_next_version_may_be_the_cure() {
+    let mut run = Run::new(3);
+    run.bad.insert(1, Some(Duration::from_secs(2)));
+    (0..40).for_each(|_| run.tick());
+    assert!(run.pods().all(|pod| pod.restarts > 0));
+    let once = Schedule { retries: 0, in_place: true, ..schedule(Strategy::AllAtOnce, Pause::None) };
+    run.deploy(once).unwrap();
+    run.until(Stage::Promoted, 60);
+}
+
+#[test]
+fn in_place_a_singleton_is_deployed_and_goes_back() {
+    for (bad, stage) in [(false, Stage::Promoted), (true, Stage::GaveUp)] {
+        let mut run = Run::new(1);
+        let single = |program: &str| {
+            let mut job = text(program, 1);
+            job.groups.get_mut("web").unwrap().availability = Some(Availability::Singleton);
+            job
+        };
+        run.world.event("user:alice", Event::ApplyJob(single("one"), Texts::new())).unwrap();
+        (0..8).for_each(|_| run.tick());
+        let before = run.places();
+        if bad {
+            run.bad.insert(3, None);
+        }
+        let in_place = Schedule { in_place: true, ..schedule(Strategy::Rolling, Pause::None) };
+        let refused = run.begin(single("two"), Schedule { in_place: false, ..in_place.clone() });
+        assert!(refused.unwrap_err().to_string().contains("--in-place restarts it where it is"));
+        run.begin(single("two"), in_place).unwrap();
+        run.until(stage, 200);
+        (0..8).for_each(|_| run.tick());
+        assert_eq!(run.places(), before);
+        let program = if bad { "one" } else { "two" };
+        assert_eq!(run.world.state.job("shop"), Some(&single(program).into()));
+    }
+}
+
+#[test]
+fn in_place_what_does_not_fit_any_more_goes_elsewhere() {
+    let mut run = Run::new(2);
+    // Two nodes of 4 processors: each has one pod, which fills it.
+    let big = |program: &str, cpu: &str, count: u32| {
+        let mut job = text(program, count);
+        job.groups.get_mut("web").unwrap().tasks.get_mut("t").unwrap().cpu = cpu.parse().unwrap();
+        job
+    };
+    run.world.event("user:alice", Event::ApplyJob(big("one", "2", 4), Texts::new())).unwrap();
+    (0..8).for_each(|_| run.tick());
+    assert!(run.pods().all(|pod| pod.serves()), "the cluster is full");
+    let in_place = Schedule { retries: 0, in_place: true, ..schedule(Strategy::Rolling, Pause::None) };
+    run.begin(big("two", "1", 4), in_place.clone()).unwrap();
+    run.until(Stage::Promoted, 120);
+    run.begin(big("three", "3", 4), in_place).unwrap();
+    run.until(Stage::GaveUp, 1_000);
+    (0..8).for_each(|_| run.tick());
+    assert!(run.pods().all(|pod| pod.serves()), "all are back, also what had no place");
+    assert_eq!(run.pods().count(), 4);
+}
+
+/// The word may have been on its way, or its node cannot follow, as with a full disk.
+#[test]
+fn what_a_node_says_of_another_version_says_nothing_of_this_one() {
+    let mut run = Run::new(1);
+    run.world.event("user:alice", Event::ApplyJob(text("two", 1), Texts::new())).unwrap();
+    let pod = run.pods().next().unwrap().clone();
+    assert_eq!((pod.phase, pod.job_version), (PodPhase::Starting, 2));
+    let mut say = |phase, version| {
+        let (id, message) = (pod.id.clone(), String::new());
+        let report = PodReport { id, phase, message, restarts: 0, gone: false, ending: None, version };
+        let node = pod.node.clone().unwrap();
+        run.world.event("node", Event::PodReports(node, vec![report])).unwrap();
+        run.pods().next().unwrap().phase
+    };
+    assert_eq!(say(PodPhase::Running, Some(1)), PodPhase::Starting);
+    assert_eq!(say(PodPhase::Failed, Some(1)), PodPhase::Starting);
+    assert_eq!(say(PodPhase::Running, Some(2)), PodPhase::Running);
+}
+
+#[test]
+fn a_pod_whose_node_is_cut_off_serves_as_it_is_until_the_node_hears_of_its_new_text() {
+    let mut run = Run::new(2);
+    run.world.event("scheduler", Event::CutOff(vec!["n1".to_owned()])).unwrap();
+    run.world.event("user:alice", Event::ApplyJob(text("two", 2), Texts::new())).unwrap();
+    let of = |run: &Run, node: &str| -> Vec<(PodPhase, u32)> {
+        let pods = run.pods().filter(|pod| pod.node.as_deref() == Some(node));
+        pods.map(|pod| (pod.phase, pod.job_version)).collect()
+    };
+    assert_eq!(of(&run, "n1"), [(PodPhase::Running, 1)]);
+    assert_eq!(of(&run, "n2"), [(PodPhase::Starting, 2)]);
+    run.world.event("node:n1", Event::NodeReturned("n1".to_owned())).unwrap();
+    assert_eq!(of(&run, "n1"), [(PodPhase::Starting, 2)]);
+}
+
+#[test]
+fn in_place_a_deploy_says_which_node_it_waits_for() {
+    let mut run = Run::new(2);
+    run.world.event("scheduler", Event::CutOff(vec!["n1".to_owned()])).unwrap();
+    run.silent.insert("n1");
+    let in_place = Schedule {
+        retries: 0,
+        timeout_ms: 20_000,
+        in_place: true,
+        ..schedule(Strategy::AllAtOnce, Pause::None)
+    };
+    run.deploy(in_place).unwrap();
+    run.until(Stage::GaveUp, 60);
+    let reason = run.deploy_of().reason;
+    assert!(reason.contains("1 of 2 pods of web run in version 2; n1, with shop-web-"), "{reason}");
+    assert!(reason.ends_with("does not report"), "{reason}");
+}
+
+/// What a node said before it was cut off is no sign of doing well: nobody knows how its pods do.
+#[test]
+fn a_pod_whose_node_does_not_report_passes_no_gate() {
+    let mut run = Run::new(2);
+    run.deploy(schedule(Strategy::AllAtOnce, Pause::None)).unwrap();
+    (0..20).for_each(|_| run.tick());
+    assert!(run.pods().filter(|pod| pod.job_version == 2).all(|pod| pod.serves()));
+    run.world.event("scheduler", Event::CutOff(vec!["n1".to_owned()])).unwrap();
+    run.silent.insert("n1");
+    (0..200).for_each(|_| run.tick());
+    assert_eq!(run.deploy_of().stage, Stage::Growing, "50 s later");
+    let outlook = run.deploys.outlook(&run.deploy_of(), run.now);
+    assert!(
+        outlook.what.contains("; n1, with shop-web-") && outlook.what.ends_with("does not report"),
+        "{outlook:?}"
+    );
+    run.silent.clear();
+    let took = run.until(Stage::Promoted, 60);
+    assert!(took.as_secs() >= 9, "{took:?}");
 }
 
 #[test]
@@ -83,6 +281,9 @@ fn one_that_fails_only_later_is_noticed_while_the_canary_is_watched() {
     run.deploy(retries).unwrap();
     run.until(Stage::GaveUp, 60);
     assert_eq!(run.deploy_of().step, 0, "nine of ten pods were left alone");
+    assert_eq!(run.deploy_of().output, "no such table", "the pod is gone, and what it wrote is not");
+    let gone = |id: &_| !run.world.state.pods().contains_key(id);
+    assert!(run.world.state.values().all(|(key, _)| !matches!(key, Key::Ending(id) if gone(&id))));
 }
 
 #[test]
@@ -222,8 +423,9 @@ fn random_schedule(rng: &mut StdRng) -> Schedule {
     let strategies = [Strategy::Rolling, Strategy::Canary, Strategy::BlueGreen, Strategy::AllAtOnce];
     let pauses = [Pause::None, Pause::For(20_000), Pause::Hold];
     let usual = schedule(strategies[rng.random_range(0..4)], pauses[rng.random_range(0..3)]);
+    let in_place = usual.strategy != Strategy::BlueGreen && rng.random_bool(0.4);
     let on_failure = if rng.random_bool(0.3) { OnFailure::Hold } else { OnFailure::Rollback };
-    Schedule { retries: rng.random_range(0..3), on_failure, ..usual }
+    Schedule { retries: rng.random_range(0..3), on_failure, in_place, ..usual }
 }
 
 fn meddle(run: &mut Run, rng: &mut StdRng) {
@@ -248,7 +450,9 @@ fn meddle(run: &mut Run, rng: &mut StdRng) {
 #[test]
 fn a_schedule_that_cannot_be_is_refused() {
     let split = |percent| Step { percent, form: Form::Split, pause: Pause::None };
-    let cases: [(Schedule, &str); 5] = [
+    let standing_by = Schedule { in_place: true, ..schedule(Strategy::BlueGreen, Pause::None) };
+    let cases: [(Schedule, &str); 6] = [
+        (standing_by, "in-place: blue-green has all pods of the next version stand by beside the others"),
         (Schedule { steps: vec![], ..usual() }, "steps: at least one is needed"),
         (Schedule { steps: vec![split(50)], ..usual() }, "steps: the last one is 100"),
         (
@@ -277,6 +481,7 @@ fn schedule(strategy: Strategy, pause: Pause) -> Schedule {
         retries: 3,
         retry_after_ms: 10_000,
         on_failure: OnFailure::Rollback,
+        in_place: false,
     }
 }
 
@@ -298,8 +503,14 @@ impl Run {
         }
         world.event("user:alice", Event::ApplyJob(text("one", count), Texts::new())).unwrap();
         let now = Moment(Duration::from_secs(1));
-        let mut run =
-            Run { world, deploys: Deploys::default(), now, bad: BTreeMap::new(), started: BTreeMap::new() };
+        let mut run = Run {
+            world,
+            deploys: Deploys::default(),
+            now,
+            bad: BTreeMap::new(),
+            started: BTreeMap::new(),
+            silent: BTreeSet::new(),
+        };
         (0..8).for_each(|_| run.tick());
         assert!(run.pods().all(|pod| pod.serves()));
         run
@@ -327,6 +538,10 @@ impl Run {
         self.world.state.pods().values().map(|pod| &**pod)
     }
 
+    fn places(&self) -> Vec<(PodId, Option<String>, Option<Ipv6Addr>)> {
+        self.pods().map(|pod| (pod.id.clone(), pod.node.clone(), pod.address)).collect()
+    }
+
     fn until(&mut self, stage: Stage, seconds_max: u64) -> Duration {
         let since = self.now;
         while self.deploy_of().stage != stage {
@@ -352,7 +567,7 @@ impl Run {
 
     fn tick(&mut self) {
         self.now = self.now + Duration::from_millis(TICK_MS);
-        for node in ["n1", "n2"] {
+        for node in ["n1", "n2"].into_iter().filter(|node| !self.silent.contains(node)).collect::<Vec<_>>() {
             let pods: Vec<Pod> =
                 self.pods().filter(|pod| pod.node.as_deref() == Some(node)).cloned().collect();
             let reports = pods.iter().filter_map(|pod| self.report(pod)).collect();
@@ -368,9 +583,12 @@ impl Run {
         let report = |phase, restarts, gone| PodReport {
             id: pod.id.clone(),
             phase,
-            message: "as the test wants".to_owned(),
+            message: "task t: as the test wants".to_owned(),
             restarts,
             gone,
+            version: Some(pod.job_version),
+            ending: (phase == PodPhase::Failed)
+                .then(|| Ending::new("task t: as the test wants", b"no such table")),
         };
         if pod.phase == PodPhase::Terminating {
             return pod.stop.then(|| report(PodPhase::Terminating, 0, true));

@@ -98,7 +98,13 @@ fn the_key_that_a_deleted_node_would_have_had_next_is_its_key_too() {
     let mut world = in_state("ready");
     let holder = Enrolled { role: Role::Node, name: "n1".to_owned() };
     let renew = |old: &str, new: &str| {
-        Event::Renew(Renew { holder: holder.clone(), old: old.into(), new: new.into(), ends: WallTime(9) })
+        Event::Renew(Renew {
+            holder: holder.clone(),
+            old: old.into(),
+            new: new.into(),
+            ends: WallTime(9),
+            takes_ca: true,
+        })
     };
     world.event("node:n1", renew("key-1", "key-next")).unwrap();
     world.event("scheduler", Event::LeaseEnded(vec!["n1".into()])).unwrap();

@@ -32,7 +32,7 @@ fn all_run(world: &mut World, name: &str) {
     let report = |pod: &std::sync::Arc<Pod>| {
         let gone = !pod.is_wanted();
         let (phase, message) = (PodPhase::Running, String::new());
-        PodReport { id: pod.id.clone(), phase, message, restarts: 0, gone }
+        PodReport { id: pod.id.clone(), phase, message, restarts: 0, gone, ending: None, version: None }
     };
     let reports = world.state.pods_on(name).map(report).collect();
     world.event(&format!("node:{name}"), Event::PodReports(name.to_owned(), reports)).unwrap();
@@ -135,4 +135,59 @@ fn a_plan_is_refused_as_the_apply_is() {
     let bad = job("{job: a, groups: {web: {count: 2, tasks: {t: {exec: [x]}}}}}");
     let refused = plan(&world.state, &[(bad, Texts::new())], &origin, &mut context).unwrap_err();
     assert!(refused.to_string().contains("absolute path"), "{refused}");
+}
+
+/// What it stops, it stops when others run: the plan knows that before.
+#[test]
+fn a_plan_of_a_rollout_names_what_it_stops_later() {
+    let mut world = World::new(3);
+    ["n1", "n2"].iter().for_each(|name| node(&mut world, name, "4", &[]));
+    let text = |count: u32, rollout: &str, program: &str| {
+        job(&format!(
+            "{{job: a, groups: {{web: {{count: {count}, {rollout} tasks: {{t: {{exec: [{program}]}}}}}}}}}}"
+        ))
+    };
+    let settle =
+        |world: &mut World| (0..4).for_each(|_| ["n1", "n2"].iter().for_each(|node| all_run(world, node)));
+    world.event("user:alice", Event::ApplyJob(text(5, "", "/one"), Texts::new())).unwrap();
+    settle(&mut world);
+    let rollout = |percent: u32| format!("rollout: {{previous: 1, next: 2, percent-next: {percent}}},");
+    for (count, percent) in [(5, 40), (3, 40), (3, 0), (4, 100)] {
+        let next = text(count, &rollout(percent), "/two");
+        let origin = Origin { changer: "user:alice".to_owned(), message: String::new() };
+        let (before, mut rng) = (world.state.clone(), StdRng::seed_from_u64(99));
+        let mut context = Context { wall: WallTime(0), rng: &mut rng, is_watched: &|_| false };
+        let plan =
+            plan(&world.state, &[(next.clone(), Texts::new())], &origin, &mut context).unwrap().remove(0);
+        assert_eq!(world.state, before, "a plan changes nothing");
+        world.event("user:alice", Event::ApplyJob(next, Texts::new())).unwrap();
+        settle(&mut world);
+        let mut expected: BTreeMap<String, ()> =
+            before.pods().keys().map(|id| (id.to_string(), ())).collect();
+        for pod in &plan.pods {
+            match &pod.fate {
+                PodFate::Stopped => drop(expected.remove(&pod.pod)),
+                PodFate::Moved { to, .. } => {
+                    expected.remove(&pod.pod);
+                    expected.insert(to.clone(), ());
+                }
+                _ => drop(expected.insert(pod.pod.clone(), ())),
+            }
+        }
+        let is: Vec<String> = world.state.pods().keys().map(ToString::to_string).collect();
+        assert_eq!(is, expected.into_keys().collect::<Vec<_>>(), "{percent} % of {count}: {:?}", plan.pods);
+        assert!(is.len() == count as usize);
+    }
+}
+
+#[test]
+fn a_plan_names_what_a_node_that_is_cut_off_has_yet_to_hear() {
+    let mut world = World::new(3);
+    node(&mut world, "n1", "4", &[]);
+    let text = "{job: a, groups: {web: {tasks: {t: {exec: [/one]}}}}}";
+    check(&mut world, text);
+    all_run(&mut world, "n1");
+    world.event("scheduler", Event::CutOff(vec!["n1".to_owned()])).unwrap();
+    let told = check(&mut world, &text.replace("/one", "/two"));
+    assert_eq!(told, ["Kept n1 its node does not report: it changes when that is back"]);
 }

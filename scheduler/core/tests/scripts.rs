@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fs, net::Ipv6Addr, path::Path};
 use scheduler_core::{
     assignment,
     change::{Change, Key, Revision, Value},
-    deploy::{self, DeployId, Move, OnFailure, Order, Pause, Schedule, Strategy},
+    deploy::{self, DeployId, Fault, Move, OnFailure, Order, Pause, Schedule, Strategy},
     event::{Conflict, Event, Mac, PodReport, PrefixChoice, Refusal, Texts},
     job::Job,
     node::{Hello, Node},
@@ -187,7 +187,8 @@ fn report(world: &mut World, node: &str, which: &str, how: &str) -> String {
     };
     let phase = if how == "running" { PodPhase::Running } else { PodPhase::Failed };
     let gone = how == "gone";
-    let one = |id| PodReport { id, phase, message: how.to_owned(), restarts: 0, gone };
+    let one =
+        |id| PodReport { id, phase, message: how.to_owned(), restarts: 0, gone, ending: None, version: None };
     let reports = chosen.into_iter().map(one).collect();
     told(world, &format!("node:{node}"), Event::PodReports(node.to_owned(), reports))
 }
@@ -220,6 +221,7 @@ fn schedule(strategy: &str) -> Schedule {
         retries: 1,
         retry_after_ms: 10_000,
         on_failure: OnFailure::Rollback,
+        in_place: false,
     }
 }
 
@@ -227,7 +229,7 @@ fn schedule(strategy: &str) -> Schedule {
 fn moved(world: &mut World, id: &DeployId, words: &[&str]) -> String {
     let decided = match words {
         ["passed"] => Move::Passed,
-        ["failed", why @ ..] => Move::Failed(why.join(" ")),
+        ["failed", why @ ..] => Move::Failed(Fault { why: why.join(" "), output: String::new() }),
         ["again"] => Move::TryAgain,
         ["back"] => Move::Back,
         _ => panic!("no such move: {words:?}"),

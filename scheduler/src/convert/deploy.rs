@@ -30,6 +30,7 @@ pub fn schedule_to_message(schedule: &Schedule) -> v1::DeploySchedule {
         retries: schedule.retries,
         retry_after_ms: schedule.retry_after_ms,
         hold_on_failure: schedule.on_failure == OnFailure::Hold,
+        in_place: schedule.in_place,
     }
 }
 
@@ -56,6 +57,7 @@ pub fn schedule_from_message(message: v1::DeploySchedule) -> Result<Schedule, Co
         retries: message.retries,
         retry_after_ms: message.retry_after_ms,
         on_failure: if message.hold_on_failure { OnFailure::Hold } else { OnFailure::Rollback },
+        in_place: message.in_place,
     })
 }
 
@@ -125,6 +127,7 @@ pub(crate) fn deploy(state: &State, deploy: &Deploy, outlook: Outlook) -> v1::De
         changer: deploy.changer.clone(),
         begun_unix_ms: deploy.begun.0,
         ended_unix_ms: deploy.ended.map_or(0, |ended| ended.0),
+        output: deploy.output.clone(),
     }
 }
 
@@ -144,6 +147,7 @@ mod tests {
                     retries: 3,
                     retry_after_ms: 4,
                     on_failure: OnFailure::Hold,
+                    in_place: strategy != Strategy::BlueGreen,
                 };
                 assert_eq!(schedule.check(), Ok(()));
                 assert_eq!(schedule_from_message(schedule_to_message(&schedule)), Ok(schedule));

@@ -82,11 +82,11 @@ pub(super) fn apart_from_message(message: v1::Apart) -> Apart {
 }
 
 pub(super) fn rollout_to_message(rollout: Rollout) -> v1::Rollout {
-    let Rollout { previous, next, percent_next, percent_previous, standby } = rollout;
-    v1::Rollout { previous, next, percent_next, percent_previous, standby }
+    let Rollout { previous, next, percent_next, percent_previous, standby, in_place } = rollout;
+    v1::Rollout { previous, next, percent_next, percent_previous, standby, in_place }
 }
 
 pub(super) fn rollout_from_message(message: v1::Rollout) -> Rollout {
-    let v1::Rollout { previous, next, percent_next, percent_previous, standby } = message;
-    Rollout { previous, next, percent_next, percent_previous, standby }
+    let v1::Rollout { previous, next, percent_next, percent_previous, standby, in_place } = message;
+    Rollout { previous, next, percent_next, percent_previous, standby, in_place }
 }

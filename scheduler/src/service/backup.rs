@@ -11,6 +11,8 @@ use crate::{backup, hub::Hub, store::StoreError, writer::chain};
 
 /// Bytes of one message, about.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Parts before the first one of what the store holds, as of one revision from there on.
+const HEAD: u32 = 2;
 /// Messages between the store and the connection.
 const OUT_MAX: usize = 8;
 /// How long a reader may take to read one.
@@ -18,15 +20,21 @@ const SEND_MAX: Duration = Duration::from_secs(30);
 
 type Out = mpsc::Sender<Result<v1::BackupChunk, Status>>;
 
-pub(super) fn start(hub: &Arc<Hub>) -> Result<ReceiverStream<Result<v1::BackupChunk, Status>>, Status> {
-    let authority = hub.pki.authority().map_err(|error| Status::internal(chain(&error)))?;
+pub(super) async fn start(hub: &Arc<Hub>) -> Result<ReceiverStream<Result<v1::BackupChunk, Status>>, Status> {
+    // The keys are those of the state that is written: nobody replaces a CA before that is held.
+    let rotating = hub.rotating.clone().lock_owned().await;
+    let keyring = hub.pki.keyring();
     let lease = hub.leases().length();
     let (out, chunks) = mpsc::channel(OUT_MAX);
     let (hub, runtime) = (hub.clone(), tokio::runtime::Handle::current());
     task::spawn_blocking(move || {
-        let mut waiting = Vec::new();
-        let send = |bytes: Vec<u8>| runtime.block_on(send(&out, Ok(v1::BackupChunk { data: bytes })));
-        let written = backup::write(hub.store.as_ref(), authority, lease, &mut |bytes| {
+        let (mut waiting, mut rotating, mut records) = (Vec::new(), Some(rotating), 0);
+        let send = |bytes: Vec<u8>| runtime.block_on(send(&hub, &out, Ok(v1::BackupChunk { data: bytes })));
+        let written = backup::write(hub.store.as_ref(), keyring, lease, &mut |bytes| {
+            records += 1;
+            if records > HEAD {
+                rotating = None;
+            }
             waiting.extend(bytes);
             if waiting.len() < CHUNK_BYTES { Ok(()) } else { send(std::mem::take(&mut waiting)) }
         });
@@ -39,7 +47,12 @@ pub(super) fn start(hub: &Arc<Hub>) -> Result<ReceiverStream<Result<v1::BackupCh
     Ok(ReceiverStream::new(chunks))
 }
 
-async fn send(out: &Out, message: Result<v1::BackupChunk, Status>) -> Result<(), StoreError> {
-    let sent = tokio::time::timeout(SEND_MAX, out.send(message)).await;
-    sent.ok().and_then(Result::ok).ok_or(StoreError::Reader)
+/// A server that ends waits for no reader.
+async fn send(hub: &Hub, out: &Out, message: Result<v1::BackupChunk, Status>) -> Result<(), StoreError> {
+    tokio::select! {
+        sent = tokio::time::timeout(SEND_MAX, out.send(message)) => {
+            sent.ok().and_then(Result::ok).ok_or(StoreError::Reader)
+        }
+        () = hub.closed() => Err(StoreError::Reader),
+    }
 }

@@ -17,7 +17,7 @@ use scheduler_core::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{backup, deploy, explain, history, malformed, plan, status};
+use super::{backup, ca, deploy, events, explain, history, malformed, plan, status};
 use crate::{
     audit, auth, convert,
     hub::Hub,
@@ -40,7 +40,7 @@ pub(crate) struct ClusterService(pub(crate) Arc<Hub>);
 
 #[tonic::async_trait]
 impl Cluster for ClusterService {
-    type WatchEventsStream = explain::Events;
+    type WatchEventsStream = events::Events;
     type ReadLogsStream = ReceiverStream<Result<v1::LogChunk, Status>>;
 
     async fn get_status(
@@ -49,7 +49,10 @@ impl Cluster for ClusterService {
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let cluster = self.0.cluster.as_deref();
         let damage = self.0.store.damage();
+        let (ca_leaving, ca_missing) = ca::leaving(&self.0.state(), self.0.clock.wall());
         Ok(Response::new(v1::GetStatusResponse {
+            ca_leaving,
+            ca_missing,
             prefix: cluster.map(|cluster| cluster.prefix.network().into()),
             pod_ipv4: cluster.map(|cluster| cluster.pod_ipv4.into()),
             epoch: self.0.store.epoch().to_owned(),
@@ -68,12 +71,16 @@ impl Cluster for ClusterService {
         request: Request<v1::ApplyJobRequest>,
     ) -> Result<Response<v1::ApplyJobResponse>, Status> {
         let changer = auth::caller(&request).changer();
-        let v1::ApplyJobRequest { job, message } = request.into_inner();
+        let v1::ApplyJobRequest { job, message, if_version } = request.into_inner();
         let job = job.ok_or_else(|| Status::invalid_argument("job is missing"))?;
         let job = convert::job_from_message(job).map_err(malformed)?;
         let name = job.job.clone();
         let texts = history::texts(&self.0, &job).await?;
-        let committed = self.write(changer, message, Event::ApplyJob(job, texts)).await?;
+        let event = match if_version {
+            Some(version) => Event::ApplyJobAt(version, job, texts),
+            None => Event::ApplyJob(job, texts),
+        };
+        let committed = self.write(changer, message, event).await?;
         let state = self.0.state();
         let in_force = || state.job_record(&name).map_or(0, |record| record.version);
         let mut waiting = state.pods_of_job(&name).filter(|pod| pod.phase == PodPhase::Pending).peekable();
@@ -149,6 +156,23 @@ impl Cluster for ClusterService {
         Ok(Response::new(plan::plan(&self.0, changer, request.into_inner()).await?))
     }
 
+    async fn get_ca(
+        &self,
+        _request: Request<v1::GetCaRequest>,
+    ) -> Result<Response<v1::GetCaResponse>, Status> {
+        Ok(Response::new(ca::show(&self.0)))
+    }
+
+    async fn turn_ca(
+        &self,
+        request: Request<v1::TurnCaRequest>,
+    ) -> Result<Response<v1::TurnCaResponse>, Status> {
+        let changer = auth::caller(&request).changer();
+        let request = request.into_inner();
+        let origin = origin(changer, request.message.clone())?;
+        Ok(Response::new(ca::turn(&self.0, origin, &request).await?))
+    }
+
     async fn start_deploy(
         &self,
         request: Request<v1::StartDeployRequest>,
@@ -180,11 +204,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::CompactHistoryRequest>,
     ) -> Result<Response<v1::CompactHistoryResponse>, Status> {
-        let removed = history::compact(&self.0, request.into_inner()).await?;
-        let failed = |error| status(WriteError::Store(Arc::new(error)));
-        let (oldest, bytes) =
-            (self.0.store.oldest().map_err(failed)?, self.0.store.log_bytes().map_err(failed)?);
-        Ok(Response::new(v1::CompactHistoryResponse { oldest, removed, bytes }))
+        Ok(Response::new(history::compact(&self.0, request.into_inner()).await?))
     }
 
     type BackupStream = ReceiverStream<Result<v1::BackupChunk, Status>>;
@@ -198,7 +218,7 @@ impl Cluster for ClusterService {
                 "a backup holds the key of the cluster's CA: make it as root at the Unix socket of the server's machine",
             ));
         }
-        Ok(Response::new(backup::start(&self.0)?))
+        Ok(Response::new(backup::start(&self.0).await?))
     }
 
     async fn list_revisions(
@@ -253,9 +273,9 @@ impl Cluster for ClusterService {
         request: Request<v1::DeleteNodeRequest>,
     ) -> Result<Response<v1::DeleteNodeResponse>, Status> {
         let changer = auth::caller(&request).changer();
-        let name = request.into_inner().name;
+        let v1::DeleteNodeRequest { name, message } = request.into_inner();
         let event = Event::DeleteNode(name.clone());
-        let Committed { revision, .. } = self.write(changer, String::new(), event).await?;
+        let Committed { revision, .. } = self.write(changer, message, event).await?;
         self.0.sessions.end(&name);
         Ok(Response::new(v1::DeleteNodeResponse { revision }))
     }
@@ -310,17 +330,17 @@ impl Cluster for ClusterService {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        Ok(Response::new(explain::watch(&self.0, request.into_inner()).await?))
+        Ok(Response::new(events::watch(&self.0, request.into_inner()).await?))
     }
 
     async fn read_logs(
         &self,
         request: Request<v1::ReadLogsRequest>,
     ) -> Result<Response<Self::ReadLogsStream>, Status> {
-        let v1::ReadLogsRequest { pod, task, tail_lines, follow } = request.into_inner();
+        let v1::ReadLogsRequest { pod, task, tail_lines, follow, after } = request.into_inner();
         let (node, task) = self.locate(&pod, task)?;
         let (request_id, chunks) = self.0.relays.ask(&node)?;
-        let command = v1::ReadLogs { request_id, pod, task, tail_lines, follow };
+        let command = v1::ReadLogs { request_id, pod, task, tail_lines, follow, after };
         if !self.0.sessions.send(&node, Command::ReadLogs(command)) {
             self.0.relays.give_up(request_id);
             return Err(Status::unavailable(format!(
@@ -354,7 +374,7 @@ impl ClusterService {
         let node = pod.node.clone();
         let node =
             node.ok_or_else(|| Status::failed_precondition(format!("{id} runs nowhere: {}", pod.message)))?;
-        let group = state.job_of(pod).and_then(|job| job.group(&pod.group));
+        let group = state.group_of(pod);
         let tasks: Vec<&str> =
             group.map(|group| group.tasks.keys().map(String::as_str).collect()).unwrap_or_default();
         match tasks.as_slice() {

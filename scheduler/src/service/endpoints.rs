@@ -29,7 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-use crate::{auth, convert, hub::Hub, identity::Identity, writer::chain};
+use crate::{auth, convert, hub::Hub, identity::Identity, rotation, writer::chain};
 
 /// How long a reader may take to say what it wants.
 const SUBSCRIBE_MAX: Duration = Duration::from_secs(10);
@@ -66,11 +66,17 @@ impl Endpoints for EndpointsService {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = auth::caller(&request);
+        let (caller, signer) = (auth::caller(&request), auth::signer(&request));
         let (out, messages) = mpsc::channel(OUT_MAX);
         let counted = self.bound.clone().try_acquire_owned();
         let counted = counted.map_err(|_| Status::resource_exhausted("too many readers: try again later"))?;
-        tokio::spawn(run(self.hub.clone(), caller, request.into_inner(), out, counted));
+        let hub = self.hub.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = run(hub.clone(), caller.clone(), request.into_inner(), out, counted) => {}
+                never = rotation::note_when_late(&hub, &caller, signer) => match never {},
+            }
+        });
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 }

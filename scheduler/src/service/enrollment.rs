@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::status;
 use crate::{
     hub::Hub,
-    pki::{SigningRequest, sha256_hex},
+    pki::{PkiError, Signed, SigningRequest, sha256_hex},
     writer::chain,
 };
 
@@ -74,21 +74,26 @@ impl EnrollmentService {
             state.tokens().get(token).ok_or_else(|| Status::aborted("the token has just become too old"))?;
         let name = used.name.clone().unwrap_or_default();
         let enrolled = Enrolled { role: used.role.clone(), name: name.clone() };
-        let certificate_der = self
-            .0
-            .pki
-            .sign(signing, &enrolled, self.0.clock.wall())
-            .map_err(|error| Status::internal(chain(&error)))?;
+        let issuing = state.authorities().map(|authorities| authorities.issuing.as_str());
+        let signed = self.0.pki.sign(signing, &enrolled, issuing, self.0.clock.wall()).map_err(not_signed)?;
+        let Signed { certificate_der, ca_der } = signed;
         let node = state.nodes().get(&name).filter(|_| enrolled.role == Role::Node);
         Ok(EnrollResponse {
             certificate_der,
-            ca_der: self.0.pki.ca_der().to_vec(),
+            ca_der,
             epoch: self.0.store.epoch().to_owned(),
             cluster_prefix: cluster.map(|cluster| cluster.prefix.network().into()),
             pod_ipv4: cluster.map(|cluster| cluster.pod_ipv4.into()),
             node_prefix: node.map(|node| node.prefix.network().into()),
             name,
         })
+    }
+}
+
+pub(super) fn not_signed(error: PkiError) -> Status {
+    match error {
+        PkiError::Replaced => Status::aborted(error.to_string()),
+        error => Status::internal(chain(&error)),
     }
 }
 

@@ -14,15 +14,14 @@ use scheduler_core::{
     time::WallTime,
     transition::Origin,
 };
-use tokio::task;
 use tonic::Status;
 
-use super::status;
+use super::{in_thread, status};
 use crate::{
     compaction, convert,
-    history::{self, Ended, Seen, Version, VersionError},
+    history::{self, Ended, Lost, Made, Seen, Version, VersionError},
     hub::Hub,
-    store::StoreError,
+    store::{Store, StoreError},
     writer::chain,
 };
 
@@ -43,6 +42,8 @@ const OBJECTS_MAX: usize = 50;
 const FIELDS_MAX: usize = 200;
 /// Bytes of one field.
 const FIELD_LEN_MAX: usize = 1024;
+/// So many revisions in a row that are older than a time are before it, and not of a clock that was wrong for a while.
+const OLDER_MAX: usize = 1024;
 /// Patterns of one filter, and bytes of each.
 const PATTERNS_MAX: usize = 16;
 const PATTERN_LEN_MAX: usize = 128;
@@ -61,14 +62,17 @@ pub(super) async fn list(
     let since = WallTime(request.since_unix_ms);
     read(hub, move |hub| {
         let (mut revisions, mut read) = (Vec::new(), 0);
-        let mut past = false;
+        let mut older = 0;
         let ended = history::back(hub.store.as_ref(), key.as_ref(), before, |seen| {
             match seen {
-                Seen::Revision(revision) => {
-                    past = revision.time < since;
-                    if past {
+                Seen::Revision(revision) if revision.time < since => {
+                    older += 1;
+                    if older == OLDER_MAX {
                         return ControlFlow::Break(());
                     }
+                }
+                Seen::Revision(revision) => {
+                    older = 0;
                     if filter.selects(&revision.changer) {
                         revisions.extend(revision_message(revision, key.as_ref()));
                     }
@@ -80,11 +84,21 @@ pub(super) async fn list(
             let full = revisions.len() >= limit || read >= READ_MAX;
             if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        let next_before = match ended {
-            Ended::Stopped(at) if !past => at,
+        let mut next_before = match ended {
+            Ended::Stopped(at) if older < OLDER_MAX => at,
             _ => 0,
         };
-        Ok(v1::ListRevisionsResponse { revisions, next_before, oldest: hub.store.oldest()? })
+        let oldest = hub.store.oldest()?;
+        if let (Ended::AtTheBeginning(_), Some(Key::Job(name))) = (ended, &key) {
+            let kept = history::made_before(&hub.state(), name, before.min(oldest)).into_iter();
+            let meant = kept.filter(|(made, _)| made.time >= since && filter.selects(&made.changer));
+            let mut meant = meant.map(|(made, change)| version_revision(made, change));
+            revisions.extend(meant.by_ref().take(limit - revisions.len()));
+            next_before = meant.next().map_or(0, |next| next.revision + 1);
+        }
+        let oldest_unix_ms =
+            hub.store.log_after(oldest.saturating_sub(1), 1)?.first().map_or(0, |first| first.time.0);
+        Ok(v1::ListRevisionsResponse { revisions, next_before, oldest, oldest_unix_ms })
     })
     .await
 }
@@ -99,6 +113,7 @@ pub(super) async fn diff(
     read(hub, move |hub| {
         let (mut net, mut selected, mut read, mut first_revision) = (Net::default(), 0, 0, last_revision + 1);
         let (mut past, mut unreadable, mut too_many) = (false, 0, false);
+        let after = after.max(first_since(hub.store.as_ref(), last_revision + 1, since)?.saturating_sub(1));
         let ended = history::back(hub.store.as_ref(), None, last_revision + 1, |seen| {
             let revision = match seen {
                 Seen::Revision(revision) => revision,
@@ -109,7 +124,7 @@ pub(super) async fn diff(
                 }
                 Seen::Unreadable(_) => return ControlFlow::Break(()),
             };
-            past = revision.time < since || revision.revision <= after;
+            past = revision.revision <= after;
             too_many = !past && (read >= DIFF_READ_MAX || net.len() >= DIFF_TOUCHED_MAX);
             if past || too_many {
                 return ControlFlow::Break(());
@@ -154,7 +169,7 @@ pub(super) async fn version(
 ) -> Result<v1::GetJobVersionResponse, Status> {
     let version = find(hub, request.name, request.version).await?;
     let job = Some(convert::job_to_message(&version.job));
-    Ok(v1::GetJobVersionResponse { job, version: Some(version_message(&version)) })
+    Ok(v1::GetJobVersionResponse { job, version: Some(version_message(version)) })
 }
 
 pub(super) async fn rollback(
@@ -175,35 +190,63 @@ pub(super) async fn rollback(
     Ok(v1::RollbackJobResponse { revision: committed.revision, version })
 }
 
-/// Gives how many revisions were forgotten.
-pub(super) async fn compact(hub: &Arc<Hub>, request: v1::CompactHistoryRequest) -> Result<u64, Status> {
-    let removed = match (request.keep_revisions, request.since_unix_ms) {
-        (0, 0) => compaction::to_size(hub).await,
-        (0, since) => compaction::before(hub, first_since(hub, WallTime(since)).await?).await,
-        (kept, _) => compaction::before(hub, (hub.state().revision() + 1).saturating_sub(kept)).await,
+/// Forgets the oldest part of the log, or says what would be forgotten.
+pub(super) async fn compact(
+    hub: &Arc<Hub>,
+    request: v1::CompactHistoryRequest,
+) -> Result<v1::CompactHistoryResponse, Status> {
+    if hub.writes_fail().is_some() {
+        // Who writes looks whether the disk has room again; until then nothing of the store is read.
+        hub.compact(0, 0).await.map_err(status)?;
+    }
+    let last = hub.state().revision();
+    let before = match (request.keep_revisions, request.since_unix_ms) {
+        (0, 0) => None,
+        (0, since) => {
+            Some(read(hub, move |hub| first_since(hub.store.as_ref(), last + 1, WallTime(since))).await?)
+        }
+        (kept, _) => Some((last + 1).saturating_sub(kept)),
     };
-    removed.map_err(status)
+    // The newest one always stays.
+    let before = before.map(|before| before.min(last));
+    let lost = match before {
+        Some(before) => {
+            read(hub, move |hub| history::lost_before(hub.store.as_ref(), &hub.state(), before)).await?
+        }
+        None => Lost::default(),
+    };
+    let oldest = read(hub, |hub| hub.store.oldest()).await?;
+    let removed = match (before, request.dry_run) {
+        (before, true) => Ok(before.map_or(0, |before| before.saturating_sub(oldest))),
+        (Some(before), false) => compaction::before(hub, before).await,
+        (None, false) => compaction::to_size(hub).await,
+    };
+    let (removed, bytes) = (removed.map_err(status)?, read(hub, |hub| hub.store.log_bytes()).await?);
+    let lost = lost.lines().collect();
+    Ok(v1::CompactHistoryResponse { oldest: oldest + removed, removed, bytes, lost })
 }
 
-/// The first revision after the last one that is older.
-async fn first_since(hub: &Arc<Hub>, since: WallTime) -> Result<u64, Status> {
-    let end = hub.state().revision() + 1;
-    let older = move |seen: Seen<'_>| match seen {
-        Seen::Revision(revision) if revision.time < since => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
-    };
-    let ended = read(hub, move |hub| history::back(hub.store.as_ref(), None, end, older)).await?;
-    Ok(match ended {
-        Ended::Stopped(older) => older + 1,
-        Ended::AtTheBeginning(oldest) => oldest,
-    })
+/// The first revision of those since a time. A clock may have been wrong for a while: what came before that stays one of
+/// them, unless [`OLDER_MAX`] in a row say that they are older.
+fn first_since(store: &dyn Store, end: u64, since: WallTime) -> Result<u64, StoreError> {
+    if since == WallTime(0) {
+        return store.oldest();
+    }
+    let (mut first, mut older) = (end, 0);
+    history::back(store, None, end, |seen| {
+        match seen {
+            Seen::Revision(revision) if revision.time < since => older += 1,
+            Seen::Revision(revision) => (first, older) = (revision.revision, 0),
+            Seen::Other | Seen::Unreadable(_) => {}
+        }
+        if older < OLDER_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(first)
 }
 
 async fn find(hub: &Arc<Hub>, name: String, number: u32) -> Result<Version, Status> {
-    let hub = hub.clone();
-    let found =
-        task::spawn_blocking(move || history::version(hub.store.as_ref(), &hub.state(), &name, number)).await;
-    found.map_err(|error| Status::internal(error.to_string()))?.map_err(no_version)
+    let find = move |hub: &Hub| history::version(hub.store.as_ref(), &hub.state(), &name, number);
+    in_thread(hub, find, no_version).await
 }
 
 /// The texts of older versions that the rollouts of `job` name.
@@ -211,15 +254,16 @@ pub(super) async fn texts(hub: &Arc<Hub>, job: &Job) -> Result<Texts, Status> {
     if job.versions_named().next().is_none() {
         return Ok(Texts::new());
     }
-    let (hub, job) = (hub.clone(), job.clone());
-    let found = task::spawn_blocking(move || history::texts(hub.store.as_ref(), &hub.state(), &job)).await;
-    found.map_err(|error| Status::internal(error.to_string()))?.map_err(no_version)
+    let job = job.clone();
+    in_thread(hub, move |hub| history::texts(hub.store.as_ref(), &hub.state(), &job), no_version).await
 }
 
 pub(super) fn no_version(error: VersionError) -> Status {
     match error {
         VersionError::Store(error) => Status::unavailable(chain(&error)),
-        error @ VersionError::Unreadable { .. } => Status::data_loss(error.to_string()),
+        error @ (VersionError::Unreadable { .. } | VersionError::Later { .. }) => {
+            Status::data_loss(chain(&error))
+        }
         other => Status::not_found(other.to_string()),
     }
 }
@@ -228,10 +272,7 @@ async fn read<T: Send + 'static>(
     hub: &Arc<Hub>,
     with: impl FnOnce(&Hub) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Status> {
-    let hub = hub.clone();
-    let read = task::spawn_blocking(move || with(&hub)).await;
-    let read = read.map_err(|error| Status::internal(error.to_string()))?;
-    read.map_err(|error| Status::unavailable(chain(&error)))
+    in_thread(hub, with, |error| Status::unavailable(chain(&error))).await
 }
 
 fn filter(message: Option<v1::ChangerFilter>) -> Result<Filter, Status> {
@@ -305,15 +346,77 @@ fn cut(mut text: String) -> String {
     text
 }
 
-fn version_message(version: &Version) -> v1::JobVersion {
-    let equals = version.equals.unwrap_or_default();
-    let known = version.revision.as_ref();
+/// What is kept of a revision that is compacted.
+fn version_revision(made: Made, change: ObjectChange) -> v1::Revision {
+    let external = core::is_external(&made.changer);
+    v1::Revision {
+        revision: made.revision,
+        time_unix_ms: made.time.0,
+        changer: made.changer,
+        external,
+        message: made.message,
+        objects: vec![object_message(change)],
+        objects_total: 1,
+        unreadable_from: 0,
+    }
+}
+
+fn version_message(version: Version) -> v1::JobVersion {
+    let Version { number, equals, made, .. } = version;
+    let made = made.map(|made| (made.revision, made.time.0, made.changer, made.message));
+    let (revision, time_unix_ms, changer, message) = made.unwrap_or_default();
     v1::JobVersion {
-        version: version.number,
-        equals,
-        revision: known.map_or(0, |revision| revision.revision),
-        time_unix_ms: known.map_or(0, |revision| revision.time.0),
-        changer: known.map(|revision| revision.changer.clone()).unwrap_or_default(),
-        message: known.map(|revision| revision.message.clone()).unwrap_or_default(),
+        version: number,
+        equals: equals.unwrap_or_default(),
+        revision,
+        time_unix_ms,
+        changer,
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        store::{RedbStore, suite::revision},
+        writer::{
+            RECOVER_INTERVAL,
+            tests::{Next, apply, hub},
+        },
+    };
+
+    /// It was refused for ever, and with it the way to make room.
+    #[tokio::test]
+    async fn a_store_that_was_full_is_compacted_when_there_is_room_again() {
+        let (hub, store) = hub();
+        apply(&hub, "a").await.unwrap();
+        store.next(Next::Fails { written: false });
+        apply(&hub, "b").await.unwrap_err();
+        let request = v1::CompactHistoryRequest { keep_revisions: 1, ..Default::default() };
+        assert_eq!(compact(&hub, request).await.unwrap_err().code(), tonic::Code::Unavailable);
+        tokio::time::sleep(RECOVER_INTERVAL).await;
+        assert_eq!(compact(&hub, request).await.unwrap().removed, 1);
+    }
+
+    /// A machine whose clock was wrong for a moment forgot all that came before it.
+    #[test]
+    fn a_clock_that_was_wrong_for_a_while_ends_no_period() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(&dir.path().join("server.redb")).unwrap();
+        // Old ones, one from a clock that was ahead, then the period with a while in the past, and one more.
+        let times =
+            [vec![100; 2 * OLDER_MAX], vec![9_000], vec![500; 10], vec![7; 20], vec![510; 5]].concat();
+        let revisions = (1..).zip(&times);
+        let revisions: Vec<Revision> = revisions
+            .map(|(number, time)| Revision { time: WallTime(*time), ..revision(number, None) })
+            .collect();
+        store.commit(&revisions).unwrap();
+        let (old, end) = (2 * OLDER_MAX as u64, times.len() as u64 + 1);
+        let first = |since| first_since(&store, end, WallTime(since)).unwrap();
+        assert_eq!(first(400), old + 1, "all of the period, and what a clock may have been wrong about");
+        assert_eq!(first(505), old + 1);
+        assert_eq!(first(9_001), end, "nothing is so new");
+        assert_eq!((first(50), first(0)), (1, 1));
     }
 }

@@ -9,10 +9,9 @@ use scheduler_core::{
     plan::{self, JobPlan, PodFate, PodPlan},
     transition::{Context, Origin},
 };
-use tokio::task;
 use tonic::Status;
 
-use super::{history::no_version, malformed, status};
+use super::{history::no_version, in_thread, malformed, status};
 use crate::{convert, history, hub::Hub};
 
 /// Jobs in one call.
@@ -30,9 +29,7 @@ pub(super) async fn plan(
     }
     let jobs = request.jobs.into_iter().map(convert::job_from_message);
     let jobs: Vec<Job> = jobs.collect::<Result<_, _>>().map_err(malformed)?;
-    let hub = hub.clone();
-    let planned = task::spawn_blocking(move || on_a_copy(&hub, changer, jobs)).await;
-    planned.map_err(|error| Status::internal(error.to_string()))?
+    in_thread(hub, move |hub| on_a_copy(hub, changer, jobs), |status| status).await
 }
 
 fn on_a_copy(hub: &Hub, changer: String, jobs: Vec<Job>) -> Result<v1::PlanJobsResponse, Status> {

@@ -11,8 +11,14 @@ use scheduler_core::{
 };
 use tonic::{Request, Response, Status};
 
-use super::status;
-use crate::{auth, claim, hub::Hub, identity::Identity, pki::SigningRequest, writer::chain};
+use super::{enrollment::not_signed, status};
+use crate::{
+    auth, claim,
+    hub::Hub,
+    identity::Identity,
+    pki::{Signed, SigningRequest},
+    rotation,
+};
 
 /// How long a key that was replaced is remembered at least.
 const REMEMBERED_MIN: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -31,12 +37,22 @@ impl Renewal for RenewalService {
         let signing = SigningRequest::parse(&request.csr_der)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let now = self.0.clock.wall();
-        let (old, new) = (old.to_owned(), signing.key.clone());
-        let renew = Renew { holder: holder.clone(), old, new, ends: ends.max(now + REMEMBERED_MIN) };
+        let new = signing.key.clone();
+        let renew = Renew {
+            holder: holder.clone(),
+            old: old.to_owned(),
+            new,
+            ends: ends.max(now + REMEMBERED_MIN),
+            takes_ca: request.takes_ca,
+        };
         self.0.write(origin(&caller), Event::Renew(renew)).await.map_err(status)?;
-        let signed = self.0.pki.sign(signing, holder, now);
-        let certificate_der = signed.map_err(|error| Status::internal(chain(&error)))?;
-        Ok(Response::new(RenewResponse { certificate_der }))
+        let state = self.0.state();
+        // The CA that is written down with the key: another may make certificates by now.
+        let ca = state.renewals().get(old).and_then(|renewal| renewal.ca.as_deref());
+        let signed =
+            self.0.pki.sign(signing, holder, ca.or(rotation::first(&state)), now).map_err(not_signed)?;
+        let Signed { certificate_der, ca_der } = signed;
+        Ok(Response::new(RenewResponse { certificate_der, ca_der }))
     }
 
     async fn confirm(&self, request: Request<ConfirmRequest>) -> Result<Response<ConfirmResponse>, Status> {

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hextet_lifecycle::Ending;
 use rand::{SeedableRng as _, rngs::StdRng};
 use scheduler_core::{
     change::Revision,
@@ -66,8 +67,12 @@ impl World {
     }
 
     fn apply(&mut self, version: u32) {
+        self.apply_job("blog", PODS, version);
+    }
+
+    fn apply_job(&mut self, name: &str, count: u32, version: u32) {
         let text = format!(
-            "{{job: blog, groups: {{web: {{count: {PODS}, tasks: {{server: {{exec: [/usr/bin/blog, --release, \
+            "{{job: {name}, groups: {{web: {{count: {count}, tasks: {{server: {{exec: [/usr/bin/blog, --release, \
              'v{version}'], env: {{PORT: '80'}}, cpu: 100m, memory: 64Mi}}}}}}}}}}"
         );
         let job: Job = serde_norway::from_str(&text).unwrap();
@@ -77,7 +82,15 @@ impl World {
     fn report(&mut self, node: u16, phase: PodPhase, message: &str) {
         let name = format!("n{node}");
         let ids: Vec<PodId> = self.state.pods_on(&name).map(|pod| pod.id.clone()).collect();
-        let report = |id| PodReport { id, phase, message: message.to_owned(), restarts: 0, gone: false };
+        let report = |id| PodReport {
+            id,
+            phase,
+            message: message.to_owned(),
+            restarts: 0,
+            gone: false,
+            ending: None,
+            version: None,
+        };
         self.event(&format!("node:{name}"), Event::PodReports(name, ids.into_iter().map(report).collect()));
     }
 
@@ -109,20 +122,48 @@ fn a_version_costs_little() {
     let reports = world.cost(&store);
     let one = world.state.pods().keys().next().unwrap().clone();
     let node = world.state.pods()[&one].node.clone().unwrap();
-    for number in 0..50 {
-        let phase = if number % 2 == 0 { PodPhase::Failed } else { PodPhase::Running };
-        let message = format!("task server ended with status {number}");
-        let report = PodReport { id: one.clone(), phase, message, restarts: number, gone: false };
-        world.event(&format!("node:{node}"), Event::PodReports(node.clone(), vec![report]));
-    }
-    let report = world.cost(&store);
+    let fails = |world: &mut World, output: &dyn Fn(u32) -> Option<String>| {
+        for number in 0..50 {
+            let phase = if number % 2 == 0 { PodPhase::Failed } else { PodPhase::Running };
+            let message = format!("task server ended with status {number}");
+            let ending = output(number).map(|output| Ending::new("task server: ended", output.as_bytes()));
+            let report = PodReport {
+                id: one.clone(),
+                phase,
+                message,
+                restarts: number,
+                gone: false,
+                ending,
+                version: None,
+            };
+            world.event(&format!("node:{node}"), Event::PodReports(node.clone(), vec![report]));
+        }
+        world.cost(&store)
+    };
+    let report = fails(&mut world, &|_| None);
+    let lines = |number: u32, what: &str| -> String {
+        (0..10)
+            .map(|line| {
+                format!("2026-11-22T12:{line:02}:{number:02}Z ERROR step {line}: {what}: giving up\n")
+            })
+            .collect()
+    };
+    let same = fails(&mut world, &|number| Some(lines(number, "cannot connect to db.example")));
+    let other = fails(&mut world, &|number| {
+        let word = char::from(b'a' + (number % 26) as u8).to_string().repeat(20);
+        Some(lines(number, &word))
+    });
     for (what, (json, log)) in [
         (format!("an apply that restarts {PODS} pods"), apply),
         (format!("a report about {} pods", PODS / u32::from(NODES)), reports),
         ("a report about one pod".to_owned(), report),
+        ("the same, with ten lines of output that differ by their times".to_owned(), same),
+        ("the same, with ten lines of another output each time".to_owned(), other),
     ] {
         println!("{what}: {json} bytes of JSON, {log} in the log");
     }
+    assert!(same.1 < report.1 + 30, "what a task writes again and again is kept once: {same:?} {report:?}");
+    assert!(other.1 < report.1 + 400, "{other:?} {report:?}");
     assert!(apply.1 * 15 < apply.0 && reports.1 * 10 < reports.0 && report.1 * 4 < report.0);
 }
 
@@ -137,6 +178,8 @@ fn a_history_of_the_largest_size_is_read_in_seconds() {
     let mut world = World { state: State::default(), rng: StdRng::seed_from_u64(1), made: vec![], wall: 0 };
     world.event("scheduler", Event::ClusterCreated(cluster()));
     (1..=NODES).for_each(|number| world.join(number));
+    // It is long ago that anybody touched this one.
+    (0..3).for_each(|version| world.apply_job("quiet", 1, version));
     let mut version = 0;
     while store.log_bytes().unwrap() < bytes {
         // Of each apply the nodes report twice: that the pods stop, and that they run.
@@ -167,8 +210,8 @@ fn a_history_of_the_largest_size_is_read_in_seconds() {
     let newest = timed(&|| {
         history::back(&store, None, revision + 1, |_| ControlFlow::Break(())).map(drop).unwrap();
     });
-    // Of a node, and of what the log knows nothing of.
-    let of_one_took = ["node/n1", "pod/gone"].map(|key| {
+    // Of a job, of a node, and of a pod that the log knows nothing of.
+    let of_one_took = ["job/quiet", "node/n1", "pod/gone"].map(|key| {
         let key: scheduler_core::change::Key = key.parse().unwrap();
         timed(&|| {
             history::back(&store, Some(&key), revision + 1, |_| ControlFlow::Continue(())).map(drop).unwrap();
@@ -176,7 +219,7 @@ fn a_history_of_the_largest_size_is_read_in_seconds() {
     });
     println!(
         "{revision} revisions in {} MiB: a start looks at them in {opened:?}, a reader walks through all in {walked:?}, \
-         through those of a node and of an unknown pod in {of_one_took:?}, and has the newest after {newest:?}",
+         through those of a job, a node and an unknown pod in {of_one_took:?}, and has the newest after {newest:?}",
         bytes >> 20
     );
     assert!(opened < Duration::from_secs(30) && walked < Duration::from_secs(30), "{opened:?} {walked:?}");

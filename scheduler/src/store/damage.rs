@@ -11,7 +11,11 @@ const FLAWS_MAX: usize = 100;
 /// What is wrong with a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
-    /// What was found, a line each.
+    /// What was found at the objects, a line each. What of them is lost is told by `unreadable` and `hidden`: the history may
+    /// have the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    at_objects: Vec<String>,
+    /// What else was found, a line each.
     flaws: Vec<String>,
     /// How many more there are.
     more: usize,
@@ -42,17 +46,33 @@ impl Damage {
     /// What was found, a line each.
     pub fn lines(&self) -> impl Iterator<Item = String> + '_ {
         let more = (self.more > 0).then(|| format!("and {} more", self.more));
-        self.flaws.iter().cloned().chain(more)
+        self.at_objects.iter().chain(&self.flaws).cloned().chain(more)
+    }
+
+    /// What cannot be had any more, a line each, but for objects that the history still has.
+    pub fn missing(&self) -> impl Iterator<Item = String> + '_ {
+        let unreadable = self.unreadable.iter().map(|(key, why)| format!("{key}: {why}"));
+        let hidden = self.hidden.iter().map(|hidden| format!("whatever was in `{}`", hidden.text()));
+        let more = (self.more > 0).then(|| format!("and what {} more flaws hold", self.more));
+        unreadable.chain(hidden).chain(self.flaws.iter().cloned()).chain(more)
     }
 
     /// How many flaws there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.flaws.len() + self.more
+        self.at_objects.len() + self.flaws.len() + self.more
     }
 
     pub(crate) fn add(&mut self, flaw: String) {
-        if self.flaws.len() < FLAWS_MAX { self.flaws.push(flaw) } else { self.more += 1 }
+        if self.has_room() { self.flaws.push(flaw) } else { self.more += 1 }
+    }
+
+    pub(crate) fn add_at_objects(&mut self, flaw: String) {
+        if self.has_room() { self.at_objects.push(flaw) } else { self.more += 1 }
+    }
+
+    fn has_room(&self) -> bool {
+        self.at_objects.len() + self.flaws.len() < FLAWS_MAX
     }
 
     pub(crate) fn add_unreadable(&mut self, key: Key, why: String) {
@@ -127,6 +147,21 @@ mod tests {
         assert_eq!(damage.of_kind("pod")[0].key, "node/n1 .. pod/b");
         damage.set_hidden(vec![Hidden { after: None, up_to: None }]);
         assert!(damage.may_hide(&Key::Cluster) && damage.may_hide_kind("renewal"));
+    }
+
+    #[test]
+    fn what_the_history_still_has_is_damaged_and_not_missing() {
+        let mut damage = Damage::default();
+        damage.add_at_objects("current: the page at byte 4096 cannot be read".to_owned());
+        damage.add_at_objects("current: job/a: its record is lost; shown as revision 7 has it".to_owned());
+        assert_eq!((damage.lines().count(), damage.missing().count()), (2, 0));
+        damage.add("log: revision 3 is missing".to_owned());
+        damage.add_unreadable("job/b".parse().unwrap(), "its record is lost".to_owned());
+        damage.set_hidden(vec![Hidden { after: Some("node/n1".into()), up_to: Some("pod/b".into()) }]);
+        let missing: Vec<String> = damage.missing().collect();
+        let expected =
+            ["job/b: its record is lost", "whatever was in `node/n1 .. pod/b`", "log: revision 3 is missing"];
+        assert_eq!(missing, expected);
     }
 
     #[test]

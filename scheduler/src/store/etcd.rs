@@ -38,6 +38,7 @@ use super::{Item, Store, StoreError, codec};
 use crate::etcd::{self, EtcdError, Kv, Right, pb};
 
 mod copy;
+mod fill;
 mod log;
 mod reading;
 mod view;

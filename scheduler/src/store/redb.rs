@@ -10,9 +10,8 @@
 
 use std::{
     fs,
-    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -20,29 +19,29 @@ use rand::RngCore as _;
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _};
 use scheduler_core::change::{Key, Revision, Value};
 use tokio::time::{Instant, sleep};
-use tracing::info;
+use tracing::{error, info};
 
 use super::{
-    Item, SalvagedStore, Store, StoreError,
+    Damage, Item, SalvagedStore, Store, StoreError,
     codec::{self, Decoder},
 };
+use about::About;
 use opening::{Looked, Opening, look};
 use tables::{FORMAT, FORMAT_OF_PLAIN_JSON, Meta};
 use whole::Whole;
 
+mod about;
 mod audit;
 mod opening;
-mod overlay;
-mod pages;
 mod tables;
 mod whole;
 
 const CACHE_BYTES: usize = 32 << 20;
 /// Entries that a backup holds in memory at a time.
 const DUMP_CHUNK: usize = 256;
-/// How long a server that is ending is waited for. A killed process holds its files until its last thread, perhaps
-/// in `fsync`, has gone.
-const ENDING_MAX: Duration = Duration::from_secs(5);
+/// How long a server that is ending is waited for: some seconds for its clients and its last write. A killed process holds
+/// its files until its last thread, perhaps in `fsync`, has gone.
+const ENDING_MAX: Duration = Duration::from_secs(10);
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -54,6 +53,10 @@ pub struct RedbStore {
     database: RwLock<Condition>,
     /// What was read before it was opened, until somebody wants it or it changes.
     read: Mutex<Option<Whole>>,
+    /// `None` when nobody knows what the log says: all of it is read then.
+    about: RwLock<Option<About>>,
+    /// Damage that a read has met since then.
+    met: OnceLock<Arc<Damage>>,
 }
 
 type Opener = dyn Fn() -> Result<Database, DatabaseError> + Send + Sync;
@@ -148,7 +151,8 @@ impl RedbStore {
         let epoch = guarded(path, || read_or_make_epoch(path, &database))?;
         let (path, opener) = (path.to_owned(), Box::new(opener));
         let (database, read) = (RwLock::new(Condition::Good(database)), Mutex::default());
-        Ok(RedbStore { path, epoch, opener, database, read })
+        let about = RwLock::default();
+        Ok(RedbStore { path, epoch, opener, database, read, about, met: OnceLock::new() })
     }
 
     fn read<T>(
@@ -167,18 +171,65 @@ impl RedbStore {
     /// Writes one transaction; a failure closes the file.
     fn change<T>(&self, with: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
         drop(self.take_read());
+        if let Some(damage) = self.met.get() {
+            return Err(StoreError::read_only(&self.path, damage));
+        }
         let result = {
             let condition = self.database.read().unwrap_or_else(PoisonError::into_inner);
             match &*condition {
-                Condition::Good(database) => with(database),
+                Condition::Good(database) => self.noted(guarded(&self.path, || Ok(with(database)))),
                 other => return Err(self.refusal(other)),
             }
         };
-        result.map_err(|error| self.fail(error))
+        result?.map_err(|error| self.fail(error))
+    }
+
+    /// Damage that a running server meets makes its store one that is only read, as damage that it starts with does.
+    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Damaged { what, .. }) = &result {
+            let flaw = format!("met while the server ran: {what}; the next start looks at all of the file");
+            let mut damage = Damage::default();
+            damage.add(flaw.clone());
+            if self.met.set(Arc::new(damage)).is_ok() {
+                error!("the store is damaged: {flaw}");
+            }
+        }
+        result
+    }
+
+    /// A read that notes damage, also if redb panics of it.
+    fn looked<T>(&self, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.noted(guarded(&self.path, read))
     }
 
     fn take_read(&self) -> Option<Whole> {
         self.read.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn change_about(&self, change: impl FnOnce(&mut About)) {
+        self.about.write().unwrap_or_else(PoisonError::into_inner).as_mut().map(change);
+    }
+
+    fn raw_log(&self, after: u64, max: usize) -> Result<tables::Entries, StoreError> {
+        guarded(&self.path, || self.read(|txn| tables::read_log(txn, after, max)))
+    }
+
+    /// What [`Store::log_about`] gives, if it is known which revisions that are.
+    fn log_known(&self, key: &Key, after: u64, max: usize) -> Result<Option<Vec<Revision>>, StoreError> {
+        let mut entries = self.raw_log(after, max.min(1))?;
+        let Some((first, _)) = entries.first() else { return Ok(Some(vec![])) };
+        let range = first + 1..first.saturating_add(max as u64);
+        let about = self.about.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = about.as_ref().and_then(|about| about.within(&key.to_string(), range)) else {
+            return Ok(None);
+        };
+        drop(about);
+        for number in known {
+            // It may have been compacted since.
+            let next = self.raw_log(number - 1, 1)?;
+            entries.extend(next.into_iter().filter(|(found, _)| *found == number));
+        }
+        entries.iter().map(|(number, bytes)| self.entry(*number, bytes)).collect::<Result<_, _>>().map(Some)
     }
 
     /// Says so when redb shows another commit than what was read.
@@ -220,6 +271,47 @@ impl RedbStore {
         codec::decode(bytes).map_err(|error| self.damaged(format!("revision {number}: {error}")))
     }
 
+    /// Where nobody knows which revisions are about the key, the text of each tells whether it may be: most of a reader's
+    /// time goes into reading the values.
+    fn entries_about(&self, key: &Key, entries: &[(u64, Vec<u8>)]) -> Result<Vec<Revision>, StoreError> {
+        let name = serde_json::to_string(key).expect("keys are text");
+        let (mut decoder, mut found) = (Decoder::new(), Vec::new());
+        for (number, bytes) in entries {
+            let damaged = |error| self.damaged(format!("revision {number}: {error}"));
+            let json = decoder.json(bytes).map_err(damaged)?;
+            let is_about = std::str::from_utf8(json).is_ok_and(|text| text.contains(&name));
+            if is_about || found.is_empty() {
+                found.push(codec::parse(json).map_err(damaged)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn dump_all(&self, each: &mut dyn FnMut(Item) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let txn = self.snapshot()?;
+        let read = |error| read_error(&self.path, &error);
+        let (revision, values) = self.parse_current(tables::read_current(&txn).map_err(read)?)?;
+        each(Item::Last(revision))?;
+        values.into_iter().try_for_each(|(key, value)| each(Item::Value(key, value)))?;
+        let mut last = None;
+        loop {
+            let addresses = tables::read_addresses(&txn, last, DUMP_CHUNK).map_err(read)?;
+            let Some((end, _)) = addresses.last() else { break };
+            last = Some(*end);
+            addresses.into_iter().try_for_each(|(address, pod)| each(Item::Address(address, pod)))?;
+        }
+        let mut at = 0;
+        while at < revision {
+            let entries = tables::read_log(&txn, at, DUMP_CHUNK).map_err(read)?;
+            let Some((end, _)) = entries.last() else { break };
+            at = *end;
+            for (number, bytes) in &entries {
+                each(Item::Entry(self.entry(*number, bytes)?))?;
+            }
+        }
+        Ok(())
+    }
+
     fn number(&self, name: &str, text: &str) -> Result<u64, StoreError> {
         text.parse().map_err(|_| self.damaged(format!("{name} {text:?}")))
     }
@@ -255,6 +347,8 @@ impl RedbStore {
             }
         };
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = condition;
+        // What failed may be in the log.
+        *self.about.write().unwrap_or_else(PoisonError::into_inner) = None;
         answer
     }
 }
@@ -267,80 +361,66 @@ impl Store for RedbStore {
     fn load(&self) -> Result<(u64, Vec<(Key, Value)>), StoreError> {
         // Another server may have changed it between the look and the opening.
         if let Some(whole) = self.take_read().filter(|whole| self.agrees(whole).is_ok()) {
+            *self.about.write().unwrap_or_else(PoisonError::into_inner) = Some(whole.about);
             return Ok((whole.revision, whole.values));
         }
-        self.parse_current(guarded(&self.path, || self.read(tables::read_current))?)
+        self.looked(|| self.parse_current(self.read(tables::read_current)?))
     }
 
     fn commit(&self, revisions: &[Revision]) -> Result<(), StoreError> {
         match self.change(|database| tables::write(database, revisions))? {
-            None => Ok(()),
+            None => {
+                self.change_about(|about| about.add(revisions));
+                Ok(())
+            }
             Some(address) => Err(StoreError::AddressUsed(address)),
         }
     }
 
     fn log_after(&self, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError> {
-        let entries = guarded(&self.path, || self.read(|txn| tables::read_log(txn, revision, max)))?;
-        entries.iter().map(|(revision, bytes)| self.entry(*revision, bytes)).collect()
+        self.looked(|| {
+            let entries = self.raw_log(revision, max)?;
+            entries.iter().map(|(revision, bytes)| self.entry(*revision, bytes)).collect()
+        })
     }
 
-    /// The text of each tells whether it may be about the key: most of a reader's time goes into reading the values.
     fn log_about(&self, key: &Key, revision: u64, max: usize) -> Result<Vec<Revision>, StoreError> {
-        let entries = guarded(&self.path, || self.read(|txn| tables::read_log(txn, revision, max)))?;
-        let name = serde_json::to_string(key).expect("keys are text");
-        let (mut decoder, mut found) = (Decoder::new(), Vec::new());
-        for (number, bytes) in &entries {
-            let damaged = |error| self.damaged(format!("revision {number}: {error}"));
-            let json = decoder.json(bytes).map_err(damaged)?;
-            let is_about = std::str::from_utf8(json).is_ok_and(|text| text.contains(&name));
-            if is_about || found.is_empty() {
-                found.push(codec::parse(json).map_err(damaged)?);
-            }
-        }
-        Ok(found)
+        self.looked(|| match self.log_known(key, revision, max)? {
+            Some(found) => Ok(found),
+            None => self.entries_about(key, &self.raw_log(revision, max)?),
+        })
     }
 
     fn oldest(&self) -> Result<u64, StoreError> {
-        let (oldest, last) =
-            self.read(|txn| Ok((tables::read_oldest(txn)?, tables::text(txn, "revision")?)))?;
-        oldest.map_or_else(|| Ok(self.number("revision", &last)? + 1), Ok)
+        self.looked(|| {
+            let (oldest, last) =
+                self.read(|txn| Ok((tables::read_oldest(txn)?, tables::text(txn, "revision")?)))?;
+            oldest.map_or_else(|| Ok(self.number("revision", &last)? + 1), Ok)
+        })
     }
 
     fn log_bytes(&self) -> Result<u64, StoreError> {
-        let text = self.read(|txn| tables::text(txn, "log_bytes"))?;
-        self.number("log_bytes", &text)
+        self.looked(|| {
+            let text = self.read(|txn| tables::text(txn, "log_bytes"))?;
+            self.number("log_bytes", &text)
+        })
     }
 
     fn compact(&self, before: u64, max: usize) -> Result<(), StoreError> {
-        self.change(|database| tables::compact(database, before, max))
-    }
-
-    fn dump(&self, each: &mut dyn FnMut(Item) -> Result<(), StoreError>) -> Result<(), StoreError> {
-        let txn = self.snapshot()?;
-        let read = |error| read_error(&self.path, &error);
-        let (revision, values) = self.parse_current(tables::read_current(&txn).map_err(read)?)?;
-        each(Item::Last(revision))?;
-        values.into_iter().try_for_each(|(key, value)| each(Item::Value(key, value)))?;
-        let mut last = None;
-        loop {
-            let addresses = tables::read_addresses(&txn, last, DUMP_CHUNK).map_err(read)?;
-            let Some((end, _)) = addresses.last() else { break };
-            last = Some(*end);
-            addresses.into_iter().try_for_each(|(address, pod)| each(Item::Address(address, pod)))?;
-        }
-        let mut at = 0;
-        while at < revision {
-            let entries = tables::read_log(&txn, at, DUMP_CHUNK).map_err(read)?;
-            let Some((end, _)) = entries.last() else { break };
-            at = *end;
-            for (number, bytes) in &entries {
-                each(Item::Entry(self.entry(*number, bytes)?))?;
-            }
-        }
+        self.change(|database| tables::compact(database, before, max))?;
+        let oldest = self.oldest()?;
+        self.change_about(|about| about.forget_before(oldest));
         Ok(())
     }
 
+    fn dump(&self, each: &mut dyn FnMut(Item) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        self.looked(|| self.dump_all(each))
+    }
+
     fn recover(&self) -> Result<(), StoreError> {
+        if let Some(damage) = self.met.get() {
+            return Err(StoreError::read_only(&self.path, damage));
+        }
         let mut condition = self.database.write().unwrap_or_else(PoisonError::into_inner);
         match &*condition {
             Condition::Good(_) => return Ok(()),
@@ -356,12 +436,40 @@ impl Store for RedbStore {
         *condition = Condition::Good(database);
         Ok(())
     }
+
+    fn damage(&self) -> Option<&Arc<Damage>> {
+        self.met.get()
+    }
+}
+
+/// redb writes when it closes a file. A damaged one is not to be touched: it closes with the process.
+impl Drop for RedbStore {
+    fn drop(&mut self) {
+        let condition = self.database.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let condition = std::mem::replace(condition, Condition::Full);
+        if self.met.get().is_some() {
+            std::mem::forget(condition);
+            return;
+        }
+        let close = || {
+            drop(condition);
+            Ok(())
+        };
+        if let Err(error) = guarded(&self.path, close) {
+            error!("{error}");
+        }
+    }
+}
+
+/// Where a store is until all of it is on the disk.
+pub(crate) fn unnamed(path: &Path) -> PathBuf {
+    path.with_extension("redb.new")
 }
 
 /// A file gets its name when all of it is on the disk. What an end half-way left under the other name holds nothing.
 fn make_whole(path: &Path) -> Result<(), StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
-    let new = path.with_extension("redb.new");
+    let new = unnamed(path);
     match RedbStore::open_file(&new) {
         Err(StoreError::Damaged { .. }) => {
             fs::remove_file(&new).map_err(failed)?;
@@ -401,9 +509,8 @@ fn open(path: &Path, opener: &Opener) -> Result<Database, StoreError> {
 
 /// redb checks what it reads, yet some kinds of damage make it panic rather than answer.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    panic::catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
-        Err(StoreError::Damaged { path: path.to_owned(), what: "its pages do not fit together".to_owned() })
-    })
+    hextet_redb_check::guarded(read)
+        .unwrap_or_else(|what| Err(StoreError::Damaged { path: path.to_owned(), what }))
 }
 
 fn is_full(error: &std::io::Error) -> bool {

@@ -39,8 +39,7 @@ impl SalvagedStore {
     }
 
     fn refusal(&self) -> StoreError {
-        let first = self.damage.lines().next().unwrap_or_default();
-        StoreError::ReadOnly { path: self.path.clone(), first, count: self.damage.count() }
+        StoreError::read_only(&self.path, &self.damage)
     }
 }
 

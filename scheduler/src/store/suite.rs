@@ -7,6 +7,7 @@ use scheduler_core::{
     pod::{Pod, PodId, PodPhase},
     quantity::Resources,
     time::WallTime,
+    version::{JobVersion, Text},
 };
 
 use super::{Item, Store, StoreError};
@@ -15,12 +16,13 @@ use super::{Item, Store, StoreError};
 pub(super) type Open<'a> = dyn Fn() -> Arc<dyn Store> + 'a;
 
 /// Each begins with a store in which nothing was ever written.
-pub(super) const CASES: [fn(&Open<'_>); 5] = [
+pub(super) const CASES: [fn(&Open<'_>); 6] = [
     what_was_committed_is_there_after_opening_again,
     an_address_is_never_given_again,
     a_revision_of_ten_thousand_pods_is_one,
     what_is_compacted_is_gone_from_the_log_and_from_nothing_else,
     a_dump_holds_everything_as_of_one_revision,
+    a_version_of_a_job_outlives_the_log,
 ];
 
 fn what_was_committed_is_there_after_opening_again(open: &Open<'_>) {
@@ -135,6 +137,32 @@ fn a_dump_holds_everything_as_of_one_revision(open: &Open<'_>) {
     assert_eq!(log.collect::<Vec<_>>(), [&all[2..], &[gone]].concat());
 }
 
+fn a_version_of_a_job_outlives_the_log(open: &Open<'_>) {
+    let store = open();
+    let yaml = "{job: a, groups: {b: {tasks: {t: {exec: [/x, \"it's \\\"so\\\"\"]}}}}}";
+    let text = Text::of(&serde_norway::from_str(yaml).unwrap());
+    let (changer, message) = ("user:alice".to_owned(), "why".to_owned());
+    let version =
+        JobVersion { text, made: 1, kept: 1, applied: WallTime(1), changer, message, equals: Some(7) };
+    let (key, value) = (Key::Version("a@8".parse().unwrap()), Value::Version(Arc::new(version)));
+    let mut made = revision(1, None);
+    made.changes.push(Change { key: key.clone(), old: None, new: Some(value.clone()) });
+    store.commit(&[made.clone(), revision(2, None)]).unwrap();
+    assert_eq!(store.log_after(0, 1).unwrap(), [made]);
+    store.compact(2, 100).unwrap();
+    drop(store);
+    let store = open();
+    assert!(store.load().unwrap().1.contains(&(key.clone(), value.clone())));
+    let mut items = vec![];
+    store
+        .dump(&mut |item| {
+            items.push(item);
+            Ok(())
+        })
+        .unwrap();
+    assert!(items.contains(&Item::Value(key, value)));
+}
+
 fn refused(store: &dyn Store, revisions: &[Revision]) -> String {
     match store.commit(revisions) {
         Err(StoreError::AddressUsed(address)) => address.to_string(),
@@ -147,7 +175,7 @@ fn id(number: u64) -> PodId {
 }
 
 /// Makes the pod of that number.
-pub(super) fn revision(number: u64, address: Option<&str>) -> Revision {
+pub(crate) fn revision(number: u64, address: Option<&str>) -> Revision {
     let pod = Pod {
         countables: Default::default(),
         id: id(number),

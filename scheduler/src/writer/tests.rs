@@ -249,6 +249,9 @@ impl Store for FakeStore {
 
     fn oldest(&self) -> Result<u64, StoreError> {
         let inner = self.lock();
+        if inner.failed {
+            return Err(full());
+        }
         let next = inner.last + 1;
         Ok(inner.log.first().map_or(next, |entry| entry.revision))
     }
@@ -301,7 +304,8 @@ pub(crate) fn hub_with_history(history_bytes: u64) -> (Arc<Hub>, Arc<FakeStore>)
     let parts = Parts {
         clock,
         store: shared,
-        pki,
+        pki: Arc::new(pki),
+        keeper: crate::founding::Keeper::Folder,
         cluster: Some(cluster),
         servers: tokio::sync::watch::channel(vec![]).1,
         history_bytes,

@@ -139,7 +139,7 @@ impl TestServer {
     }
 
     pub(crate) async fn apply_job(&self, job: v1::Job) -> Result<v1::ApplyJobResponse, Status> {
-        let request = v1::ApplyJobRequest { job: Some(job), message: "a test".to_owned() };
+        let request = v1::ApplyJobRequest { job: Some(job), message: "a test".to_owned(), if_version: None };
         Ok(self.local().await.apply_job(request).await?.into_inner())
     }
 
@@ -150,6 +150,13 @@ impl TestServer {
              {{server: {{exec: [/bin/server, {argument}], cpu: 10m, memory: 1Mi}}}}}}}}}}"
         );
         convert::job_to_message(&serde_norway::from_str(&yaml).unwrap())
+    }
+
+    /// Keeps so many revisions in the history.
+    #[allow(dead_code, reason = "each test binary has a copy of this module")]
+    pub(crate) async fn compact(&self, keep_revisions: u64) -> v1::CompactHistoryResponse {
+        let request = v1::CompactHistoryRequest { keep_revisions, ..Default::default() };
+        self.local().await.compact_history(request).await.unwrap().into_inner()
     }
 
     pub(crate) async fn delete(&self, job: &str) {
@@ -226,6 +233,8 @@ pub(crate) struct Told {
     pub(crate) peers: BTreeMap<String, v1::Peer>,
     /// Where all servers are.
     pub(crate) servers: Vec<String>,
+    /// The CA that makes certificates, in hex.
+    pub(crate) ca: String,
     /// How many full assignments came.
     pub(crate) full: u32,
     /// What it was asked of its pods.
@@ -408,6 +417,7 @@ fn take(told: &mut Told, assignment: v1::Assignment) -> Vec<v1::PodReport> {
     if assignment.full {
         told.full += 1;
         told.servers = assignment.servers;
+        told.ca = assignment.ca.iter().map(|byte| format!("{byte:02x}")).collect();
         told.pods.clear();
         told.peers.clear();
     }
@@ -430,7 +440,7 @@ fn take(told: &mut Told, assignment: v1::Assignment) -> Vec<v1::PodReport> {
 
 async fn send_logs(mut client: AgentClient<Channel>, ask: v1::ReadLogs) {
     let request_id = ask.request_id;
-    let chunk = |data: String| v1::SendLogsRequest { request_id, data: data.into(), error: String::new() };
+    let chunk = |data: String| v1::SendLogsRequest { request_id, data: data.into(), ..Default::default() };
     let chunks = vec![chunk(format!("{} of {}: ", ask.task, ask.pod)), chunk("hello\n".to_owned())];
     client.send_logs(tokio_stream::iter(chunks)).await.unwrap();
 }

@@ -26,12 +26,13 @@ pub(crate) fn begin(job: &Job, shared: &mut Shared) -> Event {
         job.groups.values_mut().filter(|group| !is_single(group)).for_each(|group| group.count = count);
     }
     let program = if bad { BAD } else { "/bin/x" };
-    Event::Deploy(retasked(job, program, number), schedule(shared))
+    let schedule = schedule(shared);
+    Event::Deploy(retasked(job, program, number, schedule.in_place), schedule)
 }
 
-/// The job with other tasks where there may be two versions.
-pub(crate) fn retasked(mut job: Job, program: &str, number: u32) -> Job {
-    for group in job.groups.values_mut().filter(|group| !is_single(group)) {
+/// The job with other tasks where there may be two versions, or everywhere.
+pub(crate) fn retasked(mut job: Job, program: &str, number: u32, singles: bool) -> Job {
+    for group in job.groups.values_mut().filter(|group| singles || !is_single(group)) {
         group.rollout = None;
         for task in group.tasks.values_mut() {
             task.exec = vec![program.to_owned(), number.to_string()];
@@ -66,6 +67,7 @@ pub(crate) fn schedule(shared: &mut Shared) -> Schedule {
         retries: shared.rng.random_range(0..3),
         retry_after_ms: shared.rng.random_range(100..1_000),
         on_failure,
+        in_place: strategy != Strategy::BlueGreen && shared.chance(0.4),
     }
 }
 
@@ -121,7 +123,7 @@ pub(crate) fn chosen(state: &State, number: u32) -> Option<Job> {
         !job.preemptible && is_whole && pods.all(|pod| pod.phase == PodPhase::Running)
     };
     let job = state.jobs().filter_map(|(_, record)| record.current()).find(|job| is_fit(job))?;
-    Some(retasked(Job::clone(job), "/bin/x", number))
+    Some(retasked(Job::clone(job), "/bin/x", number, false))
 }
 
 /// By job and group how many pods serve, as load balancers are told.

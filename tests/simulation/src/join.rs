@@ -72,6 +72,7 @@ pub(crate) fn identity(name: &str, node: &Node, cluster: &Cluster) -> Identity {
         group: node.group_id,
         pod_ipv4: cluster.pod_ipv4,
         previous: None,
+        former_cas: vec![],
         credentials: Credentials {
             name,
             servers: vec![],

@@ -52,7 +52,8 @@ impl Operators {
             Some(record) => {
                 let percent_next = [0, 20, 50, 99, 100][shared.rng.random_range(0..5)];
                 let number = shared.rng.random_range(0..3);
-                let job = rolled(record, percent_next, number).expect("a job that is there has a text");
+                let job = rolled(record, percent_next, number, shared.chance(0.3))
+                    .expect("a job that is there has a text");
                 Event::ApplyJob(job, Texts::new())
             }
             None => self.apply(name, shared),
@@ -113,17 +114,18 @@ impl Operators {
 }
 
 /// The text in force with a rollout to tasks with this number, or with another percentage of the one under way.
-pub(crate) fn rolled(record: &JobRecord, percent_next: u32, number: u32) -> Option<Job> {
+pub(crate) fn rolled(record: &JobRecord, percent_next: u32, number: u32, in_place: bool) -> Option<Job> {
     let mut job = Job::clone(record.current()?);
     let (previous, next) = (record.version, record.version + 1);
-    let start = Rollout::new(previous, next, percent_next);
+    let start = Rollout { in_place, ..Rollout::new(previous, next, percent_next) };
     // Of what there may only be one, two versions cannot be side by side.
     let is_single = |group: &Group| group.availability() == Availability::Singleton;
-    for group in job.groups.values_mut().filter(|group| !is_single(group)) {
+    for group in job.groups.values_mut().filter(|group| in_place || !is_single(group)) {
         if group.rollout.is_none() {
             group.tasks.get_mut("t")?.exec[1] = number.to_string();
         }
-        group.rollout = Some(group.rollout.map_or(start, |rollout| Rollout { percent_next, ..rollout }));
+        group.rollout =
+            Some(group.rollout.map_or(start, |rollout| Rollout { percent_next, in_place, ..rollout }));
     }
     Some(job)
 }

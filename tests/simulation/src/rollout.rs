@@ -22,7 +22,7 @@ pub(crate) fn chosen(state: &State, percent_next: u32) -> Option<Job> {
             !job.preemptible && job.pods_wanted() > 0 && pods.all(|pod| pod.phase == PodPhase::Running)
         })
     })?;
-    rolled(record, percent_next, NEXT)
+    rolled(record, percent_next, NEXT, false)
 }
 
 /// By job and group how many pods live, of those that a rollout changes, and are wanted.

@@ -239,6 +239,8 @@ impl Several {
                 message: String::new(),
                 restarts: 0,
                 gone: pod.stop,
+                version: Some(pod.job_version),
+                ending: None,
             };
             let reports: Vec<_> = shown.pods_on(&node.name).map(report).collect();
             let event = Event::PodReports(node.name.clone(), reports);

@@ -51,7 +51,7 @@ pub(crate) struct World {
     /// Since when there are no faults, or since the last deploy in peace began.
     peace: Time,
     /// Somebody wanted a deploy to go back in place.
-    went_back_in_place: bool,
+    restarts_in_place: bool,
 }
 
 impl World {
@@ -84,7 +84,7 @@ impl World {
             operators: Operators::default(),
             checks,
             peace: Time::default(),
-            went_back_in_place: false,
+            restarts_in_place: false,
         }
     }
 
@@ -117,15 +117,14 @@ impl World {
         let Some(job) = deploy::chosen(self.server.disk.state(), DEPLOYED) else { return Ok(()) };
         let (floor, alive) =
             (deploy::floor(&job, self.server.disk.state()), rollout::alive_of(&job, &self.machines));
-        (self.peace, self.went_back_in_place) = (self.shared.now, false);
         let schedule = deploy::schedule(&mut self.shared);
+        (self.peace, self.restarts_in_place) = (self.shared.now, schedule.in_place);
         self.operators.asked += 1;
         self.server.operate(self.operators.asked, Event::Deploy(job, schedule), &mut self.shared);
         let end = self.shared.now + DEPLOY;
         while self.shared.now < end {
             self.step()?;
-            // In place they are restarted all at once.
-            if !self.went_back_in_place {
+            if !self.restarts_in_place {
                 deploy::holds(&floor, self.server.disk.state())?;
                 rollout::holds(&alive, &self.machines)?;
             }
@@ -137,7 +136,7 @@ impl World {
     fn attend(&mut self) {
         let is_late = self.shared.now > self.peace + LATE;
         if let Some(event) = deploy::attended(self.server.disk.state(), is_late) {
-            self.went_back_in_place |= matches!(event, Event::DeployOrder(_, Order::Abort { now: true }));
+            self.restarts_in_place |= matches!(event, Event::DeployOrder(_, Order::Abort { now: true }));
             self.operators.asked += 1;
             self.server.operate(self.operators.asked, event, &mut self.shared);
         }

@@ -36,7 +36,7 @@ fn several_servers_lose_nothing_and_are_never_two_that_write() {
         assert!(figures.revisions > 50 && figures.acknowledged > 10 && figures.faults > 20, "{figures:?}");
         (copies, astray) = (copies + figures.copies, astray + figures.astray);
     }
-    assert!(copies > 20 && astray > 5, "{copies} led with a copy, {astray} copies were of no use");
+    assert!(copies > 20 && astray > 2, "{copies} led with a copy, {astray} copies were of no use");
 }
 
 #[test]

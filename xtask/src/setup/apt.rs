@@ -8,12 +8,13 @@ use super::services;
 use crate::process::{self, find_program};
 
 /// Programs and where Debian keeps them. A program found elsewhere is as good.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 17] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("cc", "gcc"),
     ("curl", "curl"),
     ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
     ("faketime", "faketime"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),

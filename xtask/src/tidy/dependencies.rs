@@ -12,7 +12,7 @@ const BANNED: [&str; 10] =
     ["aya", "hyper", "mio", "netlink-", "nftables", "nix", "redb", "rtnetlink", "tokio", "tonic"];
 
 /// What each package may use of this workspace; `*` is everything but itself.
-const ALLOWED: [(&str, &[&str]); 18] = [
+const ALLOWED: [(&str, &[&str]); 19] = [
     ("dataplane", &["dataplane-common", "dataplane-core", "hextet-address"]),
     ("dataplane-common", &[]),
     ("dataplane-core", &["dataplane-common", "hextet-address"]),
@@ -26,6 +26,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
         "hextet-simulation",
         &["hextet-address", "hextet-api", "hextet-lifecycle", "scheduler", "scheduler-core"],
     ),
+    ("hextet-redb-check", &[]),
     ("hextet-tests", &["*"]),
     ("lb-nginx", &["hextet-api"]),
     (
@@ -41,8 +42,21 @@ const ALLOWED: [(&str, &[&str]); 18] = [
             "scheduler-core",
         ],
     ),
-    ("node", &["dataplane", "dataplane-core", "hextet-address", "hextet-api", "hextet-lifecycle"]),
-    ("scheduler", &["hextet-address", "hextet-api", "hextet-lifecycle", "scheduler-core"]),
+    (
+        "node",
+        &[
+            "dataplane",
+            "dataplane-core",
+            "hextet-address",
+            "hextet-api",
+            "hextet-lifecycle",
+            "hextet-redb-check",
+        ],
+    ),
+    (
+        "scheduler",
+        &["hextet-address", "hextet-api", "hextet-lifecycle", "hextet-redb-check", "scheduler-core"],
+    ),
     ("scheduler-bench", &["hextet-address", "hextet-api", "scheduler", "scheduler-core"]),
     ("scheduler-core", &["hextet-address", "hextet-lifecycle"]),
     ("xtask", &[]),

@@ -4,6 +4,9 @@ use std::path::Path;
 
 use super::tree::{Text, Tree};
 
+/// What git leaves where both sides changed the same lines.
+const MERGED: [&str; 2] = ["<<<<<<< ", ">>>>>>> "];
+
 /// Module names that say nothing about what is in them.
 const EMPTY_NAMES: [&str; 5] = ["common", "helpers", "misc", "types", "utils"];
 
@@ -44,6 +47,9 @@ fn blanks(file: &Text) -> Vec<String> {
         }
         if line.ends_with([' ', '\r']) {
             findings.push(format!("{path}:{}: blanks at the end of the line", index + 1));
+        }
+        if MERGED.iter().any(|mark| line.starts_with(mark)) {
+            findings.push(format!("{path}:{}: a merge was not finished", index + 1));
         }
     }
     if !file.text.ends_with('\n') {
@@ -99,6 +105,7 @@ mod tests {
     fn blanks_are_found_with_their_line() {
         assert_eq!(blanks(&file("a.md", "one\ntwo \n")), ["a.md:2: blanks at the end of the line"]);
         assert_eq!(blanks(&file("a.md", "one\n\ttwo\n")), ["a.md:2: a tab"]);
+        assert_eq!(blanks(&file("a.md", "one\n<<<<<<< HEAD\n")), ["a.md:2: a merge was not finished"]);
         assert_eq!(blanks(&file("a.md", "one")), ["a.md: no newline at the end"]);
     }
 

@@ -90,6 +90,7 @@ async fn ask(client: &Client, id: &str) -> Result<v1::Deploy, tonic::Status> {
 struct Shown {
     state: String,
     waits_for: String,
+    output: String,
     at: Instant,
 }
 
@@ -101,10 +102,17 @@ fn show(deploy: &v1::Deploy, shown: &mut Option<Shown>) -> anyhow::Result<()> {
     });
     if !is_known {
         let wait = if waits_for.is_empty() { String::new() } else { format!("; {waits_for}") };
-        print::to_stdout(|out| Ok(print::lines(out, format!("{state}{wait}").lines())?))?;
-        *shown = Some(Shown { state, waits_for, at });
+        let text = format!("{state}{wait}\n{}", news(deploy, shown.as_ref()));
+        print::to_stdout(|out| Ok(print::lines(out, text.lines())?))?;
+        *shown = Some(Shown { state, waits_for, output: deploy.output.clone(), at });
     }
     Ok(())
+}
+
+/// The last lines of what has failed, unless they were shown.
+fn news(deploy: &v1::Deploy, shown: Option<&Shown>) -> String {
+    let is_known = shown.is_some_and(|shown| shown.output == deploy.output);
+    if is_known { String::new() } else { print::quoted(&deploy.output) }
 }
 
 /// One line without what it waits for; what only time changes is not in it.

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    Deploy, DeployId, Move, Stage,
+    Deploy, DeployId, Fault, Move, Stage,
     health::{self, Health},
 };
 use crate::{state::State, time::Moment};
@@ -86,7 +86,7 @@ impl Watch {
 
     fn watch(&mut self, state: &State, deploy: &Deploy, now: Moment) -> Option<Move> {
         match health::health(state, deploy) {
-            Health::Bad(why) => return Some(Move::Failed(why)),
+            Health::Bad(fault) => return Some(Move::Failed(fault)),
             Health::Good => {
                 self.what.clear();
                 let good = *self.good.get_or_insert(now);
@@ -101,7 +101,8 @@ impl Watch {
             }
         }
         let timeout = Duration::from_millis(deploy.schedule.timeout_ms);
-        (now - self.late >= timeout).then(|| Move::Failed(format!("not so after {timeout:?}: {}", self.what)))
+        let why = || format!("not so after {timeout:?}: {}", self.what);
+        (now - self.late >= timeout).then(|| Move::Failed(Fault { why: why(), output: String::new() }))
     }
 
     fn go_back(&mut self, state: &State, deploy: &Deploy) -> Option<Move> {

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::Deploy;
+use super::{Deploy, Fault};
 use crate::{
     job::Group,
+    node::NodePhase,
     pod::{Pod, PodId, PodPhase},
     rollout,
     state::State,
@@ -18,7 +19,7 @@ pub enum Health {
     /// Not yet all of them, and what is waited for.
     NotYet(String),
     /// One of them has failed.
-    Bad(String),
+    Bad(Fault),
 }
 
 /// How often a pod has failed: a task that ended counts at once, and its next start does not count again.
@@ -26,10 +27,11 @@ fn faults(pod: &Pod) -> u32 {
     pod.restarts.saturating_add(u32::from(pod.phase == PodPhase::Failed))
 }
 
-/// How often the new pods have failed until now, of those that have: it is not held against them again.
+/// How often the pods have failed until now, of those that have: it is not held against them again. Also of those that
+/// are of another version as yet, as they may become new ones.
 #[must_use]
 pub fn known_faults(state: &State, deploy: &Deploy) -> BTreeMap<PodId, u32> {
-    let pods = sides(state, deploy).into_iter().flat_map(|side| side.new);
+    let pods = sides(state, deploy).into_iter().flat_map(|side| side.new.into_iter().chain(side.others));
     pods.map(|pod| (pod.id.clone(), faults(pod))).filter(|(_, faults)| *faults > 0).collect()
 }
 
@@ -40,9 +42,9 @@ pub fn health(state: &State, deploy: &Deploy) -> Health {
     let new = || sides.iter().flat_map(|side| &side.new);
     let known = |pod: &Pod| deploy.faults.get(&pod.id).copied().unwrap_or(0);
     if let Some(pod) = new().find(|pod| faults(pod) > known(pod)) {
-        return Health::Bad(failure(pod));
+        return Health::Bad(fault(state, pod));
     }
-    match sides.iter().find_map(|side| side.waits_for(deploy)) {
+    match sides.iter().find_map(|side| side.waits_for(state, deploy)) {
         Some(what) => Health::NotYet(what),
         None => Health::Good,
     }
@@ -71,19 +73,44 @@ pub struct Tally {
 pub fn tally(state: &State, deploy: &Deploy) -> Tally {
     let mut tally = Tally::default();
     for side in sides(state, deploy) {
-        tally.running += side.running();
+        tally.running += side.running(state);
         tally.wanted += side.wanted;
-        tally.others += side.others;
+        tally.others += side.others.len();
     }
     tally
 }
 
-fn failure(pod: &Pod) -> String {
+fn fault(state: &State, pod: &Pod) -> Fault {
     let node = pod.node.as_deref().unwrap_or_default();
-    match pod.phase {
-        PodPhase::Failed => format!("pod {} failed on {node}: {}", pod.id, pod.message),
-        _ => format!("a task of pod {} ended on {node} and was started again", pod.id),
+    let ending = state.ending(&pod.id).filter(|ending| ending.is_why(pod));
+    let why = match (pod.phase, ending) {
+        (PodPhase::Failed, _) => format!("pod {} failed on {node}: {}", pod.id, pod.message),
+        (_, None) => format!("a task of pod {} ended on {node} and was started again", pod.id),
+        (_, Some(ending)) => {
+            format!("pod {} failed on {node} and was started again: {}", pod.id, ending.what)
+        }
+    };
+    Fault { why, output: ending.map(|ending| ending.output.clone()).unwrap_or_default() }
+}
+
+/// Why a pod that is to run in the next version does not, as far as is known.
+fn late(pod: &Pod) -> String {
+    match (pod.phase, &pod.node) {
+        (PodPhase::Running, Some(node)) => format!("{node}, with {}, does not report", pod.id),
+        _ if pod.message.is_empty() => format!("{} is {}", pod.id, pod.phase),
+        _ => format!("{} is {}: {}", pod.id, pod.phase, pod.message),
     }
+}
+
+/// Of a pod that stays as it is until its node hears of the next version.
+fn unheard(state: &State, pod: &Pod) -> Option<String> {
+    let node = state.node_of(pod)?;
+    (node.phase != NodePhase::Ready).then(|| format!("{}, with {}, does not report", node.name, pod.id))
+}
+
+/// Whether it runs, by the word of a node that reports: what was said before a cut is no sign of doing well.
+fn runs(state: &State, pod: &Pod) -> bool {
+    pod.phase == PodPhase::Running && state.node_of(pod).is_some_and(|node| node.phase == NodePhase::Ready)
 }
 
 /// The pods of one group.
@@ -94,7 +121,7 @@ struct Side<'a> {
     /// And how many others.
     others_wanted: usize,
     new: Vec<&'a Arc<Pod>>,
-    others: usize,
+    others: Vec<&'a Arc<Pod>>,
 }
 
 /// Every group of which the deploy has made pods: those of two versions, and those that the previous text had not.
@@ -114,33 +141,37 @@ fn side<'a>(state: &'a State, deploy: &Deploy, name: &'a str, group: &Group) -> 
     let record = state.job_record(job);
     let sides = record.and_then(|record| Some((record, rollout::sides(record, name, group)?)));
     let Some((record, sides)) = sides else {
-        return Side { group: name, wanted: group.count as usize, others_wanted: 0, new: live, others: 0 };
+        return Side {
+            group: name,
+            wanted: group.count as usize,
+            others_wanted: 0,
+            new: live,
+            others: Vec::new(),
+        };
     };
     let new_is = usize::from(sides[1].version == deploy.id.version);
     let (new, others): (Vec<_>, Vec<_>) =
         live.into_iter().partition(|pod| rollout::side_of(record, &sides, pod) == Some(new_is));
     let [wanted, others_wanted] = [new_is, 1 - new_is].map(|which| sides[which].text.count as usize);
-    Side { group: name, wanted, others_wanted, new, others: others.len() }
+    Side { group: name, wanted, others_wanted, new, others }
 }
 
 impl Side<'_> {
-    fn running(&self) -> usize {
-        self.new.iter().filter(|pod| pod.phase == PodPhase::Running).count()
+    fn running(&self, state: &State) -> usize {
+        self.new.iter().filter(|pod| runs(state, pod)).count()
     }
 
     /// What is not yet as it should be. That the others are all there is not asked: the next version may be the cure.
-    fn waits_for(&self, deploy: &Deploy) -> Option<String> {
-        let (running, version) = (self.running(), deploy.id.version);
+    fn waits_for(&self, state: &State, deploy: &Deploy) -> Option<String> {
+        let (running, version) = (self.running(state), deploy.id.version);
         if running < self.wanted {
             let (group, wanted) = (self.group, self.wanted);
-            let late = self.new.iter().find(|pod| pod.phase != PodPhase::Running);
-            let late = late.map_or(String::new(), |pod| {
-                let why = if pod.message.is_empty() { String::new() } else { format!(": {}", pod.message) };
-                format!("; {} is {}{why}", pod.id, pod.phase)
-            });
+            let late = self.new.iter().find(|pod| !runs(state, pod)).map(|pod| late(pod));
+            let unheard = || self.others.iter().find_map(|pod| unheard(state, pod));
+            let late = late.or_else(unheard).map_or(String::new(), |late| format!("; {late}"));
             return Some(format!("{running} of {wanted} pods of {group} run in version {version}{late}"));
         }
-        let surplus = self.others.saturating_sub(self.others_wanted) + self.new.len() - self.wanted;
+        let surplus = self.others.len().saturating_sub(self.others_wanted) + self.new.len() - self.wanted;
         (surplus > 0).then(|| format!("{surplus} pods of {} have yet to stop", self.group))
     }
 }

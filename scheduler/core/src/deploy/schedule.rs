@@ -30,6 +30,9 @@ pub struct Schedule {
     pub retry_after_ms: u64,
     /// What happens then.
     pub on_failure: OnFailure,
+    /// Pods are given the next version's tasks where they are, and none is made beside them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_place: bool,
 }
 
 /// How a deploy goes about it.
@@ -106,6 +109,9 @@ pub enum ScheduleError {
     /// The last step is not all.
     #[error("steps: the last one is 100")]
     NotAll,
+    /// Pods of both versions, and none may be beside the others.
+    #[error("in-place: {0} has all pods of the next version stand by beside the others")]
+    InPlace(Strategy),
     /// Too long.
     #[error("{field}: at most 30 days")]
     TooLong {
@@ -150,6 +156,9 @@ impl Schedule {
     /// The first field that is wrong.
     pub fn check(&self) -> Result<(), ScheduleError> {
         self.check_steps()?;
+        if self.in_place && self.steps.iter().any(|step| step.form != Form::Split) {
+            return Err(ScheduleError::InPlace(self.strategy));
+        }
         if self.retries > RETRIES_MAX {
             return Err(ScheduleError::Retries(self.retries));
         }

@@ -61,6 +61,16 @@ impl Constraint {
         one.into_iter().chain(many)
     }
 
+    /// The values of which a label has to have one; none when it is not so simple.
+    #[must_use]
+    pub fn alternatives(&self) -> &[String] {
+        match self {
+            Constraint::Is(value) => std::slice::from_ref(value),
+            Constraint::OneOf(values) => values,
+            Constraint::All(_) => &[],
+        }
+    }
+
     /// Whether nothing could ever meet it, or everything does.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -124,6 +124,27 @@ fn the_answer_says_why_not_for_every_node() {
 }
 
 #[test]
+fn a_node_that_is_asked_for_and_not_there_is_the_first_reason() {
+    let nodes = [node("n1", 4000, 8), node("n2", 4000, 8)];
+    let short = |wanted: Constraint| {
+        let constraints = BTreeMap::from([("node".to_owned(), wanted)]);
+        let demand = Demand { constraints: &constraints, ..demand(&Spread::Node, 1, 9000) };
+        explain(&demand, &candidates(&nodes)).short()
+    };
+    assert_eq!(
+        short(Constraint::from("n9")),
+        "no node fits: there is no node n9, the smallest change is to allow it without node=n9 and have 5000m more CPU or \
+         ask for less on n1; n1: needs node=n9, has node=n1; n2: needs node=n9, has node=n2"
+    );
+    let one_of = |names: &[&str]| Constraint::OneOf(names.iter().map(ToString::to_string).collect());
+    assert!(short(one_of(&["n8", "n1", "n9"])).starts_with("no node fits: there is no node n8 or n9, the"));
+    assert!(short(one_of(&["n2", "n1"])).starts_with("no node fits, the"));
+    let many: Vec<String> = (10..30).map(|number| format!("n{number}")).collect();
+    let many = short(Constraint::OneOf(many));
+    assert!(many.contains(" or n17 or others that are asked for, the"), "{many}");
+}
+
+#[test]
 fn the_smallest_change_is_one_that_helps() {
     let nodes = [node("n1", 4000, 8), node("n2", 4000, 8), node("n3", 4000, 8)];
     let mut all = candidates(&nodes);

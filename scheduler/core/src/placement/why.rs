@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{Candidate, Demand, Reason, reason::obstacles, survey};
 use crate::{
+    job::Constraint,
     node::{NODE_LABEL, NodePhase},
     pod::Pod,
     quantity::{Cpu, Memory},
@@ -22,6 +23,8 @@ pub struct Explanation {
     pub nodes: Vec<Verdict>,
     /// The node of `nodes` with the smallest change, if any change there would help.
     pub smallest: Option<usize>,
+    /// Nodes that are asked for by name and that there are none of.
+    pub absent: Vec<String>,
 }
 
 /// Why a pod does not fit on one node.
@@ -73,7 +76,7 @@ pub fn explain(demand: &Demand<'_>, candidates: &[Candidate<'_>]) -> Explanation
         candidates.iter().filter_map(|candidate| verdict(demand, candidate)).collect();
     nodes.sort_by(|a, b| a.node.cmp(&b.node));
     let smallest = (0..nodes.len()).min_by_key(|at| nodes[*at].cost());
-    Explanation { nodes, smallest }
+    Explanation { nodes, smallest, absent: absent(demand, candidates) }
 }
 
 /// Why `pod` has no place in this state, as `netctl why` prints it. Empty for a pod whose job is gone.
@@ -88,6 +91,13 @@ pub fn why_not(state: &State, pod: &Pod, now: WallTime) -> Explanation {
     let wanted = side.as_ref().unwrap_or(wanted);
     let survey = survey(state, (&pod.job, &pod.group), wanted, now);
     explain(&survey.demand(1), &survey.all())
+}
+
+/// Nodes that the demand names and that are no candidates.
+fn absent(demand: &Demand<'_>, candidates: &[Candidate<'_>]) -> Vec<String> {
+    let names = demand.constraints.get(NODE_LABEL).map(Constraint::alternatives).unwrap_or_default();
+    let is_absent = |name: &&String| !candidates.iter().any(|candidate| candidate.node.name == **name);
+    names.iter().filter(is_absent).cloned().collect()
 }
 
 fn verdict(demand: &Demand<'_>, candidate: &Candidate<'_>) -> Option<Verdict> {
@@ -105,6 +115,7 @@ impl Explanation {
             return "no node has joined yet; `netctl token --for node` makes the line to join one".to_owned();
         }
         let mut text = "no node fits".to_owned();
+        text.extend(self.no_such_node().map(|no_such| format!(": {no_such}")));
         if let Some(smallest) = self.smallest_change() {
             text.push_str(&format!(", the smallest change is to {smallest}"));
         }
@@ -116,6 +127,16 @@ impl Explanation {
             text.push_str(&format!("; and {rest} more nodes"));
         }
         text
+    }
+
+    /// `there is no node n9`, when one that is asked for by name is not there.
+    #[must_use]
+    pub fn no_such_node(&self) -> Option<String> {
+        let mut names: Vec<&str> = self.absent.iter().take(REASONS_SHOWN_MAX).map(String::as_str).collect();
+        if self.absent.len() > names.len() {
+            names.push("others that are asked for");
+        }
+        (!names.is_empty()).then(|| format!("there is no node {}", names.join(" or ")))
     }
 
     /// The smallest change at all: `free 500m CPU on n3`.

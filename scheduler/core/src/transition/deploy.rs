@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use crate::{
     change::{Key, Value},
     deploy::{
-        self, Deploy, DeployError, DeployId, Form, GAVE_UP_MAX, Move, OnFailure, Order, Pause, Schedule,
-        Stage, health,
+        self, Deploy, DeployError, DeployId, Fault, Form, GAVE_UP_MAX, Move, OnFailure, Order, Pause,
+        Schedule, Stage, health,
     },
     draft::Draft,
     event::Refusal,
@@ -32,7 +32,7 @@ pub(super) fn begin(
         return Err(DeployError::Unchanged { job: text.job.clone(), version: previous }.into());
     }
     let groups = Deploy::groups_between(&before, text);
-    check_texts(&before, text, &groups)?;
+    check_texts(&before, text, &groups, schedule.in_place)?;
     check_kept(draft, &text.job)?;
     job::check_total(draft, text)?;
     let id = DeployId { job: text.job.clone(), version: job::next_version(draft, &text.job) };
@@ -49,6 +49,7 @@ pub(super) fn begin(
         failures: 0,
         faults: Default::default(),
         reason: String::new(),
+        output: String::new(),
         aborted: false,
         changer: changer.to_owned(),
         begun: context.wall,
@@ -60,7 +61,7 @@ pub(super) fn begin(
     forget_ended(draft, &text.job);
     job::bring_about(draft, &in_force, None, changer, context);
     let message = format!("deploy {id} begun ({}): {}", schedule.strategy, step_words(&deploy));
-    put(draft, deploy);
+    put(draft, Deploy { faults: health::known_faults(draft, &deploy), ..deploy });
     Ok(Step { message, replan: true })
 }
 
@@ -99,8 +100,8 @@ pub(super) fn advance(
     };
     match (decided, deploy.stage) {
         (Move::Passed, Stage::Growing | Stage::Watching) => passed(draft, deploy, changer, context),
-        (Move::Failed(why), Stage::Growing | Stage::Watching | Stage::Held) => {
-            failed(draft, deploy, why, changer, context)
+        (Move::Failed(fault), Stage::Growing | Stage::Watching | Stage::Held) => {
+            failed(draft, deploy, fault, changer, context)
         }
         (Move::TryAgain, Stage::Waiting) => {
             let again = again(deploy);
@@ -156,7 +157,7 @@ fn resume(
 fn again(deploy: Deploy) -> Deploy {
     let left = deploy.stage == Stage::Waiting && deploy.schedule.steps[deploy.step].form == Form::Switched;
     let step = deploy.step - usize::from(left);
-    at_step(Deploy { reason: String::new(), ..deploy }, step)
+    at_step(Deploy { reason: String::new(), output: String::new(), ..deploy }, step)
 }
 
 /// The beginning of a step.
@@ -175,7 +176,10 @@ fn abort(
     let back = match deploy.stage {
         Stage::GoingBack if !now => return Err(DeployError::GoingBack(deploy.id).into()),
         Stage::GoingBack => deploy,
-        _ => Deploy { aborted: true, reason: format!("{changer} aborted it"), ..deploy },
+        _ => {
+            let (reason, output) = (format!("{changer} aborted it"), String::new());
+            Deploy { aborted: true, reason, output, ..deploy }
+        }
     };
     // Pods that stand by are the fastest way back.
     let form = back.schedule.steps[back.step].form;
@@ -202,7 +206,7 @@ fn passed(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Co
 
 /// The next step, or the end.
 fn go_on(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Context<'_>) -> Step {
-    let deploy = Deploy { reason: String::new(), ..deploy };
+    let deploy = Deploy { reason: String::new(), output: String::new(), ..deploy };
     if deploy.step + 1 < deploy.schedule.steps.len() {
         let step = deploy.step + 1;
         let next = at_step(deploy, step);
@@ -218,11 +222,12 @@ fn go_on(draft: &mut Draft<'_>, deploy: Deploy, changer: &str, context: &mut Con
 fn failed(
     draft: &mut Draft<'_>,
     deploy: Deploy,
-    why: &str,
+    fault: &Fault,
     changer: &str,
     context: &mut Context<'_>,
 ) -> Step {
     let (id, step) = (deploy.id.clone(), step_words(&deploy));
+    let Fault { why, output } = fault;
     let (failures, retries) = (deploy.failures + 1, deploy.schedule.retries);
     let (stage, then) = match deploy.schedule.on_failure {
         _ if failures <= retries => (Stage::Waiting, format!("it is tried again ({failures} of {retries})")),
@@ -231,7 +236,8 @@ fn failed(
     };
     let message = format!("deploy {id} failed, {step}: {why}; {then}");
     let reason = format!("{step}: {why}");
-    enter(draft, Deploy { stage, failures, reason, ..deploy }, message, changer, context)
+    let output = output.clone();
+    enter(draft, Deploy { stage, failures, reason, output, ..deploy }, message, changer, context)
 }
 
 /// The text of the previous version is in force again, as a new version that says so.
@@ -278,7 +284,12 @@ fn put(draft: &mut Draft<'_>, deploy: Deploy) {
     draft.put(Key::Deploy(deploy.id.clone()), Some(Value::Deploy(Arc::new(deploy))));
 }
 
-fn check_texts(before: &Job, text: &Job, groups: &BTreeSet<String>) -> Result<(), DeployError> {
+fn check_texts(
+    before: &Job,
+    text: &Job,
+    groups: &BTreeSet<String>,
+    in_place: bool,
+) -> Result<(), DeployError> {
     let with_rollout = |job: &Job| -> Option<String> {
         job.groups.iter().find(|(_, group)| group.rollout.is_some()).map(|(name, _)| name.clone())
     };
@@ -292,7 +303,7 @@ fn check_texts(before: &Job, text: &Job, groups: &BTreeSet<String>) -> Result<()
         return Err(DeployError::NothingToWatch);
     }
     let is_singleton = |name: &&String| {
-        text.group(name).is_some_and(|group| group.availability() == Availability::Singleton)
+        !in_place && text.group(name).is_some_and(|group| group.availability() == Availability::Singleton)
     };
     groups.iter().find(is_singleton).map_or(Ok(()), |name| Err(DeployError::Singleton(name.clone())))
 }

@@ -76,13 +76,18 @@ fn chosen_name(token: &Token, wanted: Option<&str>) -> Result<String, Refusal> {
 
 /// Claims name, prefix and group. The same key under the same name gets what it had.
 fn join(draft: &mut Draft<'_>, name: &str, key: &str, claim: &Claim, now: WallTime) -> Result<(), Refusal> {
-    if let Some(node) = draft.nodes().get(name) {
-        return if node.key == key { Ok(()) } else { Err(Refusal::NameTaken(name.to_owned())) };
+    let ca = draft.authorities().map(|authorities| authorities.issuing.clone());
+    if let Some(node) = draft.nodes().get(name).cloned() {
+        if node.key != key {
+            return Err(Refusal::NameTaken(name.to_owned()));
+        }
+        draft.put_node(Node { ca, ..Node::clone(&node) });
+        return Ok(());
     }
     let cluster = draft.cluster().ok_or(Refusal::Claim)?;
     let prefix = prefix(cluster, claim)?;
     check_free(draft, cluster.prefix, prefix, claim.group_id)?;
-    draft.put_node(Node::joined(name, key, prefix, claim.group_id, now));
+    draft.put_node(Node { ca, ..Node::joined(name, key, prefix, claim.group_id, now) });
     Ok(())
 }
 

@@ -23,22 +23,31 @@ pub(super) fn reconcile(
         return live(draft, job, group).into_iter().for_each(|pod| stop(draft, pod, why, context));
     };
     if let Some(sides) = rollout::sides(draft, job, group, wanted) {
-        return rollout::reconcile(draft, (job, group), wanted.count, &sides, context);
+        return rollout::reconcile(draft, (job, group), wanted, &sides, context);
     }
     end_standby(draft, live(draft, job, group), wanted.count as usize, context);
+    let version = draft.job_record(job).map_or(0, |record| record.version);
     for pod in live(draft, job, group) {
-        match fate(draft, &pod, wanted) {
-            Fate::Stays => {}
-            Fate::Goes(on) => renew(draft, pod, wanted, on),
-            Fate::IsReplaced(why) => stop(draft, pod, &why, context),
-        }
+        give(draft, pod, (wanted, version), context);
     }
     scale(draft, job, group, wanted, context);
 }
 
+/// Gives a pod another text, or stops it if that cannot be where it is.
+pub(super) fn give(draft: &mut Draft<'_>, pod: Pod, (wanted, version): (&Group, u32), context: &Context<'_>) {
+    match fate(draft, &pod, wanted) {
+        Fate::IsSame | Fate::Waits => {}
+        Fate::Goes(on) => renew(draft, pod, (wanted, version), on),
+        Fate::IsReplaced(why) => stop(draft, pod, &why, context),
+    }
+}
+
 /// What a new text of its job means to a pod.
-enum Fate {
-    Stays,
+pub(super) enum Fate {
+    /// It is what is wanted.
+    IsSame,
+    /// What becomes of it is decided when its node is back.
+    Waits,
     /// It goes on at the same place and address.
     Goes(On),
     /// It cannot stay where it is.
@@ -47,35 +56,36 @@ enum Fate {
 
 /// How a pod goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum On {
+pub(super) enum On {
     /// Only what is kept free for it has changed, or its hooks: its tasks go on.
     Unharmed,
     /// Its node starts other programs.
     Restarted,
 }
 
-fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
-    let node = pod.node.as_deref().and_then(|name| draft.nodes().get(name));
+pub(super) fn fate(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> Fate {
+    let node = draft.node_of(pod);
     if let Some(reason) = node.and_then(|node| placement::unmet(&wanted.constraints, node)) {
         return Fate::IsReplaced(format!("its node no longer fits: {reason}"));
     }
     if wanted.availability() == Availability::Singleton && is_from_before(draft, pod) {
         return Fate::IsReplaced("pods from before the restore may be later ones than it".to_owned());
     }
-    let now = draft.job_of(pod).and_then(|job| job.group(&pod.group));
+    let now = draft.group_of(pod);
     let same = |now: &Group| {
         now.tasks == wanted.tasks && now.resources == wanted.resources && now.hooks == wanted.hooks
     };
     if now.is_some_and(same) {
-        return Fate::Stays;
+        return Fate::IsSame;
     }
     match node {
         Some(node) if !fits(draft, pod, wanted) => match node.phase {
             NodePhase::Ready => Fate::IsReplaced("its node has no room for its new requests".to_owned()),
-            // What becomes of it is decided when its node is back.
-            _ => Fate::Stays,
+            _ => Fate::Waits,
         },
         _ if now.is_some_and(|now| same_programs(now, wanted)) => Fate::Goes(On::Unharmed),
+        // It goes on as it is, and serves, until its node hears of it.
+        Some(node) if node.phase != NodePhase::Ready => Fate::Waits,
         _ => Fate::Goes(On::Restarted),
     }
 }
@@ -96,7 +106,7 @@ fn same_programs(now: &Group, wanted: &Group) -> bool {
 
 /// Whether the node of `pod` has room for what `wanted` asks for in its place.
 fn fits(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> bool {
-    let Some(node) = pod.node.as_deref().and_then(|name| draft.nodes().get(name)) else { return true };
+    let Some(node) = draft.node_of(pod) else { return true };
     let (usage, needs, has) = (draft.usage(&node.name), wanted.resources(), pod.resources);
     let countables = wanted.countables();
     let counted = countables.0.iter().all(|(name, number)| {
@@ -110,8 +120,7 @@ fn fits(draft: &Draft<'_>, pod: &Pod, wanted: &Group) -> bool {
     counted && (no_more || (cpu <= u64::from(node.capacity.cpu.0) && memory <= node.capacity.memory.0))
 }
 
-fn renew(draft: &mut Draft<'_>, pod: Pod, wanted: &Group, on: On) {
-    let version = draft.job_record(&pod.job).map_or(pod.job_version, |record| record.version);
+pub(super) fn renew(draft: &mut Draft<'_>, pod: Pod, (wanted, version): (&Group, u32), on: On) {
     let restarts =
         on == On::Restarted && matches!(pod.phase, PodPhase::Starting | PodPhase::Running | PodPhase::Failed);
     let (phase, message) = match restarts {
@@ -149,6 +158,13 @@ fn create(draft: &mut Draft<'_>, job: &str, group: &str, wanted: &Group, context
     create_of(draft, job, group, wanted, version, context)
 }
 
+/// A serial number that no pod has had, and the id that follows from it.
+pub(super) fn next_id(draft: &mut Draft<'_>, job: &str, group: &str) -> (u64, PodId) {
+    let serial = draft.next_serial();
+    let id_key = draft.cluster().map_or(0, |cluster| cluster.id_key);
+    (serial, PodId::of(job, group, serial, id_key))
+}
+
 /// A new pod that waits for a place.
 pub(super) fn create_of(
     draft: &mut Draft<'_>,
@@ -158,10 +174,9 @@ pub(super) fn create_of(
     job_version: u32,
     context: &Context<'_>,
 ) -> Pod {
-    let serial = draft.next_serial();
-    let id_key = draft.cluster().map_or(0, |cluster| cluster.id_key);
+    let (serial, id) = next_id(draft, job, group);
     let pod = Pod {
-        id: PodId::of(job, group, serial, id_key),
+        id,
         job: job.to_owned(),
         group: group.to_owned(),
         job_version,
@@ -232,7 +247,7 @@ pub(super) fn forget(draft: &mut Draft<'_>, pod: &Pod) {
 /// Whether something of a pod may run somewhere. What runs on a node that is lost does not count, unless there may
 /// only be one.
 pub(super) fn may_live(draft: &Draft<'_>, pod: &Pod) -> bool {
-    let node = pod.node.as_deref().and_then(|name| draft.nodes().get(name));
+    let node = draft.node_of(pod);
     node.is_some_and(|node| match is_singleton(draft, pod) {
         true => !node.fenced,
         false => node.phase.has_pods(),
@@ -241,7 +256,7 @@ pub(super) fn may_live(draft: &Draft<'_>, pod: &Pod) -> bool {
 
 /// Whether there may never be two that live.
 pub(super) fn is_singleton(draft: &Draft<'_>, pod: &Pod) -> bool {
-    let group = draft.job_of(pod).and_then(|job| job.group(&pod.group));
+    let group = draft.group_of(pod);
     group.is_some_and(|group| group.availability() == Availability::Singleton)
 }
 

@@ -17,6 +17,13 @@ fn whole(mut job: Job, version: u32) -> Job {
     job
 }
 
+/// Whether this version is in force; 0 is none.
+pub(super) fn check_version(draft: &Draft<'_>, job: &str, wanted: u32) -> Result<(), Refusal> {
+    let record = draft.job_record(job).filter(|record| !record.removed);
+    let found = record.map_or(0, |record| record.version);
+    if found == wanted { Ok(()) } else { Err(Refusal::OtherVersion { job: job.to_owned(), wanted, found }) }
+}
+
 /// A text that `equals` an older version always makes a version, also when it is in force: somebody wanted it.
 pub(super) fn apply(
     draft: &mut Draft<'_>,
@@ -27,7 +34,8 @@ pub(super) fn apply(
 ) -> Result<Step, Refusal> {
     job.validate()?;
     deploy::check_free(draft, &job.job)?;
-    let job = &equals.map_or_else(|| job.clone(), |version| whole(job.clone(), version));
+    let back = equals.map(|version| whole(job.clone(), version));
+    let job = back.as_ref().unwrap_or(job);
     if equals.is_none() && draft.job(&job.job).is_some_and(|current| **current == *job) {
         return Ok(Step::nothing());
     }

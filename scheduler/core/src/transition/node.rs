@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::Ipv6Addr, sync::Arc};
 use crate::{
     change::{Key, Value},
     draft::Draft,
+    ending,
     event::{PodReport, Refusal},
     failure::Failures,
     node::{Hello, LEFT_MAX, Node, NodePhase},
@@ -117,8 +118,12 @@ fn take_report(draft: &mut Draft<'_>, pod: Pod, report: &PodReport, context: &Co
         }
         return report.gone;
     }
+    let version = report.version.unwrap_or(pod.job_version);
+    if let Some(said) = &report.ending {
+        ending::keep(draft, (&pod, version), said, context.wall);
+    }
     let known = matches!(report.phase, PodPhase::Starting | PodPhase::Running | PodPhase::Failed);
-    if known && !report.gone {
+    if version == pod.job_version && known && !report.gone {
         if report.phase == PodPhase::Failed && pod.phase != PodPhase::Failed {
             note_failure(draft, &pod, context);
         }
@@ -246,7 +251,11 @@ fn lose(draft: &mut Draft<'_>, pod: Pod, node: &str) {
         }
         return;
     }
-    let message = format!("its node {node} does not report; it waits for it");
+    let then = match group::is_singleton(draft, &pod) {
+        true => "another takes its place once it has surely ended",
+        false => "it waits for it",
+    };
+    let message = format!("its node {node} does not report; {then}");
     draft.put_pod(Pod { phase: PodPhase::Lost, message, ..pod });
 }
 

@@ -110,7 +110,7 @@ impl Turn {
 
 /// A pod that is lost with its node gives way when its group wants that and its node leaves no doubt.
 fn is_replaceable(draft: &Draft<'_>, group: &Group, pod: &Pod) -> bool {
-    let node = pod.node.as_deref().and_then(|name| draft.nodes().get(name));
+    let node = draft.node_of(pod);
     match (pod.phase, group.availability()) {
         (PodPhase::Pending, _) | (PodPhase::Lost, Availability::Ha) => true,
         (PodPhase::Lost, Availability::Pet) => node.is_none_or(|node| node.phase == NodePhase::Dead),

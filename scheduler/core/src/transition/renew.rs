@@ -10,7 +10,7 @@ use crate::{
     renewal::{DELETED_MAX, RENEWALS_MAX, RENEWALS_OF_HOLDER_MAX, Renewal},
     time::WallTime,
     token::Role,
-    transition::Step,
+    transition::{Step, authority},
 };
 
 /// Writes down which key comes next. Asked again, the last answer counts.
@@ -22,10 +22,12 @@ pub(super) fn renew(draft: &mut Draft<'_>, renew: &Renew, now: WallTime) -> Resu
     check_is_good(draft, &renew.holder, &renew.old)?;
     check_unused(draft, &renew.new)?;
     check_room(draft, &holder, &renew.old)?;
+    let ca = draft.authorities().map(|authorities| authorities.for_renewal(renew.takes_ca).to_owned());
     let renewal = Renewal {
         holder: holder.clone(),
         new: renew.new.clone(),
         confirmed: false,
+        ca,
         ends: renew.ends,
         deleted: None,
     };
@@ -49,12 +51,13 @@ fn confirm_key(draft: &mut Draft<'_>, holder: &Enrolled, key: &str) {
     };
     if holder.role != Role::Node {
         let confirmed = Renewal { confirmed: true, ..renewal };
+        authority::no_longer_late(draft, &old);
         return draft.put(Key::Renewal(old), Some(Value::Renewal(Arc::new(confirmed))));
     }
     // Of a node one key is known, and no other is good.
     draft.put(Key::Renewal(old.clone()), None);
     if let Some(node) = draft.nodes().get(&holder.name).filter(|node| node.key == old).cloned() {
-        draft.put_node(Node { key: key.to_owned(), ..Node::clone(&node) });
+        draft.put_node(Node { key: key.to_owned(), ca: renewal.ca, ..Node::clone(&node) });
     }
 }
 
@@ -63,7 +66,7 @@ pub(super) fn delete(draft: &mut Draft<'_>, node: &Node, now: WallTime) {
     let next = draft.renewals().get(&node.key).map(|renewal| renewal.new.clone());
     let new = next.unwrap_or_else(|| node.key.clone());
     let holder = Enrolled { role: Role::Node, name: node.name.clone() }.uri();
-    let deleted = Renewal { holder, new, confirmed: true, ends: now, deleted: Some(now) };
+    let deleted = Renewal { holder, new, confirmed: true, ca: None, ends: now, deleted: Some(now) };
     draft.put(Key::Renewal(node.key.clone()), Some(Value::Renewal(Arc::new(deleted))));
     let all = draft.renewals().iter().filter_map(|(key, renewal)| Some((renewal.deleted?, key.clone())));
     let mut all: Vec<_> = all.collect();
@@ -128,7 +131,8 @@ mod tests {
         new: &str,
         now: WallTime,
     ) -> Result<Step, Refusal> {
-        let renewal = Renew { holder: holder.clone(), old: old.into(), new: new.into(), ends: ENDS };
+        let renewal =
+            Renew { holder: holder.clone(), old: old.into(), new: new.into(), ends: ENDS, takes_ca: true };
         renew(&mut Draft::new(state), &renewal, now)
     }
 

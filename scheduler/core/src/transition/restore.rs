@@ -7,7 +7,7 @@ use crate::{
     cluster::Counters,
     draft::Draft,
     node::Node,
-    pod::{Pod, PodId, PodPhase},
+    pod::{Pod, PodPhase},
     restore::{Restored, leap},
     transition::{Context, Step, group, node},
 };
@@ -74,9 +74,7 @@ fn begin_anew(draft: &mut Draft<'_>, context: &mut Context<'_>) {
 /// A pod without a place that is otherwise as this one, unless this one was being stopped.
 fn replace(draft: &mut Draft<'_>, pod: &Pod) {
     if pod.is_wanted() {
-        let serial = draft.next_serial();
-        let id_key = draft.cluster().map_or(0, |cluster| cluster.id_key);
-        let id = PodId::of(&pod.job, &pod.group, serial, id_key);
+        let (serial, id) = group::next_id(draft, &pod.job, &pod.group);
         let (phase, message) = (PodPhase::Pending, String::new());
         let new = Pod { id, serial, node: None, address: None, phase, message, restarts: 0, ..pod.clone() };
         draft.put_pod(new);

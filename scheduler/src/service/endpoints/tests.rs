@@ -114,7 +114,15 @@ fn pod(hub: &Hub) -> String {
 
 async fn report(hub: &Hub, phase: PodPhase) {
     let id = hub.state().pods().keys().next().unwrap().clone();
-    let report = PodReport { id, phase, message: String::new(), restarts: 0, gone: false };
+    let report = PodReport {
+        id,
+        phase,
+        message: String::new(),
+        restarts: 0,
+        gone: false,
+        ending: None,
+        version: None,
+    };
     hub.write(scheduler(), Event::PodReports("n1".to_owned(), vec![report])).await.unwrap();
 }
 

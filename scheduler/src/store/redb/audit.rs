@@ -10,13 +10,11 @@ use std::{
     net::Ipv6Addr,
 };
 
+use hextet_redb_check::{Bytes, Hole, Pages, Table};
 use scheduler_core::change::{Key, Revision, Value};
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::{
-    pages::{Bytes, Hole, Pages, Table},
-    tables::{FORMAT, FORMAT_OF_PLAIN_JSON},
-};
+use super::tables::{FORMAT, FORMAT_OF_PLAIN_JSON};
 use crate::store::{Damage, codec, damage::Hidden, salvage::Salvage};
 
 /// The tables of a store.
@@ -34,6 +32,7 @@ pub(super) fn look(bytes: &dyn Bytes) -> Result<Option<Salvage>, String> {
         return Ok(None);
     }
     let mut audit = Audit::default();
+    pages.flaw().into_iter().for_each(|flaw| audit.damage.add(flaw.to_owned()));
     for table in &tables {
         audit.read(&pages, table, &mut holes);
     }
@@ -150,7 +149,11 @@ impl Audit {
     }
 
     fn finish(mut self, tables: &[Table], holes: &[Hole]) -> Salvage {
-        holes.iter().for_each(|hole| self.damage.add(hole_text(hole)));
+        for hole in holes {
+            let is_of_objects = hole.table.as_deref() == Some("current");
+            let add = if is_of_objects { Damage::add_at_objects } else { Damage::add };
+            add(&mut self.damage, hole_text(hole));
+        }
         let of = |name: &str| tables.iter().find(|table| table.name == name);
         let is_whole = |name: &str| of(name).is_some() && !has_hole(holes, name);
         let revision = self.last_revision(is_whole("log"));
@@ -210,7 +213,8 @@ impl Audit {
             match said {
                 Some(value) if is_last && (lost || is_broken) => {
                     let why = self.broken.remove(&key).unwrap_or_else(|| "its record is lost".to_owned());
-                    self.damage.add(format!("current: {key}: {why}; shown as revision {number} has it"));
+                    self.damage
+                        .add_at_objects(format!("current: {key}: {why}; shown as revision {number} has it"));
                     self.values.insert(key, value);
                     named += u64::from(lost);
                 }
@@ -269,7 +273,7 @@ impl Audit {
 
     fn lose(&mut self, key: Key, why: String) {
         self.values.remove(&key);
-        self.damage.add(format!("current: {key}: {why}"));
+        self.damage.add_at_objects(format!("current: {key}: {why}"));
         self.damage.add_unreadable(key, why);
     }
 }
@@ -303,27 +307,16 @@ fn has_hole(holes: &[Hole], table: &str) -> bool {
 }
 
 fn hole_text(hole: &Hole) -> String {
-    let table = hole.table.as_deref().unwrap_or("the list of tables");
-    let end = |key: &Option<Vec<u8>>, none: &str| match (key, table) {
-        (None, _) => none.to_owned(),
-        (Some(key), "log") => key
-            .as_slice()
-            .try_into()
-            .map_or_else(|_| "?".to_owned(), |key| u64::from_le_bytes(key).to_string()),
-        (Some(key), "addresses") => key
-            .as_slice()
+    hole.text(|key| match hole.table.as_deref() {
+        Some("log") => {
+            key.try_into().map_or_else(|_| "?".to_owned(), |key| u64::from_le_bytes(key).to_string())
+        }
+        Some("addresses") => key
             .try_into()
             .map_or_else(|_| "?".to_owned(), |key| Ipv6Addr::from_bits(u128::from_le_bytes(key)).to_string()),
-        (Some(key), "current" | "meta") => format!("`{}`", String::from_utf8_lossy(key)),
-        (Some(key), _) => format!("{key:02x?}"),
-    };
-    format!(
-        "{table}: the page at byte {} cannot be read ({}): it holds what comes after {} up to {}",
-        hole.at,
-        hole.why,
-        end(&hole.after, "the beginning"),
-        end(&hole.up_to, "the end")
-    )
+        Some("current" | "meta") => format!("`{}`", String::from_utf8_lossy(key)),
+        _ => format!("{key:02x?}"),
+    })
 }
 
 /// Between which keys objects are lost.

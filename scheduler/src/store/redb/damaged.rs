@@ -188,6 +188,33 @@ fn pod(number: u64) -> Key {
     revision(number, None).changes[0].key.clone()
 }
 
+/// With the slot of the last commit nothing could be found any more.
+#[test]
+fn a_bit_that_is_wrong_in_the_slot_of_the_last_commit_is_told_and_hides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let written = written(60, true);
+    let slot = 64 + 128 * usize::from(written.bytes[9] & 1);
+    // The first one makes the slot one of an older redb.
+    for bit in (0..128 * 8).step_by(37) {
+        let mut bytes = written.bytes.clone();
+        bytes[slot + bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &bytes).unwrap();
+        agree(&path);
+        let store = open(&path).unwrap_or_else(|error| panic!("bit {bit}: {error}"));
+        let lines: Vec<String> = store.damage().unwrap().lines().collect();
+        assert!(lines[0].starts_with("the header: bit"), "{lines:?}");
+        assert_eq!(check_true(&*store, &written, &format!("bit {bit}")), written.values.len());
+        drop(store);
+        assert!(fs::read(&path).unwrap() == bytes, "bit {bit}: the file was changed");
+    }
+    let mut bytes = written.bytes.clone();
+    bytes[slot + 20] ^= 0xFF;
+    fs::write(&path, &bytes).unwrap();
+    let refused = open(&path).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("netctl server restore"), "{refused}");
+}
+
 #[test]
 fn a_value_that_does_not_read_is_taken_from_the_log_or_told() {
     let (in_log, compacted) = (pod(120), pod(55));
@@ -249,4 +276,45 @@ fn a_good_store_is_called_damaged_by_nobody() {
         assert_eq!(before_it_was_opened, from_redb);
         store.commit(&[revision(151, None)]).unwrap();
     }
+}
+
+/// Until the next start nobody was told, and the server went on writing beside the damage.
+#[test]
+fn damage_that_a_running_server_meets_makes_its_store_read_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = written(1, true);
+    let (mut met, mut unseen) = (0, 0);
+    for seed in 0..60 {
+        let path = dir.path().join(format!("{seed}.redb"));
+        fs::write(&path, &written.bytes).unwrap();
+        // What redb keeps in memory would hide it.
+        let file = path.clone();
+        let opener = move || Database::builder().set_cache_size(0).create(&file);
+        let store = RedbStore::with_opener(&path, opener).unwrap();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let len = written.bytes.len();
+        for _ in 0..len / 4096 / 2 {
+            let at = rng.random_range(1..len / 4096) * 4096;
+            let noise: Vec<u8> = (0..4096).map(|_| rng.random()).collect();
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &noise, at as u64).unwrap();
+        }
+        let reads = [
+            store.log_after(0, 1000).map(|log| assert_eq!(log, written.log)),
+            store.oldest().map(drop),
+            store.dump(&mut |_| Ok(())),
+        ];
+        let is_met = reads.iter().any(|read| matches!(read, Err(StoreError::Damaged { .. })));
+        assert_eq!(store.damage().is_some(), is_met, "seed {seed}");
+        if !is_met {
+            unseen += 1;
+            continue;
+        }
+        met += 1;
+        let refused = store.commit(&[revision(151, None)]).unwrap_err().to_string();
+        assert!(refused.contains("is damaged and is only read (met while the server ran: "), "{refused}");
+        assert!(store.compact(10, 10).is_err() && store.recover().is_err());
+    }
+    println!("{met} met, {unseen} not read");
+    assert!(met > 30, "{met}");
 }

@@ -10,13 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hextet_redb_check::{Bytes, Overlay, hold};
 use redb::{Database, DatabaseError};
 use tracing::info;
 
 use super::{
     CACHE_BYTES, RedbStore, Store as _, StoreError, audit, guarded,
-    overlay::Overlay,
-    pages::Bytes,
     whole::{self, Whole},
 };
 use crate::store::salvage::Salvage;
@@ -43,12 +42,7 @@ pub(super) enum Looked {
 pub(super) fn look(path: &Path) -> Result<Looked, StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
     let damaged = |what| StoreError::Damaged { path: path.to_owned(), what };
-    let file = fs::File::open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => return Err(StoreError::InUse(path.to_owned())),
-        Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
-    }
+    let file = hold(path).map_err(failed)?.ok_or_else(|| StoreError::InUse(path.to_owned()))?;
     let refused = match whole::read(&Watched::new(&file, path)) {
         Some(whole) => match try_to_open(path, Some(&whole))? {
             None => return Ok(Looked::Whole(whole)),

@@ -242,7 +242,7 @@ impl fmt::Debug for Disk {
     }
 }
 
-impl pages::Bytes for Disk {
+impl hextet_redb_check::Bytes for Disk {
     fn len(&self) -> io::Result<u64> {
         StorageBackend::len(self)
     }

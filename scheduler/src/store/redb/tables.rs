@@ -101,11 +101,10 @@ pub(super) fn read_shape(txn: &ReadTransaction) -> Result<Shape, redb::Error> {
     Ok((text(txn, "revision")?, lens))
 }
 
-pub(super) fn read_log(
-    txn: &ReadTransaction,
-    after: u64,
-    max: usize,
-) -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
+/// Entries of the log by their numbers, as they are in the file.
+pub(super) type Entries = Vec<(u64, Vec<u8>)>;
+
+pub(super) fn read_log(txn: &ReadTransaction, after: u64, max: usize) -> Result<Entries, redb::Error> {
     let table = txn.open_table(LOG)?;
     let range = table.range(after.saturating_add(1)..)?.take(max);
     range

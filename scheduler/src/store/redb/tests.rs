@@ -15,6 +15,11 @@ use crate::{
     store::suite::{self, revision},
 };
 use redb::StorageBackend;
+use scheduler_core::{
+    change::Change,
+    time::WallTime,
+    token::{Role, Token},
+};
 
 /// The suite that every store passes, over a file.
 #[test]
@@ -41,6 +46,68 @@ fn a_file_of_the_first_format_is_read_and_goes_on() {
     assert_eq!(store.log_after(0, 10).unwrap(), [first, second]);
     assert_eq!(store.load().unwrap().1.len(), 2);
     assert!(matches!(store.commit(&[revision(3, Some("fd00::1"))]), Err(StoreError::AddressUsed(_))));
+}
+
+/// The history of one object is found by an index, which goes along with what is committed, compacted and read anew.
+#[test]
+fn revisions_about_an_object_are_the_same_with_and_without_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let about = |store: &RedbStore, key: &str| -> Vec<u64> {
+        let key: Key = key.parse().unwrap();
+        let (mut found, mut after) = (vec![], store.oldest().unwrap() - 1);
+        let is_about = |revision: &Revision| revision.changes.iter().any(|change| change.key == key);
+        loop {
+            let all = store.log_after(after, 64).unwrap();
+            let some = store.log_about(&key, after, 64).unwrap();
+            assert_eq!(some.first(), all.first());
+            let those = |all: Vec<Revision>| all.into_iter().filter(is_about).collect::<Vec<_>>();
+            let last = all.last().map(|last| last.revision);
+            let some = those(some);
+            assert_eq!(some, those(all));
+            found.extend(some.iter().map(|revision| revision.revision));
+            let Some(last) = last else { return found };
+            after = last;
+        }
+    };
+    let with_token = |number: u64| {
+        let mut revision = revision(number, None);
+        if number.is_multiple_of(50) {
+            let expires = WallTime(number);
+            let token = Token { role: Role::Node, name: None, expires, used_by: None };
+            let (key, new) = (Key::Token("t".to_owned()), Some(Value::Token(Arc::new(token))));
+            revision.changes.push(Change { key, old: None, new });
+        }
+        revision
+    };
+    let commit = |store: &RedbStore, range: std::ops::RangeInclusive<u64>| {
+        store.commit(&range.map(with_token).collect::<Vec<_>>()).unwrap();
+    };
+    let is_known = |store: &RedbStore| store.about.read().unwrap().is_some();
+
+    let store = RedbStore::open(&path).unwrap();
+    store.load().unwrap();
+    commit(&store, 1..=170);
+    assert!(is_known(&store));
+    assert_eq!((about(&store, "token/t"), about(&store, "pod/a-b-7")), (vec![50, 100, 150], vec![7]));
+    assert_eq!(about(&store, "token/other"), [0; 0]);
+    store.compact(100, 1000).unwrap();
+    assert_eq!(about(&store, "token/t"), [100, 150]);
+    drop(store);
+    let store = RedbStore::open(&path).unwrap();
+    assert!(!is_known(&store), "not before its values were read");
+    assert_eq!(about(&store, "token/t"), [100, 150]);
+    store.load().unwrap();
+    assert!(is_known(&store));
+    commit(&store, 171..=230);
+    assert_eq!(about(&store, "token/t"), [100, 150, 200]);
+    drop(store);
+    // What was committed before the values were read is in no index.
+    let store = RedbStore::open(&path).unwrap();
+    commit(&store, 231..=260);
+    store.load().unwrap();
+    assert!(!is_known(&store));
+    assert_eq!(about(&store, "token/t"), [100, 150, 200, 250]);
 }
 
 #[test]

@@ -9,14 +9,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use hextet_redb_check::{Bytes, Hole, Pages, Table};
 use scheduler_core::change::{Key, Value};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use twox_hash::XxHash3_128;
 
 use super::{
+    about::{self, About},
     audit::TABLES,
-    pages::{Bytes, Hole, Pages, Table},
     tables::{FORMAT, FORMAT_OF_PLAIN_JSON},
 };
 use crate::store::codec::{self, Decoder};
@@ -30,11 +31,13 @@ pub(super) struct Whole {
     pub(super) values: Vec<(Key, Value)>,
     /// How many entries each table has.
     pub(super) lens: BTreeMap<String, u64>,
+    /// Which revisions are about which object.
+    pub(super) about: About,
 }
 
 /// Reads all of it. `None`: something is wrong with it, or it is of another format, or was never finished.
 pub(super) fn read(bytes: &(dyn Bytes + Sync)) -> Option<Whole> {
-    let pages = Pages::open(bytes).ok()?;
+    let pages = Pages::open(bytes).ok().filter(|pages| pages.flaw().is_none())?;
     let mut holes = Vec::new();
     let tables = pages.tables(&mut holes);
     let of = |name: &str| tables.iter().find(|table| table.name == name);
@@ -60,6 +63,8 @@ struct Found {
 struct Said {
     revision: u64,
     changes: Vec<(u128, Option<u128>)>,
+    /// Those of the keys that [`About`] knows.
+    names: Vec<u128>,
 }
 
 /// What is read of a revision.
@@ -97,7 +102,12 @@ impl Reader<'_> {
         let agrees = follows(&said, revision) && agrees(&found, &said);
         let values = || found.into_iter().map(|found| (found.key, found.value)).collect();
         let lens = || tables.iter().map(|table| (table.name.clone(), table.len)).collect();
-        agrees.then(|| Whole { revision, values: values(), lens: lens() })
+        let about = || {
+            let mut about = About::default();
+            said.iter().for_each(|said| about.add_names(said.revision, said.names.iter().copied()));
+            about
+        };
+        agrees.then(|| Whole { revision, about: about(), values: values(), lens: lens() })
     }
 
     /// Reads the entries of a table, and gives what they are in order.
@@ -131,9 +141,11 @@ fn entry(decoder: &mut Decoder, number: &[u8], entry: &[u8]) -> Option<Said> {
     let headline: Headline<'_> = codec::parse(decoder.json(entry).ok()?).ok()?;
     let revision = u64::from_le_bytes(number.try_into().ok()?);
     let text = |value: &RawValue| XxHash3_128::oneshot(value.get().as_bytes());
-    let change = |change: &Changed<'_>| (XxHash3_128::oneshot(change.key.as_bytes()), change.new.map(text));
+    let change = |change: &Changed<'_>| (about::name(change.key), change.new.map(text));
     let changes = headline.changes.iter().map(change).collect();
-    (headline.revision == revision).then_some(Said { revision, changes })
+    let known = headline.changes.iter().filter(|change| about::knows(change.key));
+    let names = known.map(|change| about::name(change.key)).collect();
+    (headline.revision == revision).then_some(Said { revision, changes, names })
 }
 
 /// The log has no gap and ends with the last revision, unless all of it was compacted.

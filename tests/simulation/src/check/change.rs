@@ -56,6 +56,9 @@ pub(super) fn holds(
             }
             gives_way_by_consent(after, new)?;
         }
+        if let Some(pod) = step.new.filter(|_| step.old.is_none()) {
+            makes_none_in_place(after, pod)?;
+        }
         if let Some(pod) = step.placed() {
             keeps_apart(after, pod)?;
         }
@@ -78,6 +81,19 @@ fn grows_before_it_shrinks(state: &State, old: &Pod, new: &Pod) -> Result<(), St
         return Ok(());
     }
     Err(format!("a rollout stops {}, and of {} pods only {serving} serve", new.id, group.count))
+}
+
+/// A rollout in place never has more pods than are wanted; those of before it may be.
+fn makes_none_in_place(state: &State, pod: &Pod) -> Result<(), String> {
+    let group = state.job(&pod.job).and_then(|job| job.group(&pod.group));
+    let Some(group) = group.filter(|group| group.rollout.is_some_and(|rollout| rollout.in_place)) else {
+        return Ok(());
+    };
+    let wanted = state.pods_of_group(&pod.job, &pod.group).filter(|pod| pod.is_wanted()).count();
+    if wanted <= group.count as usize {
+        return Ok(());
+    }
+    Err(format!("a rollout in place makes {}, and {wanted} are more than {}", pod.id, group.count))
 }
 
 /// A pod gives way only when both jobs allow it.

@@ -2,6 +2,8 @@
 
 use std::net::Ipv6Addr;
 
+use hextet_lifecycle::Ending;
+
 use super::Machine;
 use crate::{
     Broken,
@@ -195,7 +197,9 @@ impl Machine {
         let state = if process.lives { state } else { TaskState::Starting };
         let one = TaskStatus { state, restarts: process.restarts, ..TaskStatus::default() };
         let tasks = process.tasks.iter().map(|task| (task.name.clone(), one.clone())).collect();
-        Status { tasks, ..Status::default() }
+        let ending =
+            (state == TaskState::Failed).then(|| Ending::new("task t: as the seed wants", b"its last line"));
+        Status { tasks, ending, ..Status::default() }
     }
 }
 

@@ -173,7 +173,7 @@ impl Etcd {
         if operations.iter().any(writes_log) {
             self.judge(server, attempt);
         }
-        let header = Some(pb::ResponseHeader { revision: self.revision });
+        let header = Some(pb::ResponseHeader { revision: self.revision, ..pb::ResponseHeader::default() });
         pb::TxnResponse { header, succeeded, responses }
     }
 
@@ -208,7 +208,7 @@ impl Etcd {
             value: if request.keys_only { vec![] } else { entry.value.clone() },
         };
         let more = found.clone().count() > limit;
-        let header = Some(pb::ResponseHeader { revision: self.revision });
+        let header = Some(pb::ResponseHeader { revision: self.revision, ..pb::ResponseHeader::default() });
         pb::RangeResponse { header, kvs: found.take(limit).map(kv).collect(), more }
     }
 

@@ -10,6 +10,8 @@ use std::{
     thread,
 };
 
+use crate::mutex::lock;
+
 /// A batch is handed over when it is as large.
 const BATCH_BYTES: usize = 256 << 10;
 /// More than these would wait for the one that reads the pages.
@@ -94,10 +96,6 @@ pub(super) fn in_threads<R: Send>(
 
 fn next(waiting: &Mutex<Receiver<(usize, Batch)>>) -> Option<(usize, Batch)> {
     lock(waiting).recv().ok()
-}
-
-fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

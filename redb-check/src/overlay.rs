@@ -14,7 +14,7 @@ use redb::StorageBackend;
 const BLOCK: u64 = 4096;
 
 /// The blocks that were written, over a file that is only read.
-pub(super) struct Overlay {
+pub struct Overlay {
     file: File,
     written: Mutex<Written>,
 }
@@ -27,7 +27,11 @@ struct Written {
 }
 
 impl Overlay {
-    pub(super) fn new(file: File) -> io::Result<Overlay> {
+    /// Nothing is written yet.
+    ///
+    /// # Errors
+    /// The file cannot be asked for its length.
+    pub fn new(file: File) -> io::Result<Overlay> {
         let len = file.metadata()?.len();
         Ok(Overlay { file, written: Mutex::new(Written { len, file_len: len, blocks: BTreeMap::new() }) })
     }

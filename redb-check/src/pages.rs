@@ -37,8 +37,17 @@ const DEPTH_MAX: usize = 128;
 const ORDER_MAX: u64 = 20;
 
 /// The bytes of a file.
-pub(super) trait Bytes {
+#[expect(clippy::len_without_is_empty, reason = "a file that is empty has no header")]
+pub trait Bytes {
+    /// How many there are.
+    ///
+    /// # Errors
+    /// The file cannot be asked.
     fn len(&self) -> io::Result<u64>;
+    /// Fills `out` with those from `offset` on.
+    ///
+    /// # Errors
+    /// They cannot be read, or there are not so many.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
 }
 
@@ -54,24 +63,25 @@ impl Bytes for std::fs::File {
 
 /// A part of a table that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Hole {
-    /// Of the table's name: the tree of tables itself has none.
-    pub(super) table: Option<String>,
+pub struct Hole {
+    /// The table's name: the tree of tables itself has none.
+    pub table: Option<String>,
     /// Keys greater than this one; from the first on when it is not there.
-    pub(super) after: Option<Vec<u8>>,
+    pub after: Option<Vec<u8>>,
     /// And none greater than this one.
-    pub(super) up_to: Option<Vec<u8>>,
+    pub up_to: Option<Vec<u8>>,
     /// Where the page begins in the file.
-    pub(super) at: u64,
+    pub at: u64,
     /// What is wrong with it.
-    pub(super) why: String,
+    pub why: String,
 }
 
 /// A table, and where its tree begins.
-pub(super) struct Table {
-    pub(super) name: String,
+pub struct Table {
+    /// Its name.
+    pub name: String,
     /// How many entries it has, those that cannot be read among them.
-    pub(super) len: u64,
+    pub len: u64,
     root: Option<Root>,
     widths: Widths,
 }
@@ -90,16 +100,17 @@ struct Root {
 }
 
 /// Takes an entry of a table.
-pub(super) type Each<'a> = dyn FnMut(&[u8], &[u8]) + 'a;
+pub type Each<'a> = dyn FnMut(&[u8], &[u8]) + 'a;
 
 /// A file whose header is good.
-pub(super) struct Pages<'a> {
+pub struct Pages<'a> {
     bytes: &'a dyn Bytes,
     len: u64,
     page_len: u64,
     region_header_pages: u64,
     region_pages: u64,
     slot: [u8; SLOT_LEN],
+    flaw: Option<String>,
 }
 
 impl<'a> Pages<'a> {
@@ -107,9 +118,12 @@ impl<'a> Pages<'a> {
     ///
     /// # Errors
     /// What is wrong with it: without it nothing can be found.
-    pub(super) fn open(bytes: &'a dyn Bytes) -> Result<Pages<'a>, String> {
+    pub fn open(bytes: &'a dyn Bytes) -> Result<Pages<'a>, String> {
         let mut header = [0; HEADER_LEN];
         let len = bytes.len().map_err(|error| error.to_string())?;
+        if len < HEADER_LEN as u64 {
+            return Err("it ends within its header".to_owned());
+        }
         bytes.read(0, &mut header).map_err(|error| format!("the header: {error}"))?;
         if !header.starts_with(MAGIC) {
             return Err("it does not begin as a redb file".to_owned());
@@ -119,12 +133,17 @@ impl<'a> Pages<'a> {
         if page_len != 4096 || region_header_pages > 1 << 20 || !(1..=1 << 20).contains(&region_pages) {
             return Err("the header says sizes that cannot be".to_owned());
         }
-        let slot = choose(&header)?;
-        Ok(Pages { bytes, len, page_len, region_header_pages, region_pages, slot })
+        let Chosen { slot, flaw } = choose(&header)?;
+        Ok(Pages { bytes, len, page_len, region_header_pages, region_pages, slot, flaw })
+    }
+
+    /// What is wrong with the header although all of it is known.
+    pub fn flaw(&self) -> Option<&str> {
+        self.flaw.as_deref()
     }
 
     /// The tables of users, and what redb keeps for itself.
-    pub(super) fn tables(&self, holes: &mut Vec<Hole>) -> Vec<Table> {
+    pub fn tables(&self, holes: &mut Vec<Hole>) -> Vec<Table> {
         let mut tables = Vec::new();
         for (non_null, at) in [(1, 8), (2, 8 + ROOT_LEN)] {
             let root = Root::at(&self.slot, at).filter(|_| self.slot[non_null] != 0);
@@ -148,7 +167,7 @@ impl<'a> Pages<'a> {
     }
 
     /// Gives the entries of a table in order, and what lies between those that cannot be read.
-    pub(super) fn entries(&self, table: &Table, holes: &mut Vec<Hole>, each: &mut Each<'_>) {
+    pub fn entries(&self, table: &Table, holes: &mut Vec<Hole>, each: &mut Each<'_>) {
         self.tree(Some(&table.name), table.widths, table.root, holes, each);
     }
 
@@ -192,8 +211,29 @@ impl<'a> Pages<'a> {
     }
 }
 
+impl Hole {
+    /// What is wrong, and what is lost with it; `key` says a key in words.
+    pub fn text(&self, key: impl Fn(&[u8]) -> String) -> String {
+        let table = self.table.as_deref().unwrap_or("the list of tables");
+        let end = |end: &Option<Vec<u8>>, none: &str| end.as_deref().map_or_else(|| none.to_owned(), &key);
+        format!(
+            "{table}: the page at byte {} cannot be read ({}): it holds what comes after {} up to {}",
+            self.at,
+            self.why,
+            end(&self.after, "the beginning"),
+            end(&self.up_to, "the end")
+        )
+    }
+}
+
+/// The slot of the last commit, and what was wrong with it.
+struct Chosen {
+    slot: [u8; SLOT_LEN],
+    flaw: Option<String>,
+}
+
 /// The slot of the last commit.
-fn choose(header: &[u8]) -> Result<[u8; SLOT_LEN], String> {
+fn choose(header: &[u8]) -> Result<Chosen, String> {
     let flags = header[9];
     let known = FLAG_PRIMARY | FLAG_UNCLEAN | FLAG_TWO_PHASE;
     if flags & !known != 0 {
@@ -206,15 +246,32 @@ fn choose(header: &[u8]) -> Result<[u8; SLOT_LEN], String> {
     let primary = usize::from(flags & FLAG_PRIMARY);
     let (first, second) = (slot(primary), slot(primary ^ 1));
     let newer = is_good(&second) && u64_at(&second, 104) > u64_at(&first, 104);
+    let as_it_is = |slot| Ok(Chosen { slot, flaw: None });
     match (is_good(&first), flags & FLAG_UNCLEAN != 0, flags & FLAG_TWO_PHASE != 0) {
         // A cut of the power while the next commit was written: that is not there yet.
-        (true, true, true) => Ok(first),
+        (true, true, true) => as_it_is(first),
         (true, false, _) if newer => Err("the header points to a commit that is not the last".to_owned()),
-        (true, true, false) if newer => Ok(second),
-        (true, ..) => Ok(first),
-        (false, true, false) if is_good(&second) => Ok(second),
-        (false, ..) => Err("the header's commit slot does not have its checksum".to_owned()),
+        (true, true, false) if newer => as_it_is(second),
+        (true, ..) => as_it_is(first),
+        (false, true, false) if is_good(&second) => as_it_is(second),
+        (false, ..) => {
+            mended(first).ok_or_else(|| "the header's commit slot does not have its checksum".to_owned())
+        }
     }
+}
+
+/// A slot in which one bit is another than was written: of all that differ from it by one bit only that one has its
+/// checksum, which has 128. The slot beside it is good, too, and of the commit before: what it leads to is not the last that
+/// was written.
+fn mended(slot: [u8; SLOT_LEN]) -> Option<Chosen> {
+    let flipped = |bit: usize| {
+        let mut other = slot;
+        other[bit / 8] ^= 1 << (bit % 8);
+        other
+    };
+    let (bit, slot) = (0..SLOT_LEN * 8).map(|bit| (bit, flipped(bit))).find(|(_, other)| is_good(other))?;
+    let flaw = format!("the header: bit {} of byte {} of the last commit's slot is wrong", bit % 8, bit / 8);
+    Some(Chosen { slot, flaw: Some(flaw) })
 }
 
 fn is_good(slot: &[u8; SLOT_LEN]) -> bool {
