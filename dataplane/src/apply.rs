@@ -92,9 +92,7 @@ impl Dataplane {
             broken_pods.extend(failed.iter().filter_map(|(op, _)| op.pod.clone()));
             failures.extend(failed);
         }
-        if let Err(error) = self.state.save() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "state not saved");
-        }
+        self.state.save_later();
         failures
     }
 

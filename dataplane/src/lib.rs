@@ -62,14 +62,14 @@ pub struct Config {
     pub bpf_dir: PathBuf,
     /// Network namespaces of pods; `ip` expects `/run/netns`.
     pub netns_dir: PathBuf,
-    /// What must be remembered to leave the machine as it was found.
+    /// What must be remembered in this boot, to leave the machine as it was found.
     pub state_dir: PathBuf,
     /// Where `ip` finds names of route protocols.
     pub rt_protos_dir: PathBuf,
 }
 
 impl Config {
-    /// The folders of a machine that runs one node, with the node's own state in `state_dir`.
+    /// The folders of a machine that runs one node, with what it must remember in `state_dir`.
     pub fn of_machine(state_dir: PathBuf) -> Self {
         Self {
             bpf_dir: "/sys/fs/bpf/hextet".into(),

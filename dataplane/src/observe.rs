@@ -100,7 +100,7 @@ impl Dataplane {
             uplink: devices.iter().find(|device| Some(device.name.as_str()) == uplink).map(observed_uplink),
             host: self.host_stack(&names, &links).await?,
             proxies: self.netlink.proxies(&names).await?,
-            pods: self.own_pods(insides, &links)?,
+            pods: self.own_pods(insides, &links),
             journal: self.state.facts.sysctls.clone(),
             has_nft: self.features.nft,
             nft: None,
@@ -167,7 +167,7 @@ impl Dataplane {
         &mut self,
         insides: BTreeMap<String, Inside>,
         links: &[Device],
-    ) -> Result<BTreeMap<String, ObservedPod>, StateError> {
+    ) -> BTreeMap<String, ObservedPod> {
         // What somebody else removed is no longer ours, whoever makes it anew.
         let dir = &self.config.netns_dir;
         self.state.facts.namespaces.retain(|id| netns::path(dir, id).is_ok_and(|path| path.exists()));
@@ -182,8 +182,8 @@ impl Dataplane {
                 pods.insert(id, inside.pod);
             }
         }
-        self.state.save()?;
-        Ok(pods)
+        self.state.save_later();
+        pods
     }
 
     async fn observe_nft(&mut self) -> Result<Option<dataplane_core::NftTable>, ObserveError> {

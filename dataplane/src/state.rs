@@ -1,7 +1,8 @@
 //! What the dataplane must remember across restarts because the kernel does not: how sysctls were before, which
 //! network namespaces this node made, and which folders.
 //!
-//! One small JSON file, replaced atomically before the kernel is changed. Facts of an earlier boot are dropped.
+//! One small JSON file, replaced atomically before the kernel is changed. Facts of an earlier boot are dropped, so that it may be
+//! where a reboot empties, and not on a disk that may be full.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -93,6 +94,13 @@ impl State {
         fs::rename(&new, &self.path).map_err(error("replace"))?;
         self.saved = self.facts.clone();
         Ok(())
+    }
+
+    /// Writes what is only right to forget, or can be seen in the kernel again: it may be written another time.
+    pub(crate) fn save_later(&mut self) {
+        if let Err(error) = self.save() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "state not saved");
+        }
     }
 
     /// Removes the file of a node that left nothing behind.

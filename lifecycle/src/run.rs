@@ -73,6 +73,8 @@ pub enum Event<'a> {
     Failed(&'a str, &'a str),
     /// It was done and is no more. What was done on top of it went with it, and is done anew.
     Lost(&'a str, &'a str),
+    /// It was done, and whoever did it does it once more. What was done on top of it is done anew.
+    Anew(&'a str),
     /// What made it fail may be over: it is tried at once, and counts anew.
     Again(&'a str),
     /// Time has passed.
@@ -128,6 +130,7 @@ impl Run {
             }
             Event::Failed(name, why) => self.each(name, |run, index| run.failed(index, why, now)),
             Event::Lost(name, why) => self.each(name, |run, index| run.lost(index, why, now)),
+            Event::Anew(name) => self.each(name, |run, index| run.anew(index, now)),
             Event::Again(name) => self.each(name, |run, index| run.steps[index].again(now)),
             Event::Tick => {}
         }
@@ -363,6 +366,20 @@ impl Run {
             self.steps[index].state = State::Starting;
         }
         self.failed(index, why, now);
+        self.forget_what_leans_on(index);
+    }
+
+    fn anew(&mut self, index: usize, now: Duration) {
+        let step = &mut self.steps[index];
+        if step.state != State::Done {
+            return;
+        }
+        (step.state, step.ended, step.error) = (State::Starting, None, None);
+        (step.first, step.began, step.attempts) = (Some(now), Some(now), 1);
+        self.forget_what_leans_on(index);
+    }
+
+    fn forget_what_leans_on(&mut self, index: usize) {
         let mut later = self.later(index, |node| &node.then);
         later.retain(|later| *later != index && self.leans_on(*later, index));
         for later in later {

@@ -119,6 +119,12 @@ pub(crate) struct Agent {
     pub(crate) is_alone: bool,
 }
 
+/// What could not be made durable.
+struct Lost {
+    pending: Pending,
+    why: String,
+}
+
 /// What the agent listens to.
 pub(crate) struct Inbox {
     pub(crate) server: mpsc::Receiver<FromServer>,
@@ -394,6 +400,9 @@ impl Agent {
     async fn take_over(&mut self, message: v1::Assignment) -> Option<Vec<Duty>> {
         if !self.behind.can_follow(message.full) {
             debug!(revision = message.revision, "it goes on from an assignment that is lost");
+            if !message.removed_pods.is_empty() {
+                self.behind.hurry(Instant::now());
+            }
             return None;
         }
         let epoch = &self.roster.assignment().head.epoch;
@@ -405,12 +414,16 @@ impl Agent {
         for complaint in &complaints {
             warn!(complaint, "a part of the assignment is not followed");
         }
-        let duties = self.commit(pending).await;
-        match &duties {
-            Some(_) => self.behind.kept(),
-            None => self.behind.lost(Instant::now(), &mut rand::rng()),
+        match self.keep(pending).await {
+            Ok(duties) => {
+                self.behind.kept();
+                Some(duties)
+            }
+            Err(lost) => {
+                self.behind.lost(Instant::now(), &mut rand::rng());
+                self.follow_ends(lost).await
+            }
         }
-        duties
     }
 
     /// The first assignment of a stream is whole.
@@ -470,27 +483,51 @@ impl Agent {
     /// Makes an assignment durable and follows it: what there is to do then, or none when the store cannot be
     /// written and nothing has happened.
     async fn commit(&mut self, pending: Pending) -> Option<Vec<Duty>> {
+        match self.keep(pending).await {
+            Ok(duties) => Some(duties),
+            Err(lost) => {
+                self.tell_lost(&lost);
+                None
+            }
+        }
+    }
+
+    /// Of an assignment that cannot be kept follows what ends: that may be what fills the disk.
+    async fn follow_ends(&mut self, lost: Lost) -> Option<Vec<Duty>> {
+        let duties = match self.roster.ends_alone(&lost.pending) {
+            Some(ends) => self.keep(ends).await,
+            None => Ok(Vec::new()),
+        };
+        if let Err(ends) = &duties {
+            error!(error = ends.why, "pods that are to end go on: that cannot be kept either");
+        }
+        self.tell_lost(&lost);
+        duties.ok()
+    }
+
+    fn tell_lost(&mut self, lost: &Lost) {
+        error!(error = lost.why, "the assignment is not followed: it cannot be kept");
+        self.roster.not_kept(&lost.pending, &lost.why);
+        self.tell_notes();
+    }
+
+    async fn keep(&mut self, pending: Pending) -> Result<Vec<Duty>, Lost> {
         let (store, old) = (self.store.clone(), self.roster.assignment().clone());
         let pending = Arc::new(pending);
         let next = pending.clone();
         let written = tokio::task::spawn_blocking(move || store.commit(&old, &next.next));
         let written = written.await.context("the store's thread failed").and_then(|result| Ok(result?));
+        let pending = Arc::into_inner(pending).expect("the thread that wrote it has let go of it");
         if let Err(error) = written {
-            let why = format!("{error:#}");
-            error!(error = why, "the assignment is not followed: it cannot be kept");
-            self.roster.not_kept(&pending, &why);
-            self.tell_notes();
-            return None;
+            return Err(Lost { pending, why: format!("{error:#}") });
         }
-        // The thread that wrote it has let go of it.
-        let pending = Arc::into_inner(pending)?;
         let head = pending.next.head.clone();
         self.hello.send_modify(|hello| {
             (hello.rest.epoch, hello.rest.revision) = (head.epoch, head.revision);
         });
         let duties = self.roster.durable(pending, |pod, before, now| self.pods.is_changed(pod, before, now));
         self.lease.follow(self.roster.assignment().term_of_singletons());
-        Some(duties)
+        Ok(duties)
     }
 
     async fn hear_keeper(&mut self, pod: &str, news: News) {
@@ -688,6 +725,8 @@ impl Agent {
         Box::pin(self.fulfil(duties)).await;
         let Some(pending) = pending else { return };
         let Some(duties) = self.commit(pending).await else { return };
+        // What they had on the disk is free.
+        self.behind.hurry(Instant::now());
         if !duties.is_empty() {
             self.schedule.now();
         }

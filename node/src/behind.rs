@@ -42,6 +42,13 @@ impl Behind {
         *self = Behind::default();
     }
 
+    /// There may be room by now, or be made.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        if self.is_behind {
+            self.ask = Some(now);
+        }
+    }
+
     /// When [`Behind::asked`] is to be said, with a new stream: its first assignment is whole.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.ask
@@ -73,7 +80,10 @@ mod tests {
             behind.asked();
             assert_eq!(behind.next(), None, "once");
         }
+        behind.hurry(now);
+        assert_eq!(behind.next(), Some(now));
         behind.kept();
+        behind.hurry(now);
         assert!(behind.can_follow(false) && behind.next().is_none());
     }
 }

@@ -400,6 +400,9 @@ impl PodState {
         if **self.run.graph() != *graph {
             self.run.replace(graph);
         }
+        if tasks {
+            self.walk(Walk::Anew(TASKS), now, actions);
+        }
         // What failed for good may succeed with another text.
         let failed: Vec<String> = self.run.failed_for_good().map(|(name, _)| name.to_owned()).collect();
         failed.iter().for_each(|name| self.walk(Walk::Again(name), now, actions));

@@ -58,6 +58,7 @@ pub(crate) struct Pending {
 enum Then {
     /// Pods that the server wants gone and that are not here.
     Assigned(BTreeSet<String>),
+    Ended,
     Displaced(String),
     Forgotten(Vec<String>),
 }
@@ -227,6 +228,10 @@ impl Roster {
             }
             self.tell(&pod);
         }
+        // Of these nothing is here, whatever can be kept.
+        if let Then::Assigned(unknown) = &pending.then {
+            unknown.iter().for_each(|pod| self.news.gone(pod));
+        }
     }
 
     fn note_changes(&mut self, id: &str, before: &(Option<Report>, Vec<StepStatus>), event_is_end: bool) {
@@ -294,6 +299,15 @@ impl Roster {
         (Pending { next: merged.next, then: Then::Assigned(merged.unknown) }, merged.complaints)
     }
 
+    /// What of an assignment that cannot be kept can be followed without it: the ends of pods.
+    pub(crate) fn ends_alone(&self, lost: &Pending) -> Option<Pending> {
+        let mut next = self.assignment.clone();
+        for (id, pod) in &mut next.pods {
+            pod.removing |= lost.next.pods.get(id).is_none_or(|wanted| wanted.removing);
+        }
+        (next != self.assignment).then_some(Pending { next, then: Then::Ended })
+    }
+
     /// The pod must not use its address any more.
     pub(crate) fn displaced(&self, pod: &str, mac: [u8; 6], why: String) -> Pending {
         let next = assignment::take_address(&self.assignment, pod, mac, why);
@@ -312,6 +326,7 @@ impl Roster {
                 self.unkept.clear();
                 self.assigned(&old, &unknown, is_changed)
             }
+            Then::Ended => self.ended(&old),
             Then::Displaced(pod) => {
                 let mut duties = vec![Duty::Reconcile];
                 duties.extend(self.happen(&pod, Event::Displaced));
@@ -356,6 +371,13 @@ impl Roster {
             self.tell(&id);
         }
         duties
+    }
+
+    fn ended(&mut self, old: &Assignment) -> Vec<Duty> {
+        let was_ending = |id: &String| old.pods.get(id).is_some_and(|before| before.removing);
+        let pods = self.assignment.pods.iter().filter(|(id, pod)| pod.removing && !was_ending(id));
+        let ends: Vec<String> = pods.map(|(id, _)| id.clone()).collect();
+        ends.iter().flat_map(|id| self.happen(id, Event::Remove)).collect()
     }
 
     /// Something has happened to a pod. What is not of this node is nothing to it.
@@ -596,6 +618,28 @@ mod tests {
         assert_eq!(roster.report("a").map(|report| report.phase), Some(Phase::Running), "it goes on");
         follow(&mut roster, wanted);
         assert!(reported(&mut roster).iter().all(|pod| !pod.message.contains("cannot be kept")));
+    }
+
+    #[test]
+    fn what_ends_is_followed_though_the_rest_cannot_be_kept() {
+        let mut roster = roster();
+        follow(&mut roster, full(vec![pod("a", 1), pod("b", 2)]));
+        happen(&mut roster, running());
+        let head = roster.assignment().head.clone();
+        let removed_pods = vec!["d".to_owned()];
+        let wanted = v1::Assignment { revision: 9, removed_pods, ..full(vec![pod("b", 2), pod("c", 3)]) };
+        let (lost, _) = roster.told(wanted);
+        let ends = roster.ends_alone(&lost).unwrap();
+        assert_eq!(roster.durable(ends, |_, _, _| false), [Duty::Act("a".into(), Action::Stop)]);
+        assert_eq!(roster.assignment().head, head, "the rest is still to be heard");
+        let ending = |roster: &Roster, pod: &str| roster.assignment().pods.get(pod).map(|pod| pod.removing);
+        assert_eq!(["a", "b", "c"].map(|pod| ending(&roster, pod)), [Some(true), Some(false), None]);
+        roster.take_notes();
+        roster.not_kept(&lost, "the disk is full");
+        let notes: Vec<_> = roster.take_notes().into_iter().map(|note| note.pod).collect();
+        assert_eq!(notes, ["c"], "what ends was kept");
+        assert!(reported(&mut roster).iter().any(|pod| pod.id == "d" && pod.gone), "it never was here");
+        assert!(roster.ends_alone(&lost).is_none(), "once");
     }
 
     #[test]

@@ -200,7 +200,7 @@ pub(crate) async fn open_dataplane(paths: &NodePaths) -> Result<Dataplane> {
     let config = Config {
         bpf_dir: paths.bpf_dir.clone(),
         netns_dir: NETNS_DIR.into(),
-        ..Config::of_machine(paths.state_dir.clone())
+        ..Config::of_machine(paths.run_dir.clone())
     };
     Ok(Dataplane::open(config).await?)
 }

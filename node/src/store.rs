@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     fs::{OpenOptions, Permissions},
-    io::ErrorKind,
+    io::{self, ErrorKind},
     net::Ipv6Addr,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -20,6 +20,11 @@ use aside::sync_folder;
 use dataplane_core::{Filtering, Ipv6Exit, MasqueradeBackend, NdpBackend};
 use hextet_redb_check::guarded;
 pub(crate) use look::{Found, look};
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
+    sys::statvfs::statvfs,
+};
 use redb::{Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -47,6 +52,13 @@ const HEAD: &str = "head";
 
 /// The store is small; redb's own default is a share of the machine's memory.
 const CACHE_BYTES: usize = 1024 * 1024;
+
+/// Room that the file has on the disk for the ends of pods, when everything else is full. The end of a pod is a record
+/// written anew, of 2 MB at most.
+const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// More than the pages that are written anew on the way to a value, or for one of the node's own.
+const SMALL_BYTES: u64 = 128 * 1024;
 
 /// How long one may read who shows a node without an agent: the agent that starts then waits for so long.
 pub(crate) const READ_MAX: Duration = Duration::from_secs(5);
@@ -286,13 +298,21 @@ impl Store {
 
     /// Makes `new` of `old`, which is what the store holds; all of it or nothing.
     pub(crate) fn commit(&self, old: &Assignment, new: &Assignment) -> Result<(), StoreError> {
-        self.write(|tables| {
+        let (peers, pods) = (changes(&old.peers, &new.peers), changes(&old.pods, &new.pods));
+        let write = |tables: &mut Tables<'_>| {
             if old.head != new.head {
                 tables.set_meta(HEAD, &new.head)?;
             }
-            replace(&mut tables.peers, &old.peers, &new.peers)?;
-            replace(&mut tables.pods, &old.pods, &new.pods)
-        })
+            put(&mut tables.peers, &peers)?;
+            put(&mut tables.pods, &pods)
+        };
+        // What ends may be what fills the disk.
+        if only_ends(old, new) {
+            return self.write_into_reserve(write);
+        }
+        let bytes =
+            peers.iter().chain(&pods).filter_map(|(_, value)| Some(value.as_ref()?.len() as u64)).sum();
+        self.write_of(bytes, write)
     }
 
     fn meta<Value: DeserializeOwned>(&self, key: &str) -> Result<Option<Value>, StoreError> {
@@ -364,9 +384,65 @@ impl Store {
     }
 
     fn write(&self, work: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>) -> Result<(), StoreError> {
-        self.with_database(|database| try_write(database, work))?
-            .map_err(|source| StoreError::Write { path: self.path.clone(), source: Box::new(source) })
+        self.write_of(SMALL_BYTES, work)
     }
+
+    /// Writes values of so many bytes, if the reserve is there still when they are in it.
+    fn write_of(
+        &self,
+        bytes: u64,
+        work: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
+        // redb gives a large value up to twice its size.
+        let more = bytes.saturating_mul(2).saturating_add(SMALL_BYTES);
+        reserve(&self.path)
+            .and_then(|()| look_for_room(&self.path, more))
+            .map_err(|error| self.write_failed(error.into()))?;
+        self.write_into_reserve(work)
+    }
+
+    fn write_into_reserve(
+        &self,
+        work: impl FnOnce(&mut Tables<'_>) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
+        let written = self.with_database(|database| try_write(database, work))?;
+        // Without it there is room for less; the next write says so.
+        let _ = reserve(&self.path);
+        written.map_err(|source| self.write_failed(source))
+    }
+
+    fn write_failed(&self, source: redb::Error) -> StoreError {
+        StoreError::Write { path: self.path.clone(), source: Box::new(source) }
+    }
+}
+
+/// Takes disk for the whole file and [`RESERVE_BYTES`] behind its end, which nobody else can fill then.
+fn reserve(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let bytes = file.metadata()?.len().saturating_add(RESERVE_BYTES);
+    let bytes = bytes.try_into().map_err(|_| ErrorKind::FileTooLarge)?;
+    match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes) {
+        // A file system that cannot, such as NFS before 4.2: its nodes end nothing while the disk is full.
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+        taken => Ok(taken?),
+    }
+}
+
+/// Whether the disk of the file has room for so many bytes. Somebody else may take it: there is the reserve.
+fn look_for_room(path: &Path, bytes: u64) -> io::Result<()> {
+    let disk = statvfs(path)?;
+    let free = disk.blocks_free().saturating_mul(disk.fragment_size());
+    if bytes <= free { Ok(()) } else { Err(ErrorKind::StorageFull.into()) }
+}
+
+/// Whether pods end or are gone in the new one, and no other is new. An IPv4 address may go from one to another.
+fn only_ends(old: &Assignment, new: &Assignment) -> bool {
+    let is_like = |before: &PodRecord, pod: &PodRecord| {
+        PodRecord { removing: pod.removing, ipv4: pod.ipv4, ..before.clone() } == *pod
+    };
+    let was_there =
+        |id: &String, pod: &PodRecord| old.pods.get(id).is_some_and(|before| is_like(before, pod));
+    old.peers == new.peers && new.pods.iter().all(|(id, pod)| was_there(id, pod))
 }
 
 fn try_write(
@@ -403,16 +479,24 @@ impl Tables<'_> {
     }
 }
 
-fn replace<Value: Serialize + PartialEq>(
-    table: &mut OpenTable<'_>,
-    old: &BTreeMap<String, Value>,
-    new: &BTreeMap<String, Value>,
-) -> Result<(), redb::Error> {
-    for key in old.keys().filter(|key| !new.contains_key(*key)) {
-        table.remove(key.as_str())?;
-    }
-    for (key, value) in new.iter().filter(|(key, value)| old.get(*key) != Some(value)) {
-        table.insert(key.as_str(), json(value).as_slice())?;
+/// A key and what is written for it; nothing: it goes.
+type Put<'a> = (&'a str, Option<Vec<u8>>);
+
+fn changes<'a, Value: Serialize + PartialEq>(
+    old: &'a BTreeMap<String, Value>,
+    new: &'a BTreeMap<String, Value>,
+) -> Vec<Put<'a>> {
+    let gone = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.as_str(), None));
+    let other = new.iter().filter(|(key, value)| old.get(*key) != Some(value));
+    gone.chain(other.map(|(key, value)| (key.as_str(), Some(json(value))))).collect()
+}
+
+fn put(table: &mut OpenTable<'_>, changes: &[Put<'_>]) -> Result<(), redb::Error> {
+    for (key, value) in changes {
+        match value {
+            Some(value) => drop(table.insert(*key, value.as_slice())?),
+            None => drop(table.remove(*key)?),
+        }
     }
     Ok(())
 }

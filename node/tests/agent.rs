@@ -108,7 +108,9 @@ fn an_agent_that_starts_on_a_full_disk_keeps_its_pods_and_follows_when_there_is_
     node.start(true);
     let pod = node.pod(&server, 1, "echo $$ > pid; exec sleep 1000");
     server.assign(vec![pod.clone()], vec![]);
-    node.wait_for_phase(&server, &pod.id, PodPhase::Running);
+    let other = node.pod(&server, 4, "exec sleep 1000");
+    server.assign(vec![other.clone()], vec![]);
+    [&pod, &other].iter().for_each(|pod| node.wait_for_phase(&server, &pod.id, PodPhase::Running));
     let before = node.task_pid(&pod);
     small.fill();
     let mut large = node.pod(&server, 2, "exec sleep 1000");
@@ -120,7 +122,10 @@ fn an_agent_that_starts_on_a_full_disk_keeps_its_pods_and_follows_when_there_is_
     node.wait_for("the server to be told", || server.talk.lock().unwrap().events.iter().any(told));
     let why = |report: PodReport| report.message.contains("is the disk full?");
     node.wait_for("its word on the pod", || server.report(&large.id).is_some_and(why));
-    // What goes on from that is lost, too.
+    // An end needs no room: it may be what makes some.
+    server.assign(vec![], vec![other.id.clone()]);
+    node.wait_for("the pod's end", || server.report(&other.id).is_some_and(|report| report.gone));
+    // What goes on from what is lost is lost, too.
     let next = node.pod(&server, 3, "exec sleep 1000");
     server.assign(vec![next.clone()], vec![]);
     node.kill();

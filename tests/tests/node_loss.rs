@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// The lease that a server has when nothing is said.
 const LEASE: Duration = Duration::from_secs(5);
 /// Where an agent has to start anew within it, also on a busy machine.
-const COPIED_LEASE: Duration = Duration::from_secs(10);
+const COPIED_LEASE: Duration = Duration::from_secs(15);
 
 #[test]
 fn a_dead_node_is_replaced_long_before_its_lease_ends() {

@@ -144,6 +144,24 @@ fn what_is_lost_takes_with_it_what_was_done_on_top() {
 }
 
 #[test]
+fn what_is_done_once_more_is_no_failure_and_what_was_done_on_top_follows() {
+    let mut run = diamond(|_| ());
+    run.handle(Event::Up, S);
+    assert_eq!(run.handle(Event::Anew("a"), S), [], "it is under way as it is");
+    run.handle(Event::Done("a"), S);
+    run.handle(Event::Done("b"), S);
+    run.handle(Event::Done("c"), S);
+    assert_eq!(run.handle(Event::Anew("a"), S * 4), []);
+    assert!(run.is_under_way("a") && run.is_done("b") && !run.is_done("c") && !run.is_done("up"));
+    assert_eq!((run.error("a"), run.failures("a")), (None, 0));
+    assert_eq!(run.handle(Event::Done("a"), S * 6), start(&["c"]));
+    run.handle(Event::Done("c"), S * 7);
+    let status = run.status(S * 8);
+    let of = |name: &str| status.iter().find(|step| step.name == name).unwrap();
+    assert_eq!((of("a").took_ms, of("up").ended_ms_ago), (Some(2000), Some(1000)));
+}
+
+#[test]
 fn the_end_of_what_leaned_on_something_lost_counts_for_nothing() {
     let mut run = diamond(|_| ());
     run.handle(Event::Up, S);

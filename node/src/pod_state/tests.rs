@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use hextet_lifecycle::{Hook, pod};
+use hextet_lifecycle::{
+    Hook,
+    pod::{self, RUNNING},
+};
 
 use super::*;
 use crate::supervisor::status::TaskStatus;
@@ -218,6 +221,23 @@ fn a_replaced_namespace_is_looked_at_when_something_runs_in_it() {
     let mut pod = after(false, vec![ready(), running()]).0;
     assert_eq!(pod.step(Event::NetworkReplaced, NOW), [Action::Check]);
     assert_eq!(after(false, vec![]).0.step(Event::NetworkReplaced, NOW), []);
+}
+
+/// A hook after `running` ran again when a task had ended by itself, and not when a new text restarted it.
+#[test]
+fn with_other_tasks_a_pod_comes_to_run_once_more() {
+    let hooks = r#"{"tell": {"exec": ["/bin/t"], "after": ["running"]}}"#;
+    let tell = Action::RunHook("tell".into());
+    let mut pod = PodState::begin(graph(hooks), false, &[], NOW).0;
+    pod.step(Event::Folders(Ok(())), NOW);
+    pod.step(ready(), NOW);
+    assert!(pod.step(running(), NOW).contains(&tell));
+    pod.step(Event::Hook("tell".into(), Ok(())), NOW);
+    pod.step(Event::Changed { graph: graph(hooks), tasks: true }, LATER);
+    assert!(pod.step(running(), LATER).contains(&tell));
+    let running = pod.steps(LATER).into_iter().find(|step| step.name == RUNNING).unwrap();
+    assert_eq!(running.ended_ms_ago, Some(0), "it runs since then");
+    assert!(pod.steps(LATER).iter().all(|step| step.error.is_none()));
 }
 
 const MIGRATE: &str = r#"{"migrate": {"exec": ["/bin/m"], "before": ["running"], "attempts": 2}}"#;

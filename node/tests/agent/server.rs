@@ -1,7 +1,7 @@
 //! A server that does what a test tells it to: enrolls one cluster's nodes and speaks to one agent.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     net::{Ipv6Addr, SocketAddr},
     path::Path,
@@ -116,6 +116,8 @@ pub(crate) struct Talk {
     pub(crate) logs: BTreeMap<u64, (Vec<u8>, String)>,
     /// What the next stream is told first.
     pub(crate) pods: Vec<PodAssignment>,
+    /// And what is to end, until it is told to be gone.
+    ending: BTreeSet<String>,
     revision: u64,
     pub(crate) events: Vec<PodEvent>,
     pub(crate) described: BTreeMap<u64, SendDescriptionRequest>,
@@ -153,6 +155,7 @@ impl TestServer {
         };
         talk.pods.retain(|pod| !named(pod));
         talk.pods.extend(upserts.clone());
+        talk.ending.extend(removed_pods.iter().cloned());
         talk.revision += 1;
         let message = Assignment { pods: upserts, removed_pods, ..talk.assignment() };
         talk.say(Command::Assignment(message));
@@ -278,7 +281,9 @@ impl Agent for Service {
         {
             let mut talk = self.talk.lock().unwrap();
             talk.refuse_copy()?;
-            let message = Assignment { full: true, pods: talk.pods.clone(), ..talk.assignment() };
+            let removed_pods = talk.ending.iter().cloned().collect();
+            let message =
+                Assignment { full: true, pods: talk.pods.clone(), removed_pods, ..talk.assignment() };
             talk.streams.push(stream);
             talk.say(Command::Assignment(message));
         }
@@ -370,7 +375,10 @@ impl Talk {
     fn hear(&mut self, report: NodeReport) {
         match report.report {
             Some(Report::Hello(hello)) => self.hellos.push(hello),
-            Some(Report::Pods(pods)) => self.reports.extend(pods.pods),
+            Some(Report::Pods(pods)) => {
+                self.ending.retain(|id| !pods.pods.iter().any(|pod| pod.gone && pod.id == *id));
+                self.reports.extend(pods.pods);
+            }
             Some(Report::Events(events)) => self.events.extend(events.events),
             Some(Report::Conflict(conflict)) => self.conflicts.push(conflict),
             // The end of the stream tells that it was heard.
