@@ -126,6 +126,17 @@ impl Graph {
         needs.chain(after).map(|(index, need)| (self.nodes[index].step.name.as_str(), need)).collect()
     }
 
+    /// Whether the step needs `other`, itself or by way of others: when `other` is done anew, so is the step.
+    #[must_use]
+    pub fn leans_on(&self, name: &str, other: &str) -> bool {
+        let places = self.place(name).zip(self.place(other));
+        places.is_some_and(|(index, other)| index != other && self.place_leans_on(index, other))
+    }
+
+    pub(crate) fn place_leans_on(&self, index: usize, other: usize) -> bool {
+        index == other || self.nodes[index].needs.iter().any(|need| self.place_leans_on(*need, other))
+    }
+
     pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
     }

@@ -381,7 +381,7 @@ impl Run {
 
     fn forget_what_leans_on(&mut self, index: usize) {
         let mut later = self.later(index, |node| &node.then);
-        later.retain(|later| *later != index && self.leans_on(*later, index));
+        later.retain(|later| *later != index && self.graph.place_leans_on(*later, index));
         for later in later {
             let step = &mut self.steps[later];
             match step.state {
@@ -390,11 +390,6 @@ impl Run {
                 State::Idle | State::Failed | State::Stopping => {}
             }
         }
-    }
-
-    /// Whether `later` needs `index`, itself or by way of others.
-    fn leans_on(&self, later: usize, index: usize) -> bool {
-        later == index || self.graph.nodes()[later].needs.iter().any(|need| self.leans_on(*need, index))
     }
 
     /// Gives up what has taken too long.

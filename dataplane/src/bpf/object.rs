@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::Path,
+    thread,
 };
 
 use aya::{
@@ -65,10 +66,22 @@ fn pinned_ids(pins: &Path) -> BTreeSet<u32> {
     entries.filter_map(|entry| Some(MapInfo::from_pin(entry.path()).ok()?.id())).collect()
 }
 
-/// Has the kernel verify every program.
+/// Has the kernel verify every program, each in a thread: a start waits for the largest alone.
 pub(super) fn load_programs(object: &mut Ebpf, pins: &Path) -> Result<BTreeMap<Program, Build>, BpfError> {
     let pinned = pinned_ids(pins);
-    without_signals(|| Program::ALL.into_iter().map(|name| load_program(object, name, &pinned)).collect())
+    let named = |name: &str| Program::ALL.into_iter().find(|program| program.as_str() == name);
+    let programs = object.programs_mut().filter_map(|(name, program)| Some((named(name)?, program)));
+    let mut builds: BTreeMap<Program, Result<Build, BpfError>> = thread::scope(|scope| {
+        let load = |(name, program)| {
+            let pinned = &pinned;
+            (name, scope.spawn(move || without_signals(|| load_program(name, program, pinned))))
+        };
+        let threads: Vec<_> = programs.map(load).collect();
+        let done = threads.into_iter().map(|(name, thread)| (name, thread.join()));
+        done.map(|(name, build)| (name, build.expect("loading does not panic"))).collect()
+    });
+    let all = Program::ALL.into_iter();
+    all.map(|name| Ok((name, builds.remove(&name).unwrap_or_else(|| Err(not_there(name)))?))).collect()
 }
 
 /// Gives the programs that rare packets are handed over to their places, for those of this build and for those of an
@@ -91,16 +104,16 @@ pub(super) fn set_tails(object: &mut Ebpf) -> Result<(), BpfError> {
 }
 
 fn load_program(
-    object: &mut Ebpf,
     name: Program,
+    program: &mut aya::programs::Program,
     pinned: &BTreeSet<u32>,
-) -> Result<(Program, Build), BpfError> {
-    let classifier = program(object, name)?;
+) -> Result<Build, BpfError> {
+    let classifier = classifier(name, program)?;
     classifier.load().map_err(|source| refused(name, source))?;
     let info =
         classifier.info().map_err(|source| BpfError::Program { program: name, source: Box::new(source) })?;
     let maps = map_ids(&info).intersection(pinned).copied().collect();
-    Ok((name, Build { tag: info.tag(), maps }))
+    Ok(Build { tag: info.tag(), maps })
 }
 
 /// Runs `load` with this thread's signals blocked: a signal, be it of a child that ended, makes the verifier
@@ -114,11 +127,19 @@ fn without_signals<T>(load: impl FnOnce() -> T) -> T {
 }
 
 pub(super) fn program(object: &mut Ebpf, name: Program) -> Result<&mut SchedClassifier, BpfError> {
-    let missing = || BpfError::Program { program: name, source: Box::new(ProgramError::NotLoaded) };
-    match object.program_mut(name.as_str()) {
-        Some(aya::programs::Program::SchedClassifier(classifier)) => Ok(classifier),
-        _ => Err(missing()),
+    let program = object.program_mut(name.as_str()).ok_or_else(|| not_there(name))?;
+    classifier(name, program)
+}
+
+fn classifier(name: Program, program: &mut aya::programs::Program) -> Result<&mut SchedClassifier, BpfError> {
+    match program {
+        aya::programs::Program::SchedClassifier(classifier) => Ok(classifier),
+        _ => Err(not_there(name)),
     }
+}
+
+fn not_there(name: Program) -> BpfError {
+    BpfError::Program { program: name, source: Box::new(ProgramError::NotLoaded) }
 }
 
 fn refused(program: Program, error: ProgramError) -> BpfError {

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use hextet_lifecycle::Hook;
+use hextet_lifecycle::{Hook, pod};
 
 use crate::{
     change::{Change, Key, Value},
@@ -190,12 +190,27 @@ fn beside((old, before): (&Pod, &State), (new, after): (&Pod, &State)) -> String
     let names: Vec<&str> = runs.map(|(name, _)| name.as_str()).collect();
     let amounts = (&old.resources, &old.countables) != (&new.resources, &new.countables);
     let amounts = amounts.then(|| "other amounts are kept free for it".to_owned());
-    let hooks = match names.as_slice() {
+    let restarts = new.phase == PodPhase::Starting;
+    let again = after.group_of(new).filter(|_| restarts).map(|group| follow_tasks(&group.hooks));
+    let again: Vec<&str> = again.into_iter().flatten().filter(|name| !names.contains(name)).collect();
+    let late = hooks(&names, |it| format!("run, and nothing waits for {it}"));
+    let parts = [amounts, late, hooks(&again, |_| "run again".to_owned())];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+/// Hooks that are done anew when the tasks are.
+fn follow_tasks(hooks: &BTreeMap<String, Hook>) -> Vec<&str> {
+    let Ok(graph) = pod::graph(hooks, &BTreeMap::new()) else { return Vec::new() };
+    hooks.keys().map(String::as_str).filter(|name| graph.leans_on(name, pod::TASKS)).collect()
+}
+
+/// What becomes of some hooks, in words; `what` is told how they are called.
+fn hooks(names: &[&str], what: impl Fn(&str) -> String) -> Option<String> {
+    match names {
         [] => None,
-        [name] => Some(format!("its hook {name} is run, and nothing waits for it")),
-        names => Some(format!("its hooks {} are run, and nothing waits for them", names.join(", "))),
-    };
-    amounts.into_iter().chain(hooks).collect::<Vec<_>>().join("; ")
+        [name] => Some(format!("its hook {name} is {}", what("it"))),
+        names => Some(format!("its hooks {} are {}", names.join(", "), what("them"))),
+    }
 }
 
 fn fate(old: Option<&Pod>, new: Option<&Pod>) -> Option<PodFate> {

@@ -112,6 +112,14 @@ fn a_plan_is_what_the_apply_does() {
     };
     assert!(told.len() == 2 && told.iter().all(kept), "{told:?}");
 
+    // What comes after the tasks follows them.
+    let follows = "hooks: {tell: {exec: [/t], after: [running]}, late: {exec: [/l], after: [tell]}},";
+    check(&mut world, &text(2, follows).replace("/x", "/y"));
+    let told = check(&mut world, &text(2, follows).replace("/x", "/z"));
+    let again = |line: &String| line.starts_with("Restarted") && line.contains("late, tell are run again");
+    assert!(told.len() == 2 && told.iter().all(again), "{told:?}");
+    ["n1", "n2"].iter().for_each(|node| all_run(&mut world, node));
+
     // Only what cannot stay moves.
     let told = check(&mut world, &text(2, "constraints: {disk: fast},").replace("/x", "/y"));
     assert_eq!(told.iter().filter(|line| line.starts_with("Moved")).count(), 1, "{told:?}");
