@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane::{Config, Dataplane, Desired, MasqueradeBackend, NdpBackend, Subject, bpf::Bpf};
+use dataplane::{
+    Changes, Config, Dataplane, Desired, MasqueradeBackend, NdpBackend, Subject, Trace, bpf::Bpf,
+};
 use detach::detach;
 use kernel_support::{Lan, chain, ip, is_root, pings, reconcile, run, skip, snapshot, text, wait_until};
 use tokio::time::timeout;
@@ -333,7 +335,7 @@ fn changes_on_the_node_and_inside_of_pods_are_announced_and_traffic_is_not() {
         let quiet = timeout(Duration::from_millis(300), changes.changed()).await;
         let heard = changes.traces().take();
         // The tests beside this one remove namespaces of theirs from the folder that all share.
-        let is_theirs = !heard.is_empty() && heard.iter().all(|trace| trace.subject == Subject::Pin);
+        let is_theirs = heard.iter().all(|trace| trace.subject == Subject::Pin);
         assert!(quiet.is_err() || is_theirs, "traffic alone changes nothing: {heard:?}");
 
         let node = format!("--net=/run/netns/{}", lan.node);
@@ -359,11 +361,7 @@ fn changes_on_the_node_and_inside_of_pods_are_announced_and_traffic_is_not() {
             while timeout(Duration::from_millis(300), changes.changed()).await.is_ok() {}
             changes.traces().take();
             run(command[0], &command[1..]);
-            timeout(Duration::from_secs(5), changes.changed())
-                .await
-                .unwrap_or_else(|_| panic!("{command:?}"));
-            let traces = changes.traces().take();
-            assert!(traces.iter().any(|trace| trace.subject == subject), "{command:?}: {traces:?}");
+            let traces = hear(&mut changes, subject).await;
             if subject == Subject::Nftables {
                 let author = traces.iter().find_map(|trace| trace.author.clone()).unwrap();
                 assert_eq!(author.name.as_deref(), Some("nft"));
@@ -418,17 +416,27 @@ fn programs_that_others_take_off_are_announced() {
             while timeout(Duration::from_millis(300), changes.changed()).await.is_ok() {}
             changes.traces().take();
             take_off();
-            timeout(Duration::from_secs(5), changes.changed())
-                .await
-                .unwrap_or_else(|_| panic!("{subject:?}"));
-            let traces = changes.traces().take();
-            assert!(traces.iter().any(|trace| trace.subject == subject), "{subject:?}: {traces:?}");
+            hear(&mut changes, subject).await;
             let repaired = reconcile(&mut dataplane, &desired).await;
             assert!(repaired.starts_with("bpf attach "), "{subject:?}: {repaired}");
             reconcile(&mut dataplane, &desired).await;
         }
         assert!(dataplane.teardown().await.unwrap().is_empty());
     });
+}
+
+/// Waits for a change of the subject. Tests beside this one change the folder of namespaces, which is a change to everybody.
+async fn hear(changes: &mut Changes, subject: Subject) -> Vec<Trace> {
+    let mut traces = Vec::new();
+    let wait = async {
+        while !traces.iter().any(|trace: &Trace| trace.subject == subject) {
+            changes.changed().await;
+            traces.extend(changes.traces().take());
+        }
+    };
+    let is_heard = timeout(Duration::from_secs(5), wait).await.is_ok();
+    assert!(is_heard, "{subject:?}: {traces:?}");
+    traces
 }
 
 #[test]

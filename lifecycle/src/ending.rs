@@ -17,6 +17,14 @@ pub struct Ending {
     /// The last lines that it wrote, [`OUTPUT_LINES_MAX`] and [`OUTPUT_BYTES_MAX`] at most.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub output: String,
+    /// It was the last attempt of a hook that is not optional.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub for_good: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(it: &bool) -> bool {
+    !*it
 }
 
 impl Ending {
@@ -24,7 +32,7 @@ impl Ending {
     #[must_use]
     pub fn new(what: &str, output: &[u8]) -> Ending {
         let what = what[..what.floor_char_boundary(WHAT_BYTES_MAX)].chars().map(tame).collect();
-        Ending { what, output: last_lines(output) }
+        Ending { what, output: last_lines(output), for_good: false }
     }
 
     /// Whether it tells nobody anything new beside another: a task that is started again and again says the same each
@@ -32,7 +40,8 @@ impl Ending {
     #[must_use]
     pub fn is_like(&self, other: &Ending) -> bool {
         let subject = |ending: &Ending| ending.what.split(':').next().map(str::to_owned);
-        subject(self) == subject(other) && shape(&self.output).eq(shape(&other.output))
+        let is_same = subject(self) == subject(other) && self.for_good == other.for_good;
+        is_same && shape(&self.output).eq(shape(&other.output))
     }
 }
 

@@ -328,7 +328,10 @@ impl Run {
     fn done(&mut self, index: usize, now: Duration) {
         let step = &mut self.steps[index];
         match step.state {
-            State::Stopping => step.undone(now),
+            State::Stopping => {
+                step.error = None;
+                step.undone(now);
+            }
             State::Starting if step.stale => step.forget(),
             State::Starting | State::Failed => {
                 step.began = step.began.or(Some(now));
@@ -450,7 +453,10 @@ impl Run {
         if !due {
             return false;
         }
-        step.first = step.first.filter(|_| step.state == State::Failed).or(Some(now));
+        if step.state != State::Failed {
+            (step.first, step.attempts) = (None, 0);
+        }
+        step.first = step.first.or(Some(now));
         (step.began, step.ended, step.retry_at) = (Some(now), None, None);
         step.stale = false;
         if node.step.is_target {
@@ -495,6 +501,7 @@ impl Progress {
     fn again(&mut self, now: Duration) {
         if self.state == State::Failed {
             (self.failures, self.retry_at) = (0, Some(now));
+            (self.first, self.attempts) = (None, 0);
         }
     }
 

@@ -61,7 +61,7 @@ pub struct StepStatus {
     /// In how many milliseconds it is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_in_ms: Option<u64>,
-    /// How often it was begun.
+    /// How often it was begun since it was not there, or since somebody asked for it again.
     #[serde(default)]
     pub attempts: u32,
     /// Why the last attempt that failed did.

@@ -18,6 +18,7 @@ use tokio::{
 use crate::{
     files,
     keeper::{ensure_dead, is_locked, signal_holder},
+    pods::{UP, folders},
     supervisor::hook::{GRACE, HookResult, HookSpec, OUTPUT_FILE},
 };
 
@@ -69,6 +70,14 @@ pub(crate) async fn end(folder: &Path) -> anyhow::Result<()> {
         sleep(LOOK).await;
     }
     ensure_dead(folder).await
+}
+
+/// What was done for the hooks of a pod counts no more: it may begin anew.
+pub(crate) fn forget_results(pod_folder: &Path) -> io::Result<()> {
+    for hook in folders(pod_folder) {
+        HookResult::forget(&pod_folder.join(hook).join(UP))?;
+    }
+    Ok(())
 }
 
 /// The last lines of what a hook said.

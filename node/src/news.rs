@@ -129,7 +129,10 @@ fn message(id: &str, (report, job_version): &Told, before: Option<&Told>) -> Pod
     };
     let is_news = |ending: &&Arc<Ending>| before.is_none_or(|before| !is_same(ending, before));
     let ending = report.ending.as_ref().filter(is_news);
-    let said = |ending: &Arc<Ending>| PodEnding { what: ending.what.clone(), output: ending.output.clone() };
+    let said = |ending: &Arc<Ending>| {
+        let Ending { what, output, for_good } = Ending::clone(ending);
+        PodEnding { what, output, for_good }
+    };
     let phase = match report.phase {
         Phase::Starting => PodPhase::Starting,
         Phase::Running => PodPhase::Running,

@@ -343,10 +343,14 @@ impl PodState {
         now: Duration,
         actions: &mut Vec<Action>,
     ) {
-        if let Err(HookFailure { why, output }) = &result {
-            self.ending = Some(Arc::new(Ending::new(&format!("hook {name}: {why}"), output.as_bytes())));
-        }
+        let ending = result.as_ref().err().map(|HookFailure { why, output }| {
+            Ending::new(&format!("hook {name}: {why}"), output.as_bytes())
+        });
         self.ended(name, result.map_err(|failure| failure.why), now, actions);
+        if let Some(ending) = ending {
+            let for_good = self.run.failed_for_good().any(|(failed, _)| failed == name);
+            self.ending = Some(Arc::new(Ending { for_good, ..ending }));
+        }
     }
 
     fn hear(&mut self, status: Status, now: Duration, actions: &mut Vec<Action>) {

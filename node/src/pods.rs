@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hextet_lifecycle::{Hook, Owner, Phase as StepPhase, StepStatus};
+use hextet_lifecycle::{Hook, Owner, Phase as StepPhase, StepStatus, pod};
 use nix::unistd::User;
 use tokio::{
     sync::{mpsc, watch},
@@ -39,7 +39,7 @@ pub(crate) const NETNS_DIR: &str = "/run/netns";
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// What runs on the way up, on the way down, and on events.
-const UP: &str = "up";
+pub(crate) const UP: &str = "up";
 const DOWN: &str = "down";
 const ON: &str = "on";
 
@@ -333,7 +333,12 @@ impl Pods {
             // An operator's script that follows events is the node's, and not a part of the pod.
             lease: desired::lease(&self.paths, record).filter(|_| of_job || event.is_none()),
         };
-        let text = serde_json::to_vec(&(&spec, &self.boot)).expect("a spec holds only strings and numbers");
+        // What comes after the tasks is another run when they are others.
+        let graph = pod::graph(&record.hooks, &BTreeMap::new()).ok();
+        let follows = of_job && graph.is_some_and(|graph| graph.leans_on(order.name, pod::TASKS));
+        let tasks = follows.then_some(&record.tasks);
+        let text =
+            serde_json::to_vec(&(&spec, &self.boot, tasks)).expect("a spec holds only strings and numbers");
         Ok(HookSpec { run: hextet_api::token::Fingerprint::of(&text).to_string(), ..spec })
     }
 

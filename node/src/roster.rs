@@ -211,14 +211,15 @@ impl Roster {
     }
 
     /// What the server wants could not be kept, and is not followed. Noted once of each pod that it changes, until it can
-    /// be; of another version than the one that runs, the server is told that it does not begin.
+    /// be; of another version than the one that runs, the server is told that it has failed: that counts against the node when
+    /// a place is chosen, and a deploy need not wait.
     pub(crate) fn not_kept(&mut self, pending: &Pending, why: &str) {
         let now = &self.assignment.pods;
         let changed = pending.next.pods.iter().filter(|(id, next)| now.get(*id) != Some(next));
         let what = format!("its node goes on as before: what it is told cannot be kept: {why}");
         let word = |id: &str, next: &PodRecord| {
             let is_new = now.get(id).is_none_or(|now| now.job_version != next.job_version);
-            let report = Report { phase: Phase::Starting, message: what.clone(), restarts: 0, ending: None };
+            let report = Report { phase: Phase::Failed, message: what.clone(), restarts: 0, ending: None };
             is_new.then_some((report, next.job_version))
         };
         let words: Vec<_> = changed.map(|(id, next)| (id.clone(), word(id, next))).collect();
@@ -516,6 +517,10 @@ fn step_note(old: &StepStatus, new: &StepStatus) -> Option<(&'static str, String
     let name = &new.name;
     let took = || hextet_lifecycle::status::time(new.took_ms.unwrap_or(0));
     let why = || new.error.as_deref().unwrap_or("it failed");
+    let gives_up = old.phase == StepPhase::Stopping && new.phase == StepPhase::Gone && new.error.is_some();
+    if gives_up {
+        return Some(("step-failed", format!("{name} is not undone, and nobody tries again: {}", why())));
+    }
     if old.error != new.error && new.error.is_some() {
         return Some(("step-failed", format!("{name}: {}", why())));
     }
@@ -524,6 +529,8 @@ fn step_note(old: &StepStatus, new: &StepStatus) -> Option<(&'static str, String
     }
     match new.phase {
         StepPhase::Done => Some(("step-done", format!("{name} after {}", took()))),
+        // It is tried once more: that it had failed was told.
+        StepPhase::Retrying if old.phase == StepPhase::Failed => None,
         StepPhase::Failed | StepPhase::Retrying => Some(("step-failed", format!("{name}: {}", why()))),
         StepPhase::Gone if old.phase == StepPhase::Stopping => {
             Some(("step-undone", format!("{name} after {}", took())))

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     config::NodePaths,
-    files,
+    files, hook_keeper,
     keeper::{self, Place},
     leftovers::{self, Owner},
     pods::folders,
@@ -45,6 +45,12 @@ pub(crate) async fn empty_kernel(
     }
     if let Err(error) = files::remove_folder(&paths.pods_run_dir()) {
         lines.push(format!("{FAILED}remove {}: {error}", paths.pods_run_dir().display()));
+    }
+    // Pods that begin anew run them again. That they were begun stays known, for what undoes them.
+    for pod in folders(&paths.hooks_dir()) {
+        if let Err(error) = hook_keeper::forget_results(&paths.hooks_dir().join(&pod)) {
+            lines.push(format!("{FAILED}forget that hooks of {pod} were done: {error}"));
+        }
     }
     Ok(lines)
 }

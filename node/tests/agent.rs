@@ -682,6 +682,43 @@ fn a_hook_runs_in_its_pod_before_the_tasks_keeps_them_back_when_it_fails_and_is_
     }
 }
 
+/// Done once, they were taken for done: after `netctl node down`, though the pod began anew, and when a text had restarted the
+/// tasks that they follow while no agent was there.
+#[test]
+fn hooks_run_again_when_their_pod_begins_anew_or_what_they_follow_is_another() {
+    let Some(mut node) = TestNode::new("hookagain") else { return };
+    let server = node.serve();
+    node.start(true);
+    let mut pod = node.pod(&server, 1, "exec sleep 1000");
+    let marks = node.marks();
+    let mark = |name: &str| format!("echo x >> {}/{name}", marks.display());
+    let ran = |name: &str| fs::read_to_string(marks.join(name)).unwrap_or_default().lines().count();
+    let mut tell = hook("tell", &mark("tell"), &[]);
+    tell.after = vec!["running".into()];
+    pod.hooks = vec![hook("prepare", &mark("prepare"), &["running"]), tell];
+    server.assign(vec![pod.clone()], vec![]);
+    node.wait_for("both hooks", || (ran("prepare"), ran("tell")) == (1, 1));
+    node.wait_for("their end", || node.steps(&server, &pod.id, "tell").phase == "done");
+
+    node.kill();
+    node.start(false);
+    node.wait_for("the agent to know", || node.steps(&server, &pod.id, "tell").phase == "done");
+    assert_eq!((ran("prepare"), ran("tell")), (1, 1), "an agent that starts anew runs none again");
+
+    node.kill();
+    pod.tasks[0].exec[2] = "exec sleep 2000".into();
+    pod.job_version = 2;
+    server.assign(vec![pod.clone()], vec![]);
+    node.start(false);
+    node.wait_for("the hook that follows the tasks", || ran("tell") == 2);
+    assert_eq!(ran("prepare"), 1);
+
+    node.run_once("down");
+    node.wait_for_end();
+    node.start(false);
+    node.wait_for("both hooks of the new start", || (ran("prepare"), ran("tell")) == (2, 3));
+}
+
 /// Another may be started elsewhere when the lease is over: what prepares for the tasks must have ended by then, too.
 #[test]
 fn a_hook_of_a_single_pod_ends_with_the_lease_and_runs_again_in_the_next_term() {

@@ -4,7 +4,7 @@
 //! holds what was sent: no secret, no token, no environment. What the scheduler and the nodes do by themselves is in
 //! the log of revisions, not here.
 
-use std::{future::Future, net::SocketAddr, path::Path, sync::Mutex};
+use std::{collections::VecDeque, future::Future, io, net::SocketAddr, path::Path, sync::Mutex};
 
 use scheduler_core::{authority::Turn, event::Event};
 use serde::Serialize;
@@ -28,6 +28,8 @@ use self::{file::RotatedFile, refusals::Refusals, repeats::Repeats};
 const FILE: &str = "audit.log";
 /// The most bytes of a text of others in a line.
 const TEXT_LEN_MAX: usize = 512;
+/// Lines that wait for room on the disk.
+const WAITING_MAX: usize = 1000;
 /// Things that one call writes about.
 const SUBJECTS_MAX: usize = 16;
 
@@ -52,8 +54,10 @@ struct Book {
     file: RotatedFile,
     refusals: Refusals,
     repeats: Repeats,
-    /// The last line could not be written: that was said.
-    failing: bool,
+    /// Lines that could not be written and wait for room, the oldest first.
+    waiting: VecDeque<String>,
+    /// Those beyond [`WAITING_MAX`], of which there will be no line.
+    lost: u64,
 }
 
 /// Who calls what.
@@ -78,7 +82,7 @@ struct Line<'a> {
     revision: Option<u64>,
     #[serde(skip_serializing_if = "str::is_empty")]
     reason: &'a str,
-    /// Calls that came to nothing before this one, and for which there was no room.
+    /// Calls before this one of which there is no line: they came to nothing and were too many, or the disk was full.
     #[serde(skip_serializing_if = "is_zero")]
     unwritten: u64,
     /// How often the same was refused, for what is written only when that has a digit more.
@@ -97,7 +101,8 @@ impl Audit {
             file: RotatedFile::new(dir.join(FILE)),
             refusals: Refusals::default(),
             repeats: Repeats::default(),
-            failing: false,
+            waiting: VecDeque::new(),
+            lost: 0,
         };
         Audit { clock, book: Mutex::new(book) }
     }
@@ -174,6 +179,7 @@ impl Audit {
             let Some(unwritten) = book.refusals.admit(self.clock.now()) else { return };
             line.unwritten = unwritten;
         }
+        line.unwritten += std::mem::take(&mut book.lost);
         book.write(&line);
     }
 }
@@ -181,14 +187,26 @@ impl Audit {
 impl Book {
     fn write(&mut self, line: &Line<'_>) {
         let text = serde_json::to_string(line).expect("texts and numbers are JSON");
-        match self.file.append(&text) {
-            Ok(()) => self.failing = false,
-            Err(error) if !self.failing => {
-                self.failing = true;
-                error!(%error, "the audit cannot be written: is the disk full?");
-            }
-            Err(_) => {}
+        let was_waiting = !self.waiting.is_empty();
+        let _ = self.flush();
+        if self.waiting.len() == WAITING_MAX {
+            self.lost += 1 + line.unwritten;
+            return;
         }
+        self.waiting.push_back(text);
+        if let Err(error) = self.flush()
+            && !was_waiting
+        {
+            error!(%error, "the audit cannot be written, and waits for room: is the disk full?");
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while let Some(first) = self.waiting.front() {
+            self.file.append(first)?;
+            self.waiting.pop_front();
+        }
+        Ok(())
     }
 }
 

@@ -290,7 +290,10 @@ pub fn pod_report(message: v1::PodReport) -> Result<PodReport, ConvertError> {
         _ if message.gone => PodPhase::Terminating,
         _ => return Err(ConvertError::Unknown { field: "phase", value: message.phase }),
     };
-    let ending = message.ending.map(|ending| Ending::new(&ending.what, ending.output.as_bytes()));
+    let ending = message.ending.map(|ending| Ending {
+        for_good: ending.for_good,
+        ..Ending::new(&ending.what, ending.output.as_bytes())
+    });
     Ok(PodReport {
         id: PodId(message.id),
         phase,

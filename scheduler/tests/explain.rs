@@ -103,7 +103,8 @@ async fn a_pod_that_is_gone_is_explained_from_the_log_as_far_as_that_reaches() {
     let node = FakeNode::join(&server, "n1", 1).await;
     server.apply("blog", 1, "one").await;
     let pod = server.running(1).await.remove(0).id;
-    let ending = v1::PodEnding { what: "task t: exited".into(), output: "no \x1b[2Jtable".into() };
+    let ending =
+        v1::PodEnding { what: "task t: exited".into(), output: "no \x1b[2Jtable".into(), for_good: false };
     let report = v1::PodReport {
         id: pod.clone(),
         phase: v1::PodPhase::Failed.into(),

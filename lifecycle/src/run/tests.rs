@@ -196,6 +196,34 @@ fn what_cannot_be_undone_is_given_up_after_its_attempts() {
     assert_eq!(run.handle(Event::Failed("c", "no"), S * 2), stop(&["b", "a"]), "the way down goes on");
 }
 
+/// What had succeeded counted as an attempt of the next time, and `why` told of a hook that ran once that it had failed
+/// after three.
+#[test]
+fn attempts_are_those_of_this_time_and_what_is_undone_has_no_error() {
+    let mut run = diamond(|steps| steps[2] = step("c").requires("a").requires("b").attempts(2));
+    let of = |run: &Run, now: Duration| {
+        let c = run.status(now).into_iter().find(|step| step.name == "c").unwrap();
+        (c.attempts, c.took_ms, c.error)
+    };
+    run.handle(Event::Up, S);
+    run.handle(Event::Done("a"), S);
+    run.handle(Event::Done("b"), S);
+    run.handle(Event::Failed("c", "no"), S);
+    run.handle(Event::Tick, S * 2);
+    run.handle(Event::Failed("c", "no"), S * 3);
+    assert_eq!(of(&run, S * 9), (2, Some(2000), Some("no".into())));
+    run.handle(Event::Again("c"), S * 9);
+    run.handle(Event::Done("c"), S * 10);
+    assert_eq!(of(&run, S * 10), (1, Some(1000), Some("no".into())));
+    run.handle(Event::Anew("a"), S * 11);
+    run.handle(Event::Done("a"), S * 12);
+    assert_eq!(of(&run, S * 13).0, 1);
+    run.handle(Event::Done("c"), S * 13);
+    run.handle(Event::Down, S * 14);
+    run.handle(Event::Done("c"), S * 14);
+    assert_eq!(of(&run, S * 14).2, None);
+}
+
 #[test]
 fn what_may_be_there_already_is_undone_although_it_never_began() {
     let mut run = diamond(|steps| steps[0] = step("a").requires("b"));

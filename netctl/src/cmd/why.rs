@@ -324,6 +324,33 @@ mod tests {
         );
     }
 
+    /// It blamed the hook, which waits for the task that fails.
+    #[test]
+    fn what_waits_for_the_pod_to_run_is_not_why_it_does_not() {
+        let failed = |name: &str, owner: &str, phase: &str, follows: &[&str]| v1::StepStatus {
+            error: Some(format!("{name} exited")),
+            ..message(name, owner, phase, 0, 7, follows)
+        };
+        let steps = vec![
+            failed("tasks", "node", "retrying", &[]),
+            failed("running", "node", "waiting", &["tasks"]),
+            failed("tell", "job", "failed", &["running"]),
+            failed("more", "job", "failed", &["tell"]),
+        ];
+        let text = explained(PodPhase::Failed, steps, "", "");
+        assert!(text.starts_with("a-b-00000 does not run: step tasks has failed: tasks exited"), "{text}");
+    }
+
+    #[test]
+    fn a_pod_that_runs_says_what_does_not_begin() {
+        let steps = vec![message("running", "node", "done", 1_000, 0, &[])];
+        let text = explained(PodPhase::Failed, steps, "", "the disk is full");
+        assert!(
+            text.contains("after its first step; version 0 does not begin: the disk is full\n"),
+            "{text}"
+        );
+    }
+
     #[test]
     fn a_node_that_does_not_answer_is_no_error() {
         let text = explained(PodPhase::Running, vec![], "node n1 is not attached", "");

@@ -83,10 +83,7 @@ impl HookSpec {
 
     /// Writes it for a run that has not begun.
     pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
-        match fs::remove_file(folder.join(RESULT_FILE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        HookResult::forget(folder)?;
         let text = serde_json::to_vec_pretty(self).expect("a spec holds only strings and numbers");
         files::replace(&folder.join(SPEC_FILE), &text, 0o600)
     }
@@ -95,6 +92,14 @@ impl HookSpec {
 impl HookResult {
     pub(crate) fn load(folder: &Path) -> io::Result<HookResult> {
         serde_json::from_slice(&fs::read(folder.join(RESULT_FILE))?).map_err(io::Error::other)
+    }
+
+    /// Removes it, if it is there.
+    pub(crate) fn forget(folder: &Path) -> io::Result<()> {
+        match fs::remove_file(folder.join(RESULT_FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn save(&self, folder: &Path) -> io::Result<()> {

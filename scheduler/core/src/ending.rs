@@ -24,6 +24,14 @@ pub struct LastEnding {
     pub time: WallTime,
     /// The version of the job that the pod was of.
     pub job_version: u32,
+    /// It was the last attempt of a hook that is not optional.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub for_good: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(it: &bool) -> bool {
+    !*it
 }
 
 impl LastEnding {
@@ -38,7 +46,7 @@ impl LastEnding {
     /// What its node said.
     #[must_use]
     pub fn said(&self) -> Ending {
-        Ending { what: self.what.clone(), output: self.output.clone() }
+        Ending { what: self.what.clone(), output: self.output.clone(), for_good: self.for_good }
     }
 }
 
@@ -49,8 +57,8 @@ pub(crate) fn keep(draft: &mut Draft<'_>, (pod, job_version): (&Pod, u32), said:
     if draft.ending(&pod.id).is_some_and(is_known) {
         return;
     }
-    let Ending { what, output } = Ending::new(&said.what, said.output.as_bytes());
-    let ending = LastEnding { what, output, time: now, job_version };
+    let Ending { what, output, .. } = Ending::new(&said.what, said.output.as_bytes());
+    let ending = LastEnding { what, output, time: now, job_version, for_good: said.for_good };
     draft.put(Key::Ending(pod.id.clone()), Some(Value::Ending(Arc::new(ending))));
 }
 
@@ -82,7 +90,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_why_only_while_it_is() {
         let (what, output) = ("task t: exited with status 3".to_owned(), "no such table".to_owned());
-        let ending = LastEnding { what, output, time: WallTime(0), job_version: 2 };
+        let ending = LastEnding { what, output, time: WallTime(0), job_version: 2, for_good: false };
         let failed = |message: &str, version| ending.is_why(&pod(PodPhase::Failed, message, version));
         assert!(failed("task t: exited with status 4 after 9.0 s", 2));
         assert!(!failed("task t: exited with status 3", 3), "another version");

@@ -78,7 +78,7 @@ const CLAIMS: &[(Owner, Claims)] = &[
         &[
             // While it is there: of a pod that is pending, lost or terminating the scheduler says how it is.
             ("pod", &["phase", "message", "restarts"]),
-            ("ending", &["what", "output"]),
+            ("ending", &["what", "output", "for_good"]),
             (
                 "node",
                 &[

@@ -113,8 +113,10 @@ fn unheard(state: &State, job: &Job) -> Vec<Planned> {
         pod.is_wanted() && differs && node.is_some_and(|node| node.phase != NodePhase::Ready)
     };
     let kept = state.pods_of_job(&job.job).filter(is_old);
-    kept.map(|pod| later(pod, PodFate::Kept, "its node does not report: it changes when that is back"))
-        .collect()
+    kept.map(|pod| {
+        later(pod, PodFate::Kept, "its node does not report: what becomes of it is decided when that is back")
+    })
+    .collect()
 }
 
 fn later(pod: &Pod, fate: PodFate, why: &str) -> Planned {

@@ -33,6 +33,8 @@ struct Run {
     /// Its pods fail when they have run for so long.
     bad: BTreeMap<u32, Option<Duration>>,
     started: BTreeMap<String, Moment>,
+    /// Versions of which a hook after `running` is given up in each pod.
+    hookless: BTreeSet<u32>,
     /// Nodes that do not report.
     silent: BTreeSet<&'static str>,
 }
@@ -273,6 +275,29 @@ fn a_bad_version_is_tried_again_after_waits_that_double_and_then_given_up() {
     assert_eq!(left, before, "it has cost no pod of the previous version");
 }
 
+/// The pods went on running, and the deploy was promoted.
+#[test]
+fn a_version_whose_hook_is_given_up_while_its_pods_run_goes_back() {
+    for in_place in [false, true] {
+        let mut run = Run::new(4);
+        run.hookless.insert(2);
+        run.deploy(Schedule { in_place, retries: 0, ..schedule(Strategy::Rolling, Pause::None) }).unwrap();
+        run.until(Stage::GaveUp, 120);
+        let deploy = run.deploy_of();
+        let fault = format!("{deploy:?}");
+        assert!(fault.contains("its hook smoke: exited with status 1 (nobody tries again)"), "{fault}");
+        assert!(fault.contains("404"), "{fault}");
+        run.come_to_an_end();
+        assert!(run.pods().all(|pod| pod.job_version != 2 && pod.serves()));
+    }
+    // What was given up before is not held against the next version.
+    let mut run = Run::new(2);
+    run.hookless.insert(1);
+    (0..8).for_each(|_| run.tick());
+    run.deploy(Schedule { in_place: true, ..schedule(Strategy::Rolling, Pause::None) }).unwrap();
+    run.until(Stage::Promoted, 120);
+}
+
 #[test]
 fn one_that_fails_only_later_is_noticed_while_the_canary_is_watched() {
     let mut run = Run::new(10);
@@ -509,6 +534,7 @@ impl Run {
             now,
             bad: BTreeMap::new(),
             started: BTreeMap::new(),
+            hookless: BTreeSet::new(),
             silent: BTreeSet::new(),
         };
         (0..8).for_each(|_| run.tick());
@@ -580,6 +606,7 @@ impl Run {
 
     /// How a pod is: a task that ends is started again a second later.
     fn report(&mut self, pod: &Pod) -> Option<PodReport> {
+        let hookless = self.hookless.contains(&pod.job_version);
         let report = |phase, restarts, gone| PodReport {
             id: pod.id.clone(),
             phase,
@@ -587,8 +614,13 @@ impl Run {
             restarts,
             gone,
             version: Some(pod.job_version),
-            ending: (phase == PodPhase::Failed)
-                .then(|| Ending::new("task t: as the test wants", b"no such table")),
+            ending: match phase {
+                PodPhase::Failed => Some(Ending::new("task t: as the test wants", b"no such table")),
+                PodPhase::Running if hookless => {
+                    Some(Ending { for_good: true, ..Ending::new("hook smoke: exited with status 1", b"404") })
+                }
+                _ => None,
+            },
         };
         if pod.phase == PodPhase::Terminating {
             return pod.stop.then(|| report(PodPhase::Terminating, 0, true));

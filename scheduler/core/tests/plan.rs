@@ -197,5 +197,5 @@ fn a_plan_names_what_a_node_that_is_cut_off_has_yet_to_hear() {
     all_run(&mut world, "n1");
     world.event("scheduler", Event::CutOff(vec!["n1".to_owned()])).unwrap();
     let told = check(&mut world, &text.replace("/one", "/two"));
-    assert_eq!(told, ["Kept n1 its node does not report: it changes when that is back"]);
+    assert_eq!(told, ["Kept n1 its node does not report: what becomes of it is decided when that is back"]);
 }

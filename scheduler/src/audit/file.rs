@@ -25,14 +25,18 @@ impl RotatedFile {
         RotatedFile { path, open: None, len_max: FILE_LEN_MAX }
     }
 
-    /// Adds a line. What a crash or a full disk left of a line before is ended first.
+    /// Adds a line. What a crash left of a line before is ended first; a full disk leaves nothing of one.
     pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
         let (mut file, len) = match self.open.take() {
             Some(open) => open,
             None => open(&self.path)?,
         };
         let text = format!("{line}\n");
-        file.write_all(text.as_bytes())?;
+        if let Err(error) = file.write_all(text.as_bytes()) {
+            // Half a line ends those who read it as JSON. If it stays, the next line begins below it.
+            let _ = file.set_len(len);
+            return Err(error);
+        }
         let len = len + text.len() as u64;
         if len < self.len_max {
             self.open = Some((file, len));
@@ -106,6 +110,18 @@ mod tests {
         fs::write(&path, "{\"half").unwrap();
         RotatedFile::new(path.clone()).append("whole").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"half\nwhole\n");
+    }
+
+    #[test]
+    fn a_line_for_which_there_is_no_room_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let mut file = RotatedFile::new(path.clone());
+        assert_eq!(file.append("x").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        fs::remove_file(&path).unwrap();
+        file.append("y").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "y\n");
     }
 
     #[test]

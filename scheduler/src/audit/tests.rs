@@ -65,6 +65,23 @@ async fn a_caller_that_does_not_wait_leaves_a_line() {
     assert_eq!(lines[0]["subjects"][0], "node/n1");
 }
 
+/// They were lost, and half a line stayed, with which `jq` ended.
+#[test]
+fn lines_wait_for_room_in_their_order_and_those_beyond_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    let audit = Audit::open(dir.path(), Clock::start());
+    let done = |number: usize| audit.finished(&call(&format!("/x/{number}")), "done", "");
+    (0..WAITING_MAX + 3).for_each(done);
+    std::fs::remove_file(&path).unwrap();
+    done(WAITING_MAX + 3);
+    let lines = lines(dir.path());
+    assert_eq!(lines.len(), WAITING_MAX + 1);
+    assert!((0..WAITING_MAX).all(|number| lines[number]["method"] == format!("x/{number}")));
+    assert_eq!(lines[WAITING_MAX]["unwritten"], 3);
+}
+
 #[test]
 fn a_flood_of_refusals_is_bounded_and_counted() {
     let dir = tempfile::tempdir().unwrap();

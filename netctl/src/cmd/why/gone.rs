@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use hextet_api::v1;
+use hextet_api::v1::{self, PodPhase};
 use serde::Serialize;
 
 use crate::{cmd::age, print};
@@ -83,7 +83,15 @@ impl Gone {
             (None, "") => "the history does not reach back to why",
             (_, why) => why,
         };
-        format!("{id} is gone: it ended{place} {} ago (revision {}): {why}", self.age, self.revision)
+        let (age, revision) = (&self.age, self.revision);
+        if pod.phase() == PodPhase::Terminating || pod.node.is_empty() {
+            return format!("{id} is gone: it ended{place} {age} ago (revision {revision}): {why}");
+        }
+        // Its node has not said that it ended.
+        format!(
+            "{id} is gone: it was given up{place} {age} ago (revision {revision}), where it may have run on until the node \
+             heard of that: {why}"
+        )
     }
 }
 
@@ -145,7 +153,6 @@ impl fmt::Display for Ending {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use hextet_api::v1::PodPhase;
 
     use super::*;
     use crate::cmd::why::Explanation;
@@ -161,7 +168,11 @@ mod tests {
     }
 
     fn explained(gone: v1::GonePod, ending: Option<v1::LastEnding>) -> String {
-        let pod = Some(pod("shop-web-aaaaa", "n1", 4, PodPhase::Terminating));
+        explained_last(PodPhase::Terminating, gone, ending)
+    }
+
+    fn explained_last(phase: PodPhase, gone: v1::GonePod, ending: Option<v1::LastEnding>) -> String {
+        let pod = Some(pod("shop-web-aaaaa", "n1", 4, phase));
         let answer = v1::ExplainPodResponse { pod, gone: Some(gone), ending, ..Default::default() };
         Explanation::of(answer, 300_000).to_string()
     }
@@ -218,5 +229,13 @@ mod tests {
             Nothing came instead: job shop is deleted
         "]]
         .assert_eq(&explained(forgotten, None));
+    }
+
+    /// It said that the pod had ended while it ran on a node that was only cut off.
+    #[test]
+    fn a_pod_that_was_replaced_may_have_run_on() {
+        let text = explained_last(PodPhase::Lost, gone(), None);
+        let said = "was given up on n1 2m0s ago (revision 17), where it may have run on until the node heard of that: ";
+        assert!(text.contains(said), "{text}");
     }
 }

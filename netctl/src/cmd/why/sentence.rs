@@ -22,7 +22,7 @@ pub(super) fn sentence(pod: &v1::Pod, steps: &[StepStatus], node_error: Option<&
             (None, _) if pod.standby && pod.phase() == PodPhase::Running => standing_by(pod, find(RUNNING)),
             (_, Some(running)) if running.phase == Phase::Done => {
                 let since = time(running.ended_ms_ago.unwrap_or(0));
-                format!("{id} runs since {since}{}{}", after(running), but(steps))
+                format!("{id} runs since {since}{}{}{}", after(running), but(steps), not_yet(pod))
             }
             (Some(step), _) => format!("{id} does not run: {}{}", words(step), waiting(step, steps)),
             (None, _) if pod.phase() == PodPhase::Running => {
@@ -50,11 +50,20 @@ fn unknown(node_error: Option<&str>) -> String {
     node_error.map(|why| format!(" ({why})")).unwrap_or_default()
 }
 
-/// What holds the pod up: what has failed, else what is under way.
+/// What holds the pod up: what has failed, else what is under way. Nothing that itself waits for the pod to run.
 fn culprit(steps: &[StepStatus]) -> Option<&StepStatus> {
-    let chain =
-        |phase| steps.iter().find(|step| step.phase == phase && !step.optional && step.owner != "server");
+    let in_the_way =
+        |step: &&StepStatus| !step.optional && step.owner != "server" && !comes_after(step, steps);
+    let chain = |phase| steps.iter().filter(in_the_way).find(|step| step.phase == phase);
     chain(Phase::Failed).or_else(|| chain(Phase::Retrying)).or_else(|| chain(Phase::Running))
+}
+
+/// Whether the step follows `running`, itself or by way of others: a graph has no cycles.
+fn comes_after(step: &StepStatus, steps: &[StepStatus]) -> bool {
+    let earlier = |name: &String| steps.iter().find(|other| other.name == *name);
+    let is_after =
+        |name: &String| name == RUNNING || earlier(name).is_some_and(|other| comes_after(other, steps));
+    step.follows.iter().any(is_after)
 }
 
 /// What a pod that runs goes on without.
@@ -102,6 +111,16 @@ fn since(step: &StepStatus) -> String {
 
 fn after(running: &StepStatus) -> String {
     running.at_ms.map(|at| format!(", {} after its first step", time(at))).unwrap_or_default()
+}
+
+/// What of a pod that runs does not begin.
+fn not_yet(pod: &v1::Pod) -> String {
+    match pod.phase() {
+        PodPhase::Failed if !pod.message.is_empty() => {
+            format!("; version {} does not begin: {}", pod.job_version, pod.message)
+        }
+        _ => String::new(),
+    }
 }
 
 /// Who waits for the step.

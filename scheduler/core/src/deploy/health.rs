@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Deploy, Fault};
 use crate::{
+    ending::LastEnding,
     job::Group,
     node::NodePhase,
     pod::{Pod, PodId, PodPhase},
@@ -22,17 +23,33 @@ pub enum Health {
     Bad(Fault),
 }
 
-/// How often a pod has failed: a task that ended counts at once, and its next start does not count again.
-fn faults(pod: &Pod) -> u32 {
+/// How often a pod has failed: a task that ended counts at once, and its next start does not count again. A hook that is
+/// given up counts also in a pod that runs.
+fn faults(state: &State, pod: &Pod) -> u32 {
+    known_of_others(pod).max(pod.restarts.saturating_add(u32::from(lost_hook(state, pod).is_some())))
+}
+
+/// The same, of a pod that may become one of the next version, of which its hooks have failed in none.
+fn known_of_others(pod: &Pod) -> u32 {
     pod.restarts.saturating_add(u32::from(pod.phase == PodPhase::Failed))
+}
+
+/// How a hook ended that nobody tries again.
+fn lost_hook<'a>(state: &'a State, pod: &Pod) -> Option<&'a Arc<LastEnding>> {
+    state.ending(&pod.id).filter(|ending| ending.for_good && ending.job_version == pod.job_version)
 }
 
 /// How often the pods have failed until now, of those that have: it is not held against them again. Also of those that
 /// are of another version as yet, as they may become new ones.
 #[must_use]
 pub fn known_faults(state: &State, deploy: &Deploy) -> BTreeMap<PodId, u32> {
-    let pods = sides(state, deploy).into_iter().flat_map(|side| side.new.into_iter().chain(side.others));
-    pods.map(|pod| (pod.id.clone(), faults(pod))).filter(|(_, faults)| *faults > 0).collect()
+    let mut known = BTreeMap::new();
+    for side in sides(state, deploy) {
+        known.extend(side.new.iter().map(|pod| (pod.id.clone(), faults(state, pod))));
+        known.extend(side.others.iter().map(|pod| (pod.id.clone(), known_of_others(pod))));
+    }
+    known.retain(|_, faults| *faults > 0);
+    known
 }
 
 /// How the pods of the next version do.
@@ -41,7 +58,7 @@ pub fn health(state: &State, deploy: &Deploy) -> Health {
     let sides = sides(state, deploy);
     let new = || sides.iter().flat_map(|side| &side.new);
     let known = |pod: &Pod| deploy.faults.get(&pod.id).copied().unwrap_or(0);
-    if let Some(pod) = new().find(|pod| faults(pod) > known(pod)) {
+    if let Some(pod) = new().find(|pod| faults(state, pod) > known(pod)) {
         return Health::Bad(fault(state, pod));
     }
     match sides.iter().find_map(|side| side.waits_for(state, deploy)) {
@@ -85,6 +102,9 @@ fn fault(state: &State, pod: &Pod) -> Fault {
     let ending = state.ending(&pod.id).filter(|ending| ending.is_why(pod));
     let why = match (pod.phase, ending) {
         (PodPhase::Failed, _) => format!("pod {} failed on {node}: {}", pod.id, pod.message),
+        (_, Some(ending)) if ending.for_good => {
+            format!("pod {} runs on {node}, and its {} (nobody tries again)", pod.id, ending.what)
+        }
         (_, None) => format!("a task of pod {} ended on {node} and was started again", pod.id),
         (_, Some(ending)) => {
             format!("pod {} failed on {node} and was started again: {}", pod.id, ending.what)
