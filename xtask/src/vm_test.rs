@@ -144,7 +144,7 @@ fn in_machine(
         guest::pack(workspace, &store, &kernel, binaries, &guest::script(binaries, job.filter.as_deref()))
     })?;
     progress.say(&format!("booting {}", kernel.release));
-    let limit = Duration::from_secs(if job.smoke { 900 } else { 5400 });
+    let limit = Duration::from_secs(if job.smoke { 1800 } else { 5400 });
     let machine =
         machine::Machine { qemu: &qemu, kernel: &kernel, initramfs: &initramfs, console: job.console, limit };
     machine.run(progress)
